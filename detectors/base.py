@@ -1,0 +1,124 @@
+"""The detector contract: a recipe builds a model, a model is a table of arrays and one kernel.
+
+A *detector* is a recipe: frozen, validated settings. Its `build` makes a *model*, which holds the state of
+many keys (machines) at once. Every state array has the slot, the small integer that stands for a key, as its
+first axis; so a snapshot of some keys is a row selection and a thousand machines cost one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["Contributions", "Detector", "Floats", "Model", "Rows", "Slots", "TrainableDetector", "Weights"]
+
+Floats = NDArray[np.float64]
+Slots = NDArray[np.int64]
+Rows = Mapping[str, NDArray[Any]]
+"""State of some keys by name: arrays whose first axis is the key, in the order of the slots asked for."""
+
+
+class Contributions(NamedTuple):
+    """Why rows scored as they did, sensor by sensor.
+
+    `shares` (k, n_sensors) sums to 1 in absolute value per row; the sign is the direction of the deviation
+    (positive: higher than expected). All zero where the model cannot say. `expected` (k, n_sensors) is the
+    value the model expected, in the sensor's unit, NaN where it has none.
+    """
+
+    shares: Floats
+    expected: Floats
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What was learned or loaded, for many keys at once.
+
+    Attributes: `sensors`, the names of the columns of `values`, in order; `threshold`, the score from which
+    a reading counts as anomalous. Scores are finite, >= 0, higher is more anomalous; 0 while warming up.
+    """
+
+    sensors: tuple[str, ...]
+    threshold: float
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        """Scores (n,) of readings in arrival order: each row is scored by its key's state, then learned.
+
+        `slots` (n,) names the key of each row, in any mix; a slot never seen before starts fresh and the
+        tables grow as needed. `values` (n, n_sensors), NaN marks a missing sensor: the model degrades to the
+        others and its state stays finite. `times` (n,) epoch seconds. Splitting a call anywhere gives the
+        same scores and the same state. Inputs may be read-only and are never kept or changed.
+        """
+        ...
+
+    def contributions(self, rows: NDArray[np.int64]) -> Contributions:
+        """Reasons for the given row indices (k,) of the latest `score_learn` call.
+
+        They refer to the state before each row was learned, so they do not depend on batch boundaries.
+        Called only for rows that open, update or close an alert.
+        """
+        ...
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """Copies of the state rows of these slots: arrays of fixed dtype and row shape, same names always.
+
+        Object arrays of `bytes` are allowed where a row has no fixed size. A model without state per key
+        returns an empty mapping.
+        """
+        ...
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """Put back rows that `snapshot` returned, growing the tables as needed. Raises ValueError on a mismatch."""
+        ...
+
+
+class Detector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Common settings of every recipe. Subclasses add their own and implement `build`."""
+
+    kind: ClassVar[str] = ""
+    """The name in a topology file, such as `adaptive_z`."""
+
+    threshold: float | None = None
+    """Score from which a reading is anomalous; None takes the kind's own default."""
+
+    def build(self, sensors: tuple[str, ...]) -> Model:
+        """A fresh model for these sensors (the columns of `values`, in order)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A trained model as plain data: what the registry stores and what `build_trained` turns into a Model.
+
+    `arrays` are numeric numpy arrays (no objects); `settings` is JSON data (the recipe's); `threshold` was
+    """
+
+    kind: str
+    sensors: tuple[str, ...]
+    threshold: float
+    settings: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+class TrainableDetector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Recipe of a detector that is trained before it runs: `fit` makes weights, weights make a model."""
+
+    kind: ClassVar[str] = ""
+
+    quantile: float = 0.999
+    """The threshold is this quantile of the training scores, 0 to 1."""
+
+    def fit(self, frame: pd.DataFrame) -> Weights:
+        """Train on rows of sensors (columns, in order; rows with NaN are left out). Raises ValueError if too few."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, weights: Weights) -> Model:
+        """The model these weights describe, without unpickling. Raises ValueError on weights that do not fit."""
+        raise NotImplementedError

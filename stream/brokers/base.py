@@ -1,0 +1,134 @@
+"""The port between the engine and a message broker: publish, consume, acknowledge.
+
+Both brokers, the embedded one and RabbitMQ, implement it with the same semantics and pass one contract
+suite. Names follow AMQP 0-9-1: topic exchanges, routing keys, bindings, durable queues; a *stream* is an
+append-only queue read by offset and never emptied by reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import msgspec
+
+__all__ = ["Binding", "Broker", "Delivery", "Exchange", "Intake", "Message", "Plan", "Queue"]
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """A durable topic exchange."""
+
+    name: str
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue. `stream` is durable and bounded by age (seconds) and bytes; `classic` is durable; `reply` is
+    exclusive to this connection, deleted with it, and its name is chosen by the caller."""
+
+    name: str
+    kind: Literal["stream", "classic", "reply"] = "stream"
+    max_age: float | None = None
+    max_bytes: int | None = None
+    segment_bytes: int | None = None
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """Messages to `exchange` whose routing key matches `pattern` (`*` one word, `#` any) reach `queue`."""
+
+    queue: str
+    exchange: str
+    pattern: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What must exist on the broker before a topology runs."""
+
+    exchanges: tuple[Exchange, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to publish. `exchange=""` addresses a queue by its name (the AMQP default exchange)."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    content_type: str = "application/json"
+    headers: Mapping[str, str | int] = {}
+    message_id: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: float | None = None
+    """Seconds after which an unread message is dropped by the broker; None keeps it."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A message received. `offset` is its position in the stream, or -1 from a queue that has none."""
+
+    body: bytes
+    exchange: str
+    routing_key: str
+    offset: int
+    tag: int
+    """Position within this intake, rising by one; what `ack` takes."""
+    received: float
+    """Monotonic seconds (`time.monotonic`) at arrival in this process."""
+    content_type: str = ""
+    headers: Mapping[str, object] = {}
+    message_id: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    user_id: str | None = None
+    """The publisher's user name as verified by the broker, None where the publisher did not state it."""
+
+
+class Intake(Protocol):
+    """Deliveries of one queue in order. After a lost connection every method raises BrokerUnreachable."""
+
+    async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
+        """Up to `most` deliveries: waits `timeout` s for the first, then at most `linger` s for more. [] if none."""
+        ...
+
+    async def ack(self, tag: int) -> None:
+        """Settle every delivery up to this tag (AMQP multiple ack). On a stream it only grants credit."""
+        ...
+
+    async def end(self) -> int:
+        """Streams: the offset the next message will get (end minus next position is the lag). Queues: messages ready."""
+        ...
+
+    async def close(self) -> None:
+        """Stop consuming; what was not acked is delivered again to the next consumer of a queue."""
+        ...
+
+
+class Broker(Protocol):
+    """A connection to a broker, used as an async context manager. Every wait has a timeout.
+
+    Raises BrokerUnreachable when nothing answers or the connection is lost, BrokerRefused when the broker
+    says no. It never reconnects by itself: the runtime starts anew from the checkpoint.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
+        """Create what the plan names, or only check that it exists. Idempotent.
+
+        Raises BrokerRefused naming the object that is missing (check) or conflicts (declare)."""
+        ...
+
+    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+        """Read a stream from `offset` on (None: from its first message), or a queue (offset is ignored)."""
+        ...
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Publish all, mandatory, pipelined; returns when the broker has confirmed every one.
+
+        Raises Unroutable naming the first that matched no queue (the others were published)."""
+        ...

@@ -1,0 +1,112 @@
+"""Every error this package raises on purpose.
+
+MmlwError
+├── ConfigError          a topology file or setting is wrong; carries every problem found
+├── BrokerError          the message broker
+│   ├── BrokerUnreachable    nothing answers, or the connection was lost: worth another try
+│   ├── BrokerRefused        wrong password, missing permission, conflicting declaration: a person must act
+│   └── Unroutable           a mandatory message found no queue
+├── ModelError           the registry or a model
+│   ├── ModelNotFound        no such name, version or alias
+│   ├── ModelRejected        found, but not usable: wrong digest, sensors, kind or content
+│   └── RegistryUnreachable  the registry does not answer
+├── CheckpointError      the checkpoint file is damaged, or belongs to something else
+├── CommandRefused       a control command that will not be carried out, with the reason
+└── ReadingRejected      a message that cannot be used; becomes a dead letter, never leaves the engine
+
+A message says what happened, where, and what to do now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "BrokerError",
+    "BrokerRefused",
+    "BrokerUnreachable",
+    "CheckpointError",
+    "CommandRefused",
+    "ConfigError",
+    "MmlwError",
+    "ModelError",
+    "ModelNotFound",
+    "ModelRejected",
+    "Problem",
+    "ReadingRejected",
+    "RegistryUnreachable",
+    "Unroutable",
+]
+
+
+class MmlwError(Exception):
+    """Root of the tree: catching it catches everything below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration, where it stands and what would mend it."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+class ConfigError(MmlwError):
+    """One or more problems in a topology file or a setting, all found in one pass."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class BrokerError(MmlwError):
+    """The message broker did not do what was asked."""
+
+
+class BrokerUnreachable(BrokerError):
+    """Nothing answers at the broker's address, or the connection was lost."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker answered and said no: password, permission or a declaration that conflicts."""
+
+
+class Unroutable(BrokerError):
+    """A mandatory message matched no queue: bind one, or let the topology declare its own."""
+
+
+class ModelError(MmlwError):
+    """The registry or a model in it."""
+
+
+class ModelNotFound(ModelError):
+    """No such model name, version or alias."""
+
+
+class ModelRejected(ModelError):
+    """The model was found and must not be used: digest, sensors, kind or content do not fit."""
+
+
+class RegistryUnreachable(ModelError):
+    """The model registry does not answer."""
+
+
+class CheckpointError(MmlwError):
+    """The checkpoint file is damaged, or was written for another topology or stream."""
+
+
+class CommandRefused(MmlwError):
+    """A control command that will not be carried out; the text is the receipt's reason."""
+
+
+class ReadingRejected(MmlwError):
+    """A message that cannot be used. `reason` is one of a closed set of labels, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
