@@ -1,0 +1,227 @@
+"""Every metric of the product, declared in this one file: `mmlw_<noun>_<unit>`, seconds and bytes.
+
+Label sets are closed: topology and detector names come from the topology file, reasons and policies from the
+enumerations below. A machine or sensor name is never a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+__all__ = ["CONTENT_TYPE", "Metrics", "Policy", "Reason", "TopologyMetrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+Reason = Literal[
+    "too_large",
+    "not_decodable",
+    "wrong_shape",
+    "wrong_type",
+    "missing_machine",
+    "bad_machine",
+    "machine_mismatch",
+    "bad_time",
+    "time_out_of_range",
+    "unknown_sensor",
+    "missing_sensor",
+    "not_finite",
+    "out_of_range",
+    "no_values",
+    "late",
+    "detector_failed",
+]
+"""Why a message became a dead letter."""
+
+Policy = Literal["replayed"]
+"""Why a delivery was passed over without effect: `replayed`, it lies before the checkpoint's position."""
+
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own. `of(topology)` binds the topology's label."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, ("topology",), buckets=buckets, registry=self.registry)
+
+        self.received = counter("mmlw_messages_received_total", "Messages taken from the source.", "topology")
+        self.processed = counter(
+            "mmlw_messages_processed_total", "Messages whose effect is in the checkpoint.", "topology"
+        )
+        self.deadlettered = counter(
+            "mmlw_messages_deadlettered_total",
+            "Messages that could not be used, by reason.",
+            "topology",
+            "reason",
+        )
+        self.dropped = counter(
+            "mmlw_messages_passed_over_total",
+            "Messages without effect under a named policy.",
+            "topology",
+            "policy",
+        )
+        self.gaps = counter(
+            "mmlw_offsets_lost_total", "Offsets that retention removed before they were read.", "topology"
+        )
+        self.decoded = counter("mmlw_readings_decoded_total", "Readings decoded from messages.", "topology")
+        self.scored = counter(
+            "mmlw_readings_scored_total", "Readings scored, by detector.", "topology", "detector"
+        )
+        self.alerts = counter(
+            "mmlw_alerts_total",
+            "Alert events confirmed by the broker: opened, updated, closed.",
+            "topology",
+            "detector",
+            "event",
+        )
+        self.alerts_open = gauge("mmlw_alerts_open", "Alerts open now.", "topology", "detector")
+        self.machines = gauge("mmlw_machines", "Machines with state.", "topology")
+        self.lag = gauge("mmlw_lag_messages", "Messages in the source not yet processed.", "topology")
+        self.last_reading = gauge(
+            "mmlw_last_reading_timestamp_seconds",
+            "Time of the newest reading processed, as the machine stated it.",
+            "topology",
+        )
+        self.batch = histogram("mmlw_batch_readings", "Readings in a batch.", _SIZES)
+        self.scored_latency = histogram(
+            "mmlw_scored_latency_seconds", "From receipt of a message until it is scored.", _LATENCY
+        )
+        self.alert_latency = histogram(
+            "mmlw_alert_latency_seconds",
+            "From receipt of a message until its alert is confirmed by the broker.",
+            _LATENCY,
+        )
+        self.checkpoint_duration = histogram(
+            "mmlw_checkpoint_duration_seconds", "Duration of one checkpoint transaction.", _LATENCY
+        )
+        self.checkpoint_time = gauge(
+            "mmlw_checkpoint_timestamp_seconds",
+            "When the last checkpoint was committed; time() minus this is its age.",
+            "topology",
+        )
+        self.checkpoint_bytes = gauge("mmlw_checkpoint_bytes", "Size of the checkpoint file.", "topology")
+        self.model = gauge(
+            "mmlw_model_info",
+            "1 for the model that scores now.",
+            "topology",
+            "detector",
+            "name",
+            "version",
+            "digest",
+            "kind",
+        )
+        self.swaps = counter(
+            "mmlw_swaps_total", "Model swaps asked for, by outcome.", "topology", "detector", "status"
+        )
+        self.commands = counter(
+            "mmlw_commands_total", "Control commands, by verb and outcome.", "topology", "verb", "status"
+        )
+        self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
+        self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
+        self.restarts = counter(
+            "mmlw_restarts_total", "Starts from the checkpoint after a failure, by cause.", "topology", "cause"
+        )
+        self.info = gauge("mmlw_build_info", "1; the version is a label.", "version")
+
+    def of(self, topology: str, detectors: Iterable[str]) -> TopologyMetrics:
+        """The metrics with this topology's label; every child of a closed label set exists from now on."""
+        return TopologyMetrics(self, topology, tuple(detectors))
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class TopologyMetrics:
+    """The metrics of one topology, labels bound. Children are created at once, so no panel says "no data"."""
+
+    def __init__(self, metrics: Metrics, topology: str, detectors: tuple[str, ...]) -> None:
+        self.received = metrics.received.labels(topology)
+        self.processed = metrics.processed.labels(topology)
+        self.gaps = metrics.gaps.labels(topology)
+        self.decoded = metrics.decoded.labels(topology)
+        self.machines = metrics.machines.labels(topology)
+        self.lag = metrics.lag.labels(topology)
+        self.last_reading = metrics.last_reading.labels(topology)
+        self.batch = metrics.batch.labels(topology)
+        self.scored_latency = metrics.scored_latency.labels(topology)
+        self.alert_latency = metrics.alert_latency.labels(topology)
+        self.checkpoint_duration = metrics.checkpoint_duration.labels(topology)
+        self.checkpoint_time = metrics.checkpoint_time.labels(topology)
+        self.checkpoint_bytes = metrics.checkpoint_bytes.labels(topology)
+        self.consuming = metrics.consuming.labels(topology)
+        self.paused = metrics.paused.labels(topology)
+        self._deadlettered = {r: metrics.deadlettered.labels(topology, r) for r in get_args(Reason)}
+        self._dropped = {p: metrics.dropped.labels(topology, p) for p in get_args(Policy)}
+        self._alerts = {
+            (d, e): metrics.alerts.labels(topology, d, e)
+            for d in detectors
+            for e in ("opened", "updated", "closed")
+        }
+        self._scored = {d: metrics.scored.labels(topology, d) for d in detectors}
+        self._open = {d: metrics.alerts_open.labels(topology, d) for d in detectors}
+        self._metrics = metrics
+        self._topology = topology
+        self._models: dict[str, tuple[str, ...]] = {}
+        for detector in detectors:
+            for status in ("applied", "refused"):
+                metrics.swaps.labels(topology, detector, status)
+        for verb in ("status", "swap", "rollback", "pause", "resume"):
+            for status in ("applied", "refused"):
+                metrics.commands.labels(topology, verb, status)
+        for cause in ("broker", "checkpoint", "registry"):
+            metrics.restarts.labels(topology, cause)
+
+    def deadlettered(self, reason: str, count: int = 1) -> None:
+        """Count messages that became dead letters for this reason (one of `Reason`)."""
+        self._deadlettered[reason].inc(count)
+
+    def passed_over(self, policy: Policy, count: int = 1) -> None:
+        """Count messages without effect under this policy."""
+        self._dropped[policy].inc(count)
+
+    def scored(self, detector: str, count: int) -> None:
+        """Count readings scored by this detector."""
+        self._scored[detector].inc(count)
+
+    def alerted(self, detector: str, event: str) -> None:
+        """Count a confirmed alert event."""
+        self._alerts[detector, event].inc()
+
+    def open_alerts(self, detector: str, count: int) -> None:
+        """Set how many alerts of this detector are open."""
+        self._open[detector].set(count)
+
+    def active_model(self, detector: str, name: str, version: str, digest: str, kind: str) -> None:
+        """Name the model that scores from now on, in place of the one before."""
+        labels = (self._topology, detector, name, version, digest, kind)
+        if old := self._models.get(detector):
+            self._metrics.model.remove(*old)
+        self._metrics.model.labels(*labels).set(1)
+        self._models[detector] = labels
+
+    def swapped(self, detector: str, status: str) -> None:
+        """Count a swap by outcome, `applied` or `refused`."""
+        self._metrics.swaps.labels(self._topology, detector, status).inc()
+
+    def commanded(self, verb: str, status: str) -> None:
+        """Count a control command by outcome, `applied` or `refused`."""
+        self._metrics.commands.labels(self._topology, verb, status).inc()
+
+    def restarted(self, cause: str) -> None:
+        """Count a start from the checkpoint after a failure: `broker`, `checkpoint` or `registry`."""
+        self._metrics.restarts.labels(self._topology, cause).inc()
