@@ -1,0 +1,1 @@
+"""The stream processor: topologies, brokers, engine, alerts, checkpoint, control."""

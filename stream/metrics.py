@@ -133,7 +133,10 @@ class Metrics:
         self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
         self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
         self.restarts = counter(
-            "mmlw_restarts_total", "Starts from the checkpoint after a failure, by cause.", "topology", "cause"
+            "mmlw_restarts_total",
+            "Starts from the checkpoint after a failure, by cause.",
+            "topology",
+            "cause",
         )
         self.info = gauge("mmlw_build_info", "1; the version is a label.", "version")
 

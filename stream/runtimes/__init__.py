@@ -1,0 +1,1 @@
+"""Where a topology runs: `local`, one asyncio process."""

@@ -1,0 +1,279 @@
+"""Topology files: YAML or Python, read into equal objects, with every problem reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import runpy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from detectors import registry
+from detectors.base import Detector, TrainableDetector
+from stream.errors import ConfigError, Problem
+from stream.topology import RegistryModel, Sensor, Topology
+
+__all__ = ["dump_yaml", "load", "load_all", "suggest"]
+
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "seconds": {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400},
+    "bytes": {"B": 1, "kB": 1000, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*")
+
+
+def load(path: str | Path) -> Topology:
+    """The one topology in a file. Raises ConfigError with every problem found."""
+    found = load_all(path)
+    if len(found) != 1:
+        names = ", ".join(topology.name for topology in found) or "none"
+        raise ConfigError([Problem(str(path), f"expected one topology, found {len(found)} ({names})")])
+    return found[0]
+
+
+def load_all(path: str | Path) -> tuple[Topology, ...]:
+    """All topologies in a file: a YAML mapping, or the `Topology` objects a Python file leaves as globals."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([Problem(str(path), "no such file" + suggest(path.name, _neighbours(path)))])
+    if path.suffix == ".py":
+        return _load_python(path)
+    if path.suffix in (".yaml", ".yml"):
+        return (_load_yaml(path),)
+    raise ConfigError([Problem(str(path), "a topology file ends in .yaml, .yml or .py")])
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "…"?` where a known word is close, else the known words, else nothing."""
+    names = sorted(set(known))
+    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
+        return f'. Did you mean "{close[0]}"?'
+    return f". Known: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def dump_yaml(topology: Topology) -> str:
+    """The topology as a YAML file that loads as an equal object; settings at their default are left out."""
+    return yaml.safe_dump(_plain(topology), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _neighbours(path: Path) -> list[str]:
+    if not path.parent.is_dir():
+        return []
+    return [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml", ".py")]
+
+
+def _load_python(path: Path) -> tuple[Topology, ...]:
+    try:
+        names = runpy.run_path(str(path))
+    except ConfigError:
+        raise
+    except Exception as error:
+        problem = Problem(str(path), f"could not be run: {type(error).__name__}: {error}")
+        raise ConfigError([problem]) from error
+    found = tuple(dict.fromkeys(id(value) for value in names.values() if isinstance(value, Topology)))
+    by_id = {id(value): value for value in names.values()}
+    if not found:
+        raise ConfigError([Problem(str(path), "defines no Topology; write: topology = Topology(name=…, …)")])
+    return tuple(by_id[key] for key in found)
+
+
+def _load_yaml(path: Path) -> Topology:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(str(path), "is not a text file in UTF-8")]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or str(error)
+        raise ConfigError([Problem(place, f"is not valid YAML: {what}")]) from error
+    reader = _Reader()
+    reader.find_duplicates(node, "")
+    topology = reader.read(Topology, data, "")
+    if reader.problems:
+        lines = _lines(node, "")
+        raise ConfigError([_located(path, problem, lines) for problem in reader.problems])
+    assert isinstance(topology, Topology)  # noqa: S101 - for the type checker: no problems means it was built
+    return topology
+
+
+def _located(path: Path, problem: Problem, lines: Mapping[str, int]) -> Problem:
+    place = problem.place
+    while place and place not in lines:
+        place = place.rpartition(".")[0]
+    line = lines.get(place, 1)
+    where = f": {problem.place}" if problem.place else ""
+    return Problem(f"{path}:{line}{where}", problem.message)
+
+
+def _lines(node: Any, place: str) -> dict[str, int]:
+    """Line number of every dotted place in a YAML document."""
+    found: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = f"{place}.{key.value}" if place else str(key.value)
+            found[inner] = key.start_mark.line + 1
+            found.update(_lines(value, inner))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            inner = f"{place}.{index}" if place else str(index)
+            found[inner] = value.start_mark.line + 1
+            found.update(_lines(value, inner))
+    return found
+
+
+class _Reader:
+    """Turns plain data into structs and gathers problems instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def wrong(self, place: str, message: str) -> None:
+        self.problems.append(Problem(place, message))
+
+    def find_duplicates(self, node: Any, place: str) -> None:
+        """YAML lets a later key silently win; here it is a problem."""
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                inner = f"{place}.{key.value}" if place else str(key.value)
+                if key.value in seen:
+                    self.wrong(inner, "is written twice")
+                seen.add(key.value)
+                self.find_duplicates(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.find_duplicates(value, f"{place}.{index}")
+
+    def read(self, kind: Any, data: Any, place: str) -> Any:
+        """`data` as an object of this type, or None with the problems noted."""
+        if get_origin(kind) is Annotated:
+            data = self._quantity(kind, data)
+        if get_origin(kind) in (Union, UnionType):
+            if kind == Detector | RegistryModel:
+                return self._detector(data, place)
+            members = [member for member in get_args(kind) if member is not type(None)]
+            if data is None and len(members) < len(get_args(kind)):
+                return None
+            if len(members) == 1:
+                return self.read(members[0], data, place)
+        if kind is TrainableDetector:
+            return self._recipe(registry.TRAINABLE, data, place)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            if kind is Sensor and isinstance(data, str):
+                data = {"name": data}
+            return self._struct(kind, data, place)
+        if get_origin(kind) is tuple and isinstance(data, list):
+            return tuple(self.read(get_args(kind)[0], item, f"{place}.{i}") for i, item in enumerate(data))
+        if get_origin(kind) is dict and isinstance(data, dict):
+            return {
+                str(key): self.read(get_args(kind)[1], item, f"{place}.{key}") for key, item in data.items()
+            }
+        try:
+            return msgspec.convert(data, kind)
+        except msgspec.ValidationError as error:
+            self.wrong(place, str(error).split(" - at ")[0].replace("`", ""))
+            return None
+
+    def _quantity(self, kind: Any, data: Any) -> Any:
+        """`10m` or `5GB` as a number, where the setting has such a unit."""
+        units = next((m.extra["unit"] for m in get_args(kind)[1:] if m.extra and "unit" in m.extra), None)
+        if units is None or not isinstance(data, str) or not (match := _QUANTITY.fullmatch(data)):
+            return data
+        factor = _UNITS[units].get(match[2])
+        if factor is None:
+            return data
+        number = float(match[1]) * factor
+        return int(number) if units == "bytes" else number
+
+    def _struct(self, kind: type[msgspec.Struct], data: Any, place: str) -> Any:
+        if not isinstance(data, dict):
+            self.wrong(place, f"expected settings (a mapping), found {_type_name(data)}")
+            return None
+        hints = get_type_hints(kind, include_extras=True)
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        before = len(self.problems)
+        for key in data:
+            if key not in fields:
+                self.wrong(_join(place, str(key)), f'unknown setting "{key}"{suggest(str(key), fields)}')
+        values = {
+            name: self.read(hints[name], data[name], _join(place, name)) for name in fields if name in data
+        }
+        for name, field in fields.items():
+            if name not in data and field.required:
+                self.wrong(place, f'the setting "{name}" is missing')
+        if len(self.problems) > before:
+            return None
+        try:
+            return kind(**values)
+        except (ValueError, TypeError) as error:
+            setting, colon, text = str(error).partition(": ")
+            if colon and setting in fields:
+                self.wrong(_join(place, setting), text)
+            else:
+                self.wrong(place, str(error))
+            return None
+
+    def _detector(self, data: Any, place: str) -> Any:
+        if not isinstance(data, dict):
+            self.wrong(place, f"expected settings (a mapping), found {_type_name(data)}")
+            return None
+        chosen = [key for key in ("kind", "river", "model") if key in data]
+        if len(chosen) != 1:
+            self.wrong(
+                place,
+                "say exactly one of kind: (a native detector), river: (one of river's), model: (trained)",
+            )
+            return None
+        if chosen[0] == "model":
+            return self._struct(RegistryModel, data, place)
+        if chosen[0] == "river":
+            return self._struct(registry.ONLINE["river"], data, place)
+        return self._recipe({k: v for k, v in registry.ONLINE.items() if k != "river"}, data, place)
+
+    def _recipe(self, kinds: Mapping[str, type[msgspec.Struct]], data: Any, place: str) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+            self.wrong(place, f"say which kind: {', '.join(sorted(kinds))}")
+            return None
+        kind = data["kind"]
+        if kind not in kinds:
+            self.wrong(_join(place, "kind"), f'unknown kind "{kind}"{suggest(kind, kinds)}')
+            return None
+        return self._struct(kinds[kind], {k: v for k, v in data.items() if k != "kind"}, place)
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _type_name(data: Any) -> str:
+    names = {type(None): "nothing", list: "a list", str: "a text", bool: "true/false"}
+    return names.get(type(data), "a number" if isinstance(data, (int, float)) else type(data).__name__)
+
+
+def _plain(value: Any) -> Any:
+    """A struct as plain data for YAML, defaults left out, recipes with their kind."""
+    if isinstance(value, Sensor) and value == Sensor(value.name):
+        return value.name
+    if isinstance(value, msgspec.Struct):
+        recipe = isinstance(value, (Detector, TrainableDetector))
+        plain: dict[str, Any] = {"kind": value.kind} if recipe and value.kind != "river" else {}  # type: ignore[attr-defined]
+        for field in msgspec.structs.fields(value):
+            item = getattr(value, field.name)
+            factory = field.default_factory
+            default = field.default if factory is msgspec.NODEFAULT else factory()
+            if field.required or item != default:
+                plain[field.name] = _plain(item)
+        return plain
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,289 @@
+"""From message bodies to columns: what a message may look like, and why one cannot be used.
+
+A message is the unit of acceptance: all of its readings are used, or it becomes a dead letter with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Floats
+from stream.brokers.base import Delivery
+from stream.errors import ReadingRejected
+from stream.layouts import Row, rows_of
+from stream.topology import Source
+
+__all__ = ["Batch", "Decoder", "epoch_seconds"]
+
+Rejection = tuple[Delivery, ReadingRejected]
+
+_MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+_MACHINE = re.compile(r"[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,253}[^\s\x00-\x1f\x7f])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Readings as columns, in arrival order.
+
+    `machines` n names; `times` (n,) epoch seconds; `values` (n, n_sensors), NaN where a sensor is missing;
+    `messages` (n,) index of the delivery a row came from; `rows` (n,) its position within that message.
+    """
+
+    machines: list[str]
+    times: Floats
+    values: Floats
+    messages: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.machines)
+
+    def select(self, keep: NDArray[Any]) -> Batch:
+        """The rows that a mask or an index array keeps."""
+        index = np.flatnonzero(keep) if keep.dtype == bool else keep
+        return Batch(
+            [self.machines[i] for i in index.tolist()],
+            self.times[index],
+            self.values[index],
+            self.messages[index],
+            self.rows[index],
+        )
+
+
+class _Reading(msgspec.Struct):
+    """The commonest message, decoded in one typed pass."""
+
+    values: dict[str, float]
+    time: float | str
+    machine: str | None = None
+
+
+class Decoder:
+    """Decodes deliveries by a source's settings. `now` gives epoch seconds (only to refuse future times)."""
+
+    def __init__(self, source: Source, now: Callable[[], float]) -> None:
+        self._source = source
+        self._now = now
+        self._names = source.names
+        self._index = {name: i for i, name in enumerate(self._names)}
+        self._key_words = source.routing_key.split(".")
+        self._earliest = epoch_seconds(source.earliest)
+        fields = source.fields
+        plain = (fields.machine, fields.time, fields.values) == ("machine", "time", "values")
+        self._fast = plain and source.layout == "auto" and not any(sensor.path for sensor in source.sensors)
+        self._json = msgspec.json.Decoder(_Reading)
+        self._msgpack = msgspec.msgpack.Decoder(_Reading)
+        low = [-np.inf if s.minimum is None else s.minimum for s in source.sensors]
+        high = [np.inf if s.maximum is None else s.maximum for s in source.sensors]
+        self._low, self._high = np.array(low), np.array(high)
+
+    def decode(self, deliveries: Sequence[Delivery]) -> tuple[Batch, list[Rejection]]:
+        """All usable readings as columns, and the deliveries that cannot be used, with their reasons."""
+        machines: list[str] = []
+        times: list[float] = []
+        values: list[Sequence[float]] = []
+        messages: list[int] = []
+        rows: list[int] = []
+        rejected: list[Rejection] = []
+        horizon = self._now() + self._source.max_ahead
+        for index, delivery in enumerate(deliveries):
+            start = len(times)
+            try:
+                for number, (machine, time, row) in enumerate(self._rows(delivery)):
+                    if not self._earliest <= time <= horizon:
+                        raise ReadingRejected("time_out_of_range", self._time_detail(time))
+                    machines.append(machine)
+                    times.append(time)
+                    values.append(row)
+                    messages.append(index)
+                    rows.append(number)
+            except ReadingRejected as error:
+                for column in (machines, times, values, messages, rows):
+                    del column[start:]
+                rejected.append((delivery, error))
+        batch = Batch(
+            machines,
+            np.array(times, dtype=np.float64),
+            np.array(values, dtype=np.float64).reshape(len(times), len(self._names)),
+            np.array(messages, dtype=np.int64),
+            np.array(rows, dtype=np.int64),
+        )
+        return self._check_values(batch, deliveries, rejected)
+
+    def _rows(self, delivery: Delivery) -> list[tuple[str, float, Sequence[float]]]:
+        """The readings of one message: machine, epoch seconds, values in the order of the columns."""
+        body = delivery.body
+        if len(body) > self._source.max_body:
+            limit = self._source.max_body
+            raise ReadingRejected("too_large", f"{len(body)} bytes, the limit (max_body) is {limit}")
+        packed = delivery.content_type in _MSGPACK or (
+            body[:1] > b"\x7f" and not body.startswith(b"\xef\xbb\xbf")
+        )
+        if self._fast:
+            try:
+                reading = (self._msgpack if packed else self._json).decode(body)
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                pass  # not this shape: the general way finds out what it is, or why it is nothing
+            else:
+                machine = self._machine(reading.machine, delivery)
+                if packed:  # MessagePack can carry a NaN, JSON cannot
+                    reading.values = {k: np.inf if v != v else v for k, v in reading.values.items()}
+                values = self._columns(reading.values)
+                return [(machine, epoch_seconds(reading.time), values)]
+        found = rows_of(self._parse(body, packed), self._source, self._sensor_of(delivery))
+        if not found:
+            raise ReadingRejected("no_values", "the message holds no reading")
+        return [self._row(row, delivery) for row in found]
+
+    def _row(self, row: Row, delivery: Delivery) -> tuple[str, float, Sequence[float]]:
+        numbers = {name: _number(name, value) for name, value in row.values.items() if value is not None}
+        return self._machine(row.machine, delivery), epoch_seconds(row.time), self._columns(numbers)
+
+    def _columns(self, values: Mapping[str, float]) -> Sequence[float]:
+        source = self._source
+        get = values.get
+        row = [get(name, _MISSING) for name in self._names]
+        present = len(row) - row.count(_MISSING)
+        if present < len(values) and source.unknown_sensor == "deadletter":
+            name = next(name for name in values if name not in self._index)
+            known = ", ".join(self._names[:8])
+            raise ReadingRejected("unknown_sensor", f'"{name}" is not declared (known: {known})')
+        if present == 0:
+            raise ReadingRejected("no_values", "no declared sensor has a value")
+        if present < len(row):
+            if source.missing_sensor == "deadletter" and source.layout != "narrow":
+                name = next(name for name in self._names if name not in values)
+                raise ReadingRejected("missing_sensor", f'"{name}" has no value')
+            row = [np.nan if value is _MISSING else value for value in row]
+        return row
+
+    def _machine(self, stated: object, delivery: Delivery) -> str:
+        by_key = self._word(delivery, "{machine}")
+        if stated is None:
+            stated = by_key or self._source.machine
+        if stated is None:
+            raise ReadingRejected("missing_machine", "neither the body nor the routing key names a machine")
+        if not isinstance(stated, str) or not _MACHINE.fullmatch(stated):
+            raise ReadingRejected("bad_machine", f"{_short(stated)} is not 1 to 255 printable characters")
+        if by_key is not None and by_key != stated:
+            detail = f'the body says "{_short(stated)}", the routing key "{_short(by_key)}"'
+            raise ReadingRejected("machine_mismatch", detail)
+        return stated
+
+    def _sensor_of(self, delivery: Delivery) -> str | None:
+        return self._word(delivery, "{sensor}") if self._source.layout == "narrow" else None
+
+    def _word(self, delivery: Delivery, name: str) -> str | None:
+        """The word of the routing key at a placeholder, None where the key has another form."""
+        words = delivery.routing_key.split(".")
+        if name not in self._key_words or len(words) != len(self._key_words):
+            return None
+        for word, wanted in zip(words, self._key_words, strict=True):
+            if wanted != word and wanted != "*" and not wanted.startswith("{"):
+                return None
+        return words[self._key_words.index(name)]
+
+    def _parse(self, body: bytes, packed: bool) -> object:
+        try:
+            if packed:
+                return msgspec.msgpack.decode(body)
+            # The standard library's parser, because it reads what Python clients write: NaN, Infinity, a BOM.
+            return json.loads(body.decode("utf-8-sig"))
+        except RecursionError:
+            raise ReadingRejected("not_decodable", "nested too deeply") from None
+        except (ValueError, msgspec.DecodeError) as error:
+            form = "MessagePack" if packed else "JSON"
+            raise ReadingRejected("not_decodable", f"not {form}: {_short(str(error))}") from None
+
+    def _check_values(
+        self, batch: Batch, deliveries: Sequence[Delivery], rejected: list[Rejection]
+    ) -> tuple[Batch, list[Rejection]]:
+        """Infinite, NaN and out-of-range values: a dead letter or a missing sensor, as the source says."""
+        source, values = self._source, batch.values
+        low, high = values < self._low, values > self._high
+        outside = (low | high) & np.isfinite(values)
+        infinite = np.isinf(values)
+        refused: dict[int, ReadingRejected] = {}
+        for mask, policy, reason in (
+            (infinite, source.not_finite, "not_finite"),
+            (outside, source.out_of_range, "out_of_range"),
+        ):
+            if not mask.any():
+                continue
+            if policy == "missing":
+                values[mask] = np.nan
+                continue
+            for row, column in np.argwhere(mask).tolist():
+                detail = f'"{self._names[column]}" is {values[row, column]!r} in row {batch.rows[row]}'
+                refused.setdefault(int(batch.messages[row]), ReadingRejected(reason, detail))
+        if not refused:
+            return batch, rejected
+        rejected = rejected + [(deliveries[index], error) for index, error in refused.items()]
+        return batch.select(~np.isin(batch.messages, list(refused))), rejected
+
+    def _time_detail(self, time: float) -> str:
+        try:
+            text = datetime.fromtimestamp(time, UTC).isoformat()
+        except (ValueError, OverflowError, OSError):
+            text = repr(time)
+        return f"{text} is before {self._source.earliest} or more than max_ahead in the future"
+
+
+_MISSING: Any = object()
+
+
+def epoch_seconds(time: object) -> float:
+    """Epoch seconds of an RFC 3339 text (UTC where it names no zone), a datetime, or a number.
+
+    A number is seconds, milliseconds, micro- or nanoseconds by its size (seconds below 1e11, the year 5138).
+    Raises ReadingRejected. Example: `epoch_seconds("1970-01-01T00:01:00Z") == epoch_seconds(60) == 60.0`.
+    """
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time)
+        except ValueError:
+            raise ReadingRejected("bad_time", f"{_short(time)} is not an RFC 3339 time") from None
+    if isinstance(time, datetime):
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    if time is None:
+        raise ReadingRejected("bad_time", "the reading has no time")
+    if isinstance(time, bool) or not isinstance(time, (int, float)):
+        raise ReadingRejected("bad_time", f"{_short(time)} is not a time")
+    size = abs(time)
+    if size < 1e11:
+        return float(time)
+    if size < 1e14:
+        return time / 1e3
+    if size < 1e17:
+        return time / 1e6
+    if size < 1e20:
+        return time / 1e9
+    raise ReadingRejected("bad_time", f"{_short(time)} is not a time")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = float("inf")
+        return float("inf") if number != number else number  # NaN is refused, or missing, with the infinities
+    raise ReadingRejected("wrong_type", f'"{_short(name)}" is {_short(value)}, not a number')
+
+
+def _short(value: object) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a structure too deep
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else "?" for c in text[:80])
+    return text if len(text) < 80 else text + "…"

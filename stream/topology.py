@@ -1,0 +1,255 @@
+"""A topology as data: one arrow from a source through detectors and an alert rule to a sink.
+
+Python and YAML say the same thing and load as equal objects; see `stream.config` for the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from detectors.base import Detector, TrainableDetector
+from stream.brokers.base import Binding, Exchange, Plan, Queue
+
+__all__ = [
+    "AlertRule",
+    "Bytes",
+    "Fields",
+    "RegistryModel",
+    "Seconds",
+    "Sensor",
+    "Sink",
+    "Source",
+    "Topology",
+    "broker_plan",
+    "control_queue",
+    "deadletter_queue",
+    "readings_queue",
+]
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
+"""Seconds; a file may also say `500ms`, `30s`, `10m`, `12h` or `7d`."""
+Bytes = Annotated[int, msgspec.Meta(ge=1, extra={"unit": "bytes"})]
+"""Bytes; a file may also say `64kB`, `10MB` or `5GB`."""
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+CONTROL_EXCHANGE = "mmlw.control"
+DEADLETTER_EXCHANGE = "mmlw.deadletters"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MODEL_URI = re.compile(r"models:/[^/@\s]+(@[A-Za-z0-9_.-]+|/[0-9]+)")
+
+
+class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One column of a machine's readings. `minimum` and `maximum` bound what is physically possible."""
+
+    name: str
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    path: str | None = None
+    """Where its value stands in a message of a foreign layout, as a dotted path (`payload.p1`)."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a sensor needs a name")
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError(f'sensor "{self.name}": minimum must be below maximum')
+
+
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where things stand in a message, as dotted paths. The defaults are the product's own layout."""
+
+    machine: str = "machine"
+    time: str = "time"
+    values: str = "values"
+    """An object of sensor values; empty means the message itself is that object."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where readings come from and how a message becomes readings."""
+
+    sensors: tuple[Sensor, ...]
+    """The machine's sensors, in the order of the columns. A plain string names a sensor without limits."""
+    exchange: str = "mmlw.sensors"
+    bindings: tuple[str, ...] = ("sensor.#",)
+    routing_key: str = "sensor.{machine}.*"
+    """How a routing key is read: `{machine}` and `{sensor}` name one word each, `*` any word."""
+    layout: Literal["auto", "narrow"] = "auto"
+    """`auto`: rows, columns, the column-wise table or the long form, told apart by their shape.
+    `narrow`: one sensor per message, aligned into rows by time."""
+    fields: Fields = Fields()
+    machine: str | None = None
+    """The machine of messages that name none, neither in the body nor in the routing key."""
+    unknown_sensor: Literal["deadletter", "ignore"] = "deadletter"
+    missing_sensor: Literal["accept", "deadletter"] = "accept"
+    not_finite: Literal["deadletter", "missing"] = "deadletter"
+    """What a NaN, an infinity or a null is: a reason to refuse the message, or a missing sensor."""
+    out_of_range: Literal["deadletter", "missing"] = "deadletter"
+    align_within: Seconds = 1.0
+    """Narrow layout: values of one machine within this many seconds belong to one row."""
+    earliest: str = "1990-01-01T00:00:00Z"
+    """Readings before this instant are refused: a clock that was never set."""
+    max_ahead: Seconds = 86400.0
+    """Readings further in the future than this are refused."""
+    max_body: Bytes = 1_000_000
+    max_batch: Count = 512
+    linger: Seconds = 0.002
+    """How long a batch that is not full waits for more readings."""
+    keep_age: Seconds = 7 * 86400.0
+    """How long our stream keeps readings: the horizon of a replay."""
+    keep_bytes: Bytes = 5_000_000_000
+
+    def __post_init__(self) -> None:
+        given: tuple[Sensor | str, ...] = tuple(self.sensors)
+        sensors = tuple(Sensor(item) if isinstance(item, str) else item for item in given)
+        force_setattr(self, "sensors", sensors)
+        force_setattr(self, "bindings", tuple(self.bindings))
+        if not sensors:
+            raise ValueError("sensors: name at least one sensor")
+        names = [sensor.name for sensor in sensors]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"sensors: named twice: {', '.join(twice)}")
+        words = self.routing_key.split(".")
+        if self.layout == "narrow" and "{sensor}" not in words:
+            raise ValueError(
+                'routing_key: the narrow layout needs "{sensor}" as a word, such as sensor.{machine}.{sensor}'
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sensors' names, in the order of the columns."""
+        return tuple(sensor.name for sensor in self.sensors)
+
+
+class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A batch detector: trained before, its weights loaded from the model registry."""
+
+    model: str
+    """`models:/name@alias` or `models:/name/version`; resolved once, then pinned in the checkpoint."""
+    threshold: float | None = None
+    """None takes the threshold that was chosen while training."""
+    fit: TrainableDetector | None = None
+    """How `mmlw train` trains it."""
+
+    def __post_init__(self) -> None:
+        if not _MODEL_URI.fullmatch(self.model):
+            raise ValueError(
+                f'model: "{self.model}" is not a model address such as models:/NAME@ALIAS or models:/NAME/3'
+            )
+
+    @property
+    def name(self) -> str:
+        """The registered model's name."""
+        return re.split(r"[/@]", self.model.removeprefix("models:/"))[0]
+
+    @property
+    def alias(self) -> str | None:
+        """The alias asked for, None where a version is named."""
+        return self.model.rpartition("@")[2] if "@" in self.model else None
+
+
+class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When scores become an alert, and when it ends. A score is anomalous from its detector's threshold."""
+
+    hold: Count = 1
+    """An alert opens after this many anomalous readings in a row."""
+    close_after: Count = 3
+    """It closes after this many normal readings in a row."""
+    hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """While it is open, a reading is normal only below threshold x (1 - hysteresis)."""
+    cooldown: Seconds = 0.0
+    """After it closed, none opens for this long (by the readings' time)."""
+    severities: dict[str, float] = msgspec.field(default_factory=lambda: {"warning": 1.0, "critical": 2.0})
+    """Severity from score / threshold, lowest first; the highest reached is the alert's."""
+
+    def __post_init__(self) -> None:
+        ratios = list(self.severities.values())
+        if not ratios or ratios != sorted(ratios) or ratios[0] != 1.0:
+            raise ValueError("severities: write them lowest first, the first at 1.0")
+        if bad := [name for name in self.severities if not _NAME.fullmatch(name)]:
+            raise ValueError(f'severities: "{bad[0]}" must be lower-case letters, digits, - or _')
+
+
+class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where alerts go: an exchange, and a stream that keeps them for whoever comes later."""
+
+    exchange: str = "mmlw.alerts"
+    queue: str | None = "mmlw.alerts"
+    """A stream that keeps every alert; None relies on the queues that consumers bind."""
+    keep_age: Seconds = 30 * 86400.0
+    keep_bytes: Bytes = 1_000_000_000
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One arrow: readings of one source, keyed by machine, through detectors and a rule to a sink."""
+
+    name: str
+    source: Source
+    detectors: dict[str, Detector | RegistryModel]
+    description: str = ""
+    alert: AlertRule = AlertRule()
+    sink: Sink = Sink()
+    operators: tuple[str, ...] = ("operator", "guest")
+    """Broker users whose commands are obeyed (`guest` reaches RabbitMQ only from its own host)."""
+    declare: bool = True
+    """False: exchanges and queues are not made, only checked."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "operators", tuple(self.operators))
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f'name: "{self.name}" must be lower-case letters, digits, - or _, at most 64')
+        if not self.detectors:
+            raise ValueError("detectors: declare at least one detector")
+        for name in self.detectors:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f'detectors: "{name}" must be lower-case letters, digits, - or _, at most 64'
+                )
+
+    @property
+    def registry_models(self) -> Mapping[str, RegistryModel]:
+        """The batch detectors by name."""
+        return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}
+
+
+def readings_queue(topology: Topology) -> Queue:
+    """The stream of our own that the sensor exchange is bound to; the checkpoint's position is in it."""
+    return Queue(
+        name=f"mmlw.readings.{topology.name}",
+        max_age=topology.source.keep_age,
+        max_bytes=topology.source.keep_bytes,
+        segment_bytes=max(1_000_000, min(500_000_000, topology.source.keep_bytes // 4)),
+    )
+
+
+def control_queue(topology_name: str) -> Queue:
+    """Where a topology's commands wait for it."""
+    return Queue(name=f"mmlw.control.{topology_name}", kind="classic")
+
+
+def deadletter_queue() -> Queue:
+    """The stream that keeps what could not be used, for all topologies."""
+    return Queue(name="mmlw.deadletters", max_age=30 * 86400.0, max_bytes=1_000_000_000)
+
+
+def broker_plan(topology: Topology) -> Plan:
+    """Every exchange, queue and binding this topology needs."""
+    readings, control = readings_queue(topology), control_queue(topology.name)
+    dead, sink = deadletter_queue(), topology.sink
+    queues = [readings, control, dead]
+    bindings = [
+        Binding(readings.name, topology.source.exchange, pattern) for pattern in topology.source.bindings
+    ]
+    bindings.append(Binding(control.name, CONTROL_EXCHANGE, f"control.{topology.name}.*"))
+    bindings.append(Binding(dead.name, DEADLETTER_EXCHANGE, "deadletter.#"))
+    if sink.queue is not None:
+        queues.append(Queue(name=sink.queue, max_age=sink.keep_age, max_bytes=sink.keep_bytes))
+        bindings.append(Binding(sink.queue, sink.exchange, "alert.#"))
+    names = dict.fromkeys((topology.source.exchange, sink.exchange, CONTROL_EXCHANGE, DEADLETTER_EXCHANGE))
+    return Plan(
+        exchanges=tuple(Exchange(name) for name in names), queues=tuple(queues), bindings=tuple(bindings)
+    )
