@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detectors.base import Floats, Rows, Slots
 from stream.topology import AlertRule
 
-__all__ = ["AlertTable", "Episode", "Event", "EventKind", "step"]
+__all__ = ["AlertTable", "Episode", "Event", "EventKind", "severity", "step"]
 
 
 class EventKind(StrEnum):
@@ -73,7 +73,6 @@ def step(
     rule: AlertRule, threshold: float, episode: Episode, time: float, score: float, offset: int, row: int
 ) -> EventKind | None:
     """Advance an episode by one scored reading, in place; the event it causes, if any. Pure otherwise."""
-    ratios = list(rule.severities.values())
     is_open = episode.severity >= 0
     if is_open and score < threshold * (1 - rule.hysteresis):
         episode.calm += 1
@@ -100,16 +99,25 @@ def step(
     episode.peak = max(episode.peak, score)
     if not is_open and episode.run < rule.hold:
         return None
-    level = sum(episode.peak >= threshold * ratio for ratio in ratios) - 1
+    level = _level(rule, threshold, episode.peak)
     if is_open:
         if level <= episode.severity:
             return None
         episode.severity = level
         episode.updates += 1
         return EventKind.UPDATED
-    episode.severity, episode.updates = max(level, 0), 0
+    episode.severity, episode.updates = level, 0
     episode.offset, episode.row = offset, row
     return EventKind.OPENED
+
+
+def severity(rule: AlertRule, threshold: float, peak: float) -> str:
+    """The name of the severity that a peak score reaches."""
+    return list(rule.severities)[_level(rule, threshold, peak)]
+
+
+def _level(rule: AlertRule, threshold: float, peak: float) -> int:
+    return max(sum(peak >= threshold * ratio for ratio in rule.severities.values()) - 1, 0)
 
 
 class AlertTable:
@@ -153,10 +161,6 @@ class AlertTable:
     def open_slots(self) -> Slots:
         """The slots with an open alert."""
         return np.flatnonzero(self._columns["severity"] >= 0)
-
-    def severity(self, episode: Episode) -> str:
-        """The name of an episode's severity (of the lowest one when it is closed)."""
-        return list(self._rule.severities)[max(episode.severity, 0)]
 
     def snapshot(self, slots: Slots) -> Rows:
         """Copies of the rows of these slots."""

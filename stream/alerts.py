@@ -1,0 +1,116 @@
+"""An alert as data, and as a message: CloudEvents 1.0 in binary mode over AMQP."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+
+import msgspec
+
+from stream.brokers.base import Message
+
+__all__ = [
+    "Alert",
+    "ModelInfo",
+    "Position",
+    "SensorReason",
+    "Window",
+    "alert_message",
+    "episode_id",
+    "rfc3339",
+]
+
+_WORD = re.compile(r"[.*#\s]")
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """Which model scored: a registered one by version and digest; an online one by its recipe's digest."""
+
+    name: str
+    version: str
+    digest: str
+    kind: str
+
+
+class Position(msgspec.Struct, frozen=True):
+    """The reading that caused an event: its message's offset in the stream, and its row in the message."""
+
+    partition: int
+    offset: int
+    row: int
+
+
+class SensorReason(msgspec.Struct, frozen=True):
+    """One sensor's part in the score: `share` is signed, shares sum to 1 in absolute value."""
+
+    sensor: str
+    value: float | None
+    expected: float | None
+    share: float
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The machine's last readings up to the event: RFC 3339 times, and one list per sensor (null: missing)."""
+
+    times: list[str]
+    values: dict[str, list[float | None]]
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One event of an alert's life. `id` names the episode and is the same in all of its events."""
+
+    id: str
+    event: str
+    """`opened`, `updated` or `closed`."""
+    sequence: int
+    """0 for opened, then counting."""
+    topology: str
+    machine: str
+    detector: str
+    severity: str
+    score: float
+    threshold: float
+    peak_score: float
+    anomalous_readings: int
+    first_seen: str
+    last_seen: str
+    time: str
+    """When the reading of this event was taken (RFC 3339)."""
+    reason: str
+    """One sentence for a person."""
+    contributions: list[SensorReason]
+    model: ModelInfo
+    position: Position
+    window: Window
+
+
+def episode_id(topology: str, machine: str, detector: str, partition: int, offset: int, row: int) -> str:
+    """The alert's id, a function of where it opened: a replay gives the same."""
+    text = "\x1f".join((topology, machine, detector, str(partition), str(offset), str(row)))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def alert_message(alert: Alert, exchange: str) -> Message:
+    """The message that carries an alert. Its `ce-id` is deterministic: deduplicate by it."""
+    machine = _WORD.sub("_", alert.machine)[:120]
+    ce_id = f"{alert.id}-{alert.sequence}"
+    return Message(
+        exchange=exchange,
+        routing_key=f"alert.{alert.severity}.{alert.topology}.{machine}",
+        body=msgspec.json.encode(alert),
+        message_id=ce_id,
+        headers={
+            "ce-specversion": "1.0",
+            "ce-id": ce_id,
+            "ce-type": f"mmlw.alert.{alert.event}",
+            "ce-source": f"/mmlw/{alert.topology}/{alert.detector}",
+            "ce-subject": alert.machine,
+            "ce-time": alert.time,
+        },
+    )
+
+
+def rfc3339(seconds: float) -> str:
+    """Epoch seconds as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

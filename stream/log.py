@@ -1,0 +1,41 @@
+"""Structured logs: for people on a terminal, as JSON lines elsewhere. Never a payload, never a secret."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+__all__ = ["configure", "get"]
+
+
+def configure(form: Literal["auto", "console", "json"] = "auto", level: str = "info") -> None:
+    """Set up logging to standard error; `auto` is `console` on a terminal and `json` elsewhere."""
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    tail: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=shared + tail,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # Drivers log through the standard library; their errors reach us as exceptions and are said once, by us.
+    logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr, force=True)
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
+    """The logger; bind nothing global to it."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("mmlw")
+    return logger

@@ -1,0 +1,276 @@
+"""The pure heart: readings in, scores and alert events out; state in tables by slot, no input or output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Detector, Floats, Model, Rows, Slots
+from detectors.features import RecentWindow
+from stream.alerting import AlertTable, Event, severity
+from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
+from stream.align import Aligner
+from stream.errors import ReadingRejected
+from stream.readings import Batch
+from stream.topology import RegistryModel, Topology
+
+__all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
+
+_WINDOW = 24
+"""Readings that an alert shows of its machine's recent past."""
+
+
+class DetectorFailed(Exception):
+    """A detector raised, or gave scores that cannot be: state is no longer to be trusted."""
+
+    def __init__(self, detector: str, detail: str) -> None:
+        self.detector = detector
+        self.detail = detail
+        super().__init__(f'detector "{detector}": {detail}')
+
+
+class _Table(Protocol):
+    def snapshot(self, slots: Slots) -> Rows: ...
+    def restore(self, slots: Slots, rows: Rows) -> None: ...
+
+
+@dataclass(slots=True)
+class Lane:
+    """One detector at work: its model, which one it is, and the episodes of its alerts."""
+
+    name: str
+    model: Model
+    info: ModelInfo
+    threshold: float
+    alerts: AlertTable
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
+    thresholds by detector, the alert events in order, messages refused on the way (by index), and the slots
+    whose state changed."""
+
+    batch: Batch
+    slots: Slots
+    offsets: NDArray[np.int64]
+    scores: Mapping[str, Floats]
+    thresholds: Mapping[str, float]
+    alerts: Sequence[Alert]
+    refused: Sequence[tuple[int, ReadingRejected]]
+    touched: Slots
+
+
+def online_info(recipe: Detector) -> ModelInfo:
+    """The identity of a detector that learns as it goes: its kind and its settings' digest."""
+    digest = hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+    return ModelInfo(recipe.kind, "online", f"sha256:{digest}", recipe.kind)
+
+
+class Scorer:
+    """Scores batches for one topology. `models` holds a built model and its identity for every detector."""
+
+    def __init__(self, topology: Topology, models: Mapping[str, tuple[Model, ModelInfo]]) -> None:
+        self._topology = topology
+        self._names = topology.source.names
+        self._slot_of: dict[str, int] = {}
+        self.machines: list[str] = []
+        self.lanes: dict[str, Lane] = {}
+        for name in topology.detectors:
+            model, info = models[name]
+            threshold = self._threshold(name, model)
+            self.lanes[name] = Lane(name, model, info, threshold, AlertTable(topology.alert))
+        self._recent = RecentWindow(len(self._names), _WINDOW)
+        narrow = topology.source.layout == "narrow"
+        self._aligner = Aligner(len(self._names), topology.source.align_within) if narrow else None
+
+    @staticmethod
+    def recipes(topology: Topology) -> dict[str, str]:
+        """The state tables by name, each with a text that changes when its state is no longer comparable."""
+        sensors = "/".join(topology.source.names)
+        recipes = {"recent": sensors}
+        if topology.source.layout == "narrow":
+            recipes["align"] = sensors
+        for name, spec in topology.detectors.items():
+            recipes[f"alert:{name}"] = ""
+            fixed = isinstance(spec, RegistryModel)
+            recipes[f"model:{name}"] = sensors + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
+        return recipes
+
+    def process(self, batch: Batch, offsets: NDArray[np.int64]) -> Scored:
+        """Score and learn a batch in arrival order and decide on alerts. `offsets` (n,) by row.
+
+        Splitting the stream anywhere gives the same scores, alerts and state. Raises DetectorFailed, after
+        which this object must be thrown away and built anew from the checkpoint.
+        """
+        slots = np.array([self._slot(machine) for machine in batch.machines], dtype=np.int64)
+        touched = np.unique(slots)
+        refused: list[tuple[int, ReadingRejected]] = []
+        if self._aligner is not None:
+            batch, slots, offsets, refused = self._align(self._aligner, batch, slots, offsets)
+        scores: dict[str, Floats] = {}
+        events: list[tuple[int, int, Lane, Event]] = []
+        for order, lane in enumerate(self.lanes.values()):
+            scores[lane.name] = self._score(lane, slots, batch)
+            found = lane.alerts.decide(
+                lane.threshold, slots, batch.times, scores[lane.name], offsets, batch.rows
+            )
+            events += [(event.index, order, lane, event) for event in found]
+        events.sort(key=lambda item: item[:2])
+        alerts = [
+            self._alert(lane, event, batch, slots, offsets, scores[lane.name]) for _, _, lane, event in events
+        ]
+        self._recent.push(slots, batch.values, batch.times)
+        thresholds = {name: lane.threshold for name, lane in self.lanes.items()}
+        return Scored(batch, slots, offsets, scores, thresholds, alerts, refused, touched)
+
+    def swap(self, detector: str, model: Model, info: ModelInfo) -> None:
+        """From the next batch on this model scores. Its keys' alert episodes go on."""
+        lane = self.lanes[detector]
+        lane.model, lane.info, lane.threshold = model, info, self._threshold(detector, model)
+
+    def components(self, slots: Slots) -> dict[str, Rows]:
+        """The rows of these slots of every state table, for the checkpoint."""
+        return {name: table.snapshot(slots) for name, table in self._tables()}
+
+    def restore(self, machines: Sequence[str], components: Mapping[str, Rows]) -> None:
+        """Continue from a checkpoint: these machines, in slot order, and their rows."""
+        self.machines = list(machines)
+        self._slot_of = {machine: slot for slot, machine in enumerate(machines)}
+        slots = np.arange(len(machines), dtype=np.int64)
+        for name, table in self._tables():
+            if components.get(name):
+                table.restore(slots, components[name])
+
+    def _tables(self) -> Iterator[tuple[str, _Table]]:
+        yield "recent", self._recent
+        if self._aligner is not None:
+            yield "align", self._aligner
+        for lane in self.lanes.values():
+            yield f"alert:{lane.name}", lane.alerts
+            yield f"model:{lane.name}", lane.model
+
+    def _threshold(self, detector: str, model: Model) -> float:
+        stated = self._topology.detectors[detector].threshold
+        return model.threshold if stated is None else stated
+
+    def _slot(self, machine: str) -> int:
+        slot = self._slot_of.get(machine)
+        if slot is None:
+            slot = self._slot_of[machine] = len(self.machines)
+            self.machines.append(machine)
+        return slot
+
+    def _score(self, lane: Lane, slots: Slots, batch: Batch) -> Floats:
+        try:
+            scores = lane.model.score_learn(slots, batch.values, batch.times)
+        except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
+            raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
+        if scores.shape != slots.shape or not np.isfinite(scores).all():
+            raise DetectorFailed(lane.name, "gave a score that is not finite")
+        return scores
+
+    def _align(
+        self, aligner: Aligner, batch: Batch, slots: Slots, offsets: NDArray[np.int64]
+    ) -> tuple[Batch, Slots, NDArray[np.int64], list[tuple[int, ReadingRejected]]]:
+        """Narrow messages as whole rows; a row bears the position of the message that made it leave."""
+        refused: list[tuple[int, ReadingRejected]] = []
+        index: list[int] = []
+        rows: list[int] = []
+        times: list[float] = []
+        values: list[Floats] = []
+        for i, slot in enumerate(slots.tolist()):
+            try:
+                left = aligner.push(slot, float(batch.times[i]), batch.values[i])
+            except ReadingRejected as error:
+                refused.append((int(batch.messages[i]), error))
+                continue
+            for number, (time, row) in enumerate(left):
+                index.append(i)
+                rows.append(2 * int(batch.rows[i]) + number)
+                times.append(time)
+                values.append(row)
+        aligned = Batch(
+            [batch.machines[i] for i in index],
+            np.array(times, dtype=np.float64),
+            np.array(values, dtype=np.float64).reshape(len(index), len(self._names)),
+            batch.messages[index],
+            np.array(rows, dtype=np.int64),
+        )
+        return aligned, slots[index], offsets[index], refused
+
+    def _alert(
+        self,
+        lane: Lane,
+        event: Event,
+        batch: Batch,
+        slots: Slots,
+        offsets: NDArray[np.int64],
+        scores: Floats,
+    ) -> Alert:
+        i, episode = event.index, event.episode
+        machine = batch.machines[i]
+        shares, expected = lane.model.contributions(np.array([i]))
+        reasons = [
+            SensorReason(name, _finite(value), _finite(norm), float(share))
+            for name, value, norm, share in zip(
+                self._names, batch.values[i], expected[0], shares[0], strict=True
+            )
+        ]
+        reasons.sort(key=lambda reason: -abs(reason.share))
+        times, window = self._recent.window(int(slots[i]), slots, batch.values, batch.times, i)
+        here = (self._topology.name, machine, lane.name, 0)
+        closed = event.kind == "closed"
+        return Alert(
+            id=episode_id(*here, episode.offset, episode.row),
+            event=event.kind.value,
+            sequence=episode.updates + (1 if closed else 0),
+            topology=self._topology.name,
+            machine=machine,
+            detector=lane.name,
+            severity=severity(self._topology.alert, lane.threshold, episode.peak),
+            score=float(scores[i]),
+            threshold=lane.threshold,
+            peak_score=episode.peak,
+            anomalous_readings=episode.readings,
+            first_seen=rfc3339(episode.first_seen),
+            last_seen=rfc3339(episode.last_seen),
+            time=rfc3339(float(batch.times[i])),
+            reason=_sentence(lane, event, float(scores[i]), reasons),
+            contributions=reasons,
+            model=lane.info,
+            position=Position(0, int(offsets[i]), int(batch.rows[i])),
+            window=Window(
+                [rfc3339(float(time)) for time in times],
+                {name: [_finite(v) for v in window[:, j]] for j, name in enumerate(self._names)},
+            ),
+        )
+
+
+def _sentence(lane: Lane, event: Event, score: float, reasons: Sequence[SensorReason]) -> str:
+    """What a technician should know, in one sentence."""
+    if event.kind == "closed":
+        episode = event.episode
+        return (
+            f"Back to normal after {episode.readings} anomalous readings (peak score {episode.peak:.3g}, "
+            f"threshold {lane.threshold:.3g})."
+        )
+    top = next((reason for reason in reasons if reason.share and reason.value is not None), None)
+    text = f"{lane.name} scored {score:.3g} (threshold {lane.threshold:.3g})"
+    if top is None:
+        return text + "."
+    side = "high" if top.share > 0 else "low"
+    text += f": {top.sensor} is {side} at {top.value:.4g}"
+    if top.expected is not None:
+        text += f", expected about {top.expected:.4g}"
+    return f"{text} ({abs(top.share):.0%} of the deviation)."
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
