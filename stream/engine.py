@@ -82,6 +82,8 @@ class Engine:
         self.position = saved.position
         self.paused = saved.paused
         self.consuming = False
+        self.started = False
+        """True once readings were read: before that, a failure is a matter of configuration."""
         self.lag = 0
         self._whole = saved.whole
         self._broker = broker
@@ -106,7 +108,7 @@ class Engine:
         intake = await self._broker.consume(queue, offset=start, prefetch=4 * source.max_batch)
         try:
             deliveries = await self._prove(intake)
-            self.consuming = True
+            self.consuming = self.started = True
             self._metrics.consuming.set(1)
             while not stop.is_set():
                 await self._take_turns()

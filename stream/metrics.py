@@ -186,7 +186,7 @@ class TopologyMetrics:
         for verb in ("status", "swap", "rollback", "pause", "resume"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
-        for cause in ("broker", "checkpoint", "registry"):
+        for cause in ("broker", "checkpoint", "registry", "detector"):
             metrics.restarts.labels(topology, cause)
 
     def deadlettered(self, reason: str, count: int = 1) -> None:
@@ -226,5 +226,5 @@ class TopologyMetrics:
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
     def restarted(self, cause: str) -> None:
-        """Count a start from the checkpoint after a failure: `broker`, `checkpoint` or `registry`."""
+        """Count a start from the checkpoint after a failure: `broker`, `checkpoint`, `registry`, `detector`."""
         self._metrics.restarts.labels(self._topology, cause).inc()
