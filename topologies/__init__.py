@@ -1,0 +1,1 @@
+"""Topologies that ship with the product: declarations only, imported by nobody."""

@@ -92,6 +92,11 @@ class Worker:
             if lane.engine is None or not lane.engine.consuming
         }
 
+    def next_offset(self, topology: str) -> int:
+        """The first offset that this topology has not processed; 0 before it runs."""
+        engines = [lane.engine for lane in self._lanes if lane.topology.name == topology]
+        return engines[0].position.next_offset if engines and engines[0] else 0
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run every topology until `stop` is set and its last batch is committed.
 

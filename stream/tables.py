@@ -1,0 +1,148 @@
+"""Tables of readings from files: which column is the time, which names the machine, which are sensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from detectors.base import Floats
+from detectors.datasets import DATASETS
+from stream.config import suggest
+from stream.errors import ConfigError, Problem
+
+__all__ = ["Table", "from_dataset", "read_csv"]
+
+_TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "ts", "t")
+_MACHINE_NAMES = (
+    "machine",
+    "machine_id",
+    "device",
+    "device_id",
+    "asset",
+    "asset_id",
+    "unit",
+    "unit_id",
+    "id",
+)
+_LABEL_NAMES = ("anomaly", "label", "is_anomaly", "outlier", "changepoint")
+_STEP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Readings in order. `times` (n,) epoch seconds; `machines` n names; `values` (n, n_sensors), NaN: missing;
+    `labels` (n,) True where known to be anomalous, or None. `notes` says how the columns were understood."""
+
+    name: str
+    sensors: tuple[str, ...]
+    machines: list[str]
+    times: Floats
+    values: Floats
+    labels: NDArray[np.bool_] | None
+    notes: tuple[str, ...] = ()
+
+
+def from_dataset(name: str) -> Table:
+    """One of the data sets that come with the product (`shuttle`, `water_flow`). Raises ConfigError."""
+    if name not in DATASETS:
+        raise ConfigError([Problem("--dataset", f'unknown data set "{name}"{suggest(name, DATASETS)}')])
+    data = DATASETS[name]()
+    times = _seconds(data.frame.index.to_series())
+    values = data.frame.to_numpy(dtype=np.float64)
+    sensors = tuple(str(column) for column in data.frame.columns)
+    return Table(name, sensors, [data.machine] * len(times), times, values, data.labels)
+
+
+def read_csv(path: Path, *, machine: str | None = None) -> Table:
+    """Readings of a CSV file, its columns found out by name and content. Raises ConfigError with the remedy."""
+    try:
+        frame = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(path), "no such file")]) from None
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read as CSV: {error}")]) from error
+    if not len(frame):
+        raise ConfigError([Problem(str(path), "holds no rows")])
+    frame.columns = pd.Index([str(column) for column in frame.columns])
+    notes: list[str] = []
+    times, time_name = _find_time(frame, notes)
+    rest = frame.drop(columns=[time_name] if time_name else [])
+    machines, machine_name = _find_machine(rest, machine or path.stem, notes)
+    rest = rest.drop(columns=[machine_name] if machine_name else [])
+    label_name = next((c for c in rest.columns if c.lower() in _LABEL_NAMES), None)
+    labels = None
+    if label_name is not None:
+        labels = pd.to_numeric(rest.pop(label_name), errors="coerce").fillna(0).to_numpy() > 0
+        notes.append(f'labels: column "{label_name}" (not shown to the detectors)')
+        rest = rest.drop(columns=[c for c in rest.columns if c.lower() in _LABEL_NAMES])
+    numbers = rest.apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    usable = [c for c in numbers.columns if numbers[c].notna().mean() >= 0.5]
+    if left_out := [c for c in numbers.columns if c not in usable]:
+        notes.append(f"left out (not numbers): {', '.join(left_out)}")
+    if not usable:
+        raise ConfigError(
+            [Problem(str(path), "has no column of numbers besides the time; sensors must be numbers")]
+        )
+    notes.append(f"sensors: {', '.join(usable)}")
+    order = np.argsort(times, kind="stable")
+    values = numbers[usable].to_numpy()[order]
+    ordered = [machines[i] for i in order]
+    sorted_labels = None if labels is None else labels[order]
+    return Table(path.stem, tuple(usable), ordered, times[order], values, sorted_labels, tuple(notes))
+
+
+def _find_time(frame: pd.DataFrame, notes: list[str]) -> tuple[Floats, str | None]:
+    """Epoch seconds by row, and the column they came from; rows are numbered by seconds where there is none."""
+    named = [c for c in frame.columns if c.lower().strip() in _TIME_NAMES]
+    texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
+    for column in named + texts:
+        times = _parse_times(frame[column])
+        if times is not None:
+            notes.append(f'time: column "{column}"')
+            return times, column
+    notes.append("time: none found, rows are taken as one second apart")
+    return 1704067200.0 + _STEP * np.arange(len(frame), dtype=np.float64), None
+
+
+def _parse_times(column: pd.Series) -> Floats | None:
+    if pd.api.types.is_numeric_dtype(column):
+        numbers = column.to_numpy(dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            return None
+        largest = np.abs(numbers).max()
+        unit = 1.0 if largest < 1e11 else 1e3 if largest < 1e14 else 1e6 if largest < 1e17 else 1e9
+        seconds = numbers / unit
+        return seconds if seconds.min() > 6e8 else seconds - seconds.min() + 1704067200.0
+    try:
+        parsed = pd.to_datetime(column, utc=True, format="ISO8601")
+    except (ValueError, TypeError):
+        try:
+            parsed = pd.to_datetime(column, utc=True, format="mixed", dayfirst=True)
+        except (ValueError, TypeError):
+            return None
+    return None if parsed.isna().any() else _seconds(parsed)
+
+
+def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[list[str], str | None]:
+    """The machine of every row: a column named so, else the only column of text, else one machine."""
+    named = [c for c in frame.columns if c.lower().strip() in _MACHINE_NAMES]
+    texts = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
+    texts = [c for c in texts if pd.to_numeric(frame[c], errors="coerce").notna().mean() < 0.5]
+    for column in named + (texts if len(texts) == 1 else []):
+        if 1 <= frame[column].nunique() <= max(len(frame) // 5, 1) and frame[column].notna().all():
+            machines = frame[column].astype(str).str.strip().tolist()
+            notes.append(f'machine: column "{column}" ({len(set(machines))} machines)')
+            return machines, column
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", default).strip("-") or "machine-1"
+    notes.append(f'machine: none found, all rows belong to "{name}"')
+    return [name] * len(frame), None
+
+
+def _seconds(times: pd.Series) -> Floats:
+    return times.astype("datetime64[ns, UTC]").astype(np.int64).to_numpy(dtype=np.float64) / 1e9
