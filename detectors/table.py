@@ -1,0 +1,79 @@
+"""State of many keys as named arrays whose first axis is the slot: growth, snapshot and restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from detectors.base import Rows, Slots
+
+__all__ = ["Column", "Table"]
+
+
+class Column(NamedTuple):
+    """One array of a table: its type, the shape of one key's row, and what a fresh key starts with."""
+
+    dtype: DTypeLike
+    shape: tuple[int, ...] = ()
+    fresh: float = 0
+
+
+class Table:
+    """Arrays by name, grown by doubling; a slot never seen before has fresh rows.
+
+    >>> table = Table({"mean": Column(np.float64, (2,))})
+    >>> table.reserve(np.array([3]))
+    >>> table.snapshot(np.array([3]))["mean"]
+    array([[0., 0.]])
+    """
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = dict(columns)
+        self._arrays = {name: self._fresh(name, 0) for name in columns}
+        self._size = 0
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def reserve(self, slots: Slots) -> None:
+        """Make room for these slots. Raises ValueError on a negative one."""
+        if not len(slots):
+            return
+        if slots.min() < 0:
+            raise ValueError(f"slot {slots.min()} is negative")
+        if (needed := int(slots.max()) + 1) <= self._size:
+            return
+        size = max(needed, 2 * self._size)
+        for name, array in self._arrays.items():
+            grown = self._fresh(name, size)
+            grown[: self._size] = array
+            self._arrays[name] = grown
+        self._size = size
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """Copies of the rows of these slots."""
+        self.reserve(slots)
+        return {name: array[slots] for name, array in self._arrays.items()}
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """Put rows back. Raises ValueError on other names, shapes or types, and on numbers that are not finite."""
+        if set(rows) != set(self._columns):
+            raise ValueError(f"state has {sorted(rows)}, expected {sorted(self._columns)}")
+        for name, column in self._columns.items():
+            found, shape = np.asarray(rows[name]), (len(slots), *column.shape)
+            if found.shape != shape or found.dtype != np.dtype(column.dtype):
+                raise ValueError(
+                    f"state {name!r} is {found.dtype}{found.shape}, expected {np.dtype(column.dtype)}{shape}"
+                )
+            if found.dtype.kind == "f" and np.isfinite(column.fresh) and not np.isfinite(found).all():
+                raise ValueError(f"state {name!r} holds numbers that are not finite")
+        self.reserve(slots)
+        for name, array in self._arrays.items():
+            array[slots] = rows[name]
+
+    def _fresh(self, name: str, size: int) -> NDArray[Any]:
+        dtype, shape, fresh = self._columns[name]
+        return np.full((size, *shape), fresh if np.dtype(dtype) != object else None, dtype=dtype)
