@@ -22,7 +22,16 @@ from stream.brokers.base import Broker
 from stream.checkpoint import Changes, Checkpoint, Saved
 from stream.control import Control, ModelHistory, reference
 from stream.engine import Clock, Engine, Poison
-from stream.errors import BrokerError, CheckpointError, ConfigError, MmlwError, ModelError, Problem
+from stream.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    CheckpointError,
+    ConfigError,
+    MmlwError,
+    ModelError,
+    Problem,
+    RegistryUnreachable,
+)
 from stream.metrics import Metrics, TopologyMetrics
 from stream.models import ModelRef
 from stream.scorer import Scored, Scorer, online_info
@@ -48,7 +57,10 @@ class _Lane:
 
 
 class Worker:
-    """Runs topologies until told to stop. `connect` makes a fresh broker connection each time it is called."""
+    """Runs topologies until told to stop. `connect` makes a fresh broker connection each time it is called.
+
+    `wait` seconds are given to a broker or registry that is not there yet when the worker starts.
+    """
 
     def __init__(
         self,
@@ -60,6 +72,7 @@ class Worker:
         metrics: Metrics | None = None,
         clock: Clock = SYSTEM_CLOCK,
         observer: Callable[[str, Scored], None] | None = None,
+        wait: float = 0.0,
     ) -> None:
         names = [topology.name for topology in topologies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -75,6 +88,7 @@ class Worker:
         self.metrics = metrics or Metrics()
         self._clock = clock
         self._observer = observer
+        self._wait = wait
         self._lanes: list[_Lane] = []
 
     @property
@@ -120,6 +134,7 @@ class Worker:
 
     async def _supervise(self, lane: _Lane, stop: asyncio.Event) -> None:
         started = False
+        deadline = self._clock.monotonic() + self._wait
         pauses = _pauses()
         while not stop.is_set():
             began = self._clock.monotonic()
@@ -128,7 +143,8 @@ class Worker:
             except* (MmlwError, Poison) as group:
                 error = first_error(group)
                 started = started or (lane.engine is not None and lane.engine.started)
-                if not started:
+                patient = isinstance(error, (BrokerUnreachable, RegistryUnreachable))
+                if not started and not (patient and self._clock.monotonic() < deadline):
                     raise error from None
             else:
                 return

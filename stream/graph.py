@@ -1,0 +1,37 @@
+"""A topology as a Mermaid drawing."""
+
+from __future__ import annotations
+
+from stream.topology import RegistryModel, Topology
+
+__all__ = ["mermaid"]
+
+
+def mermaid(topology: Topology) -> str:
+    """A left-to-right flowchart: exchange, stream, detectors, rule, sink, and where dead letters go."""
+    source, rule, sink = topology.source, topology.alert, topology.sink
+    lines = [
+        "flowchart LR",
+        f'  exchange(["{_text(source.exchange)}<br/>{_text(", ".join(source.bindings))}"]) --> readings',
+        f'  readings[("stream mmlw.readings.{topology.name}")] --> decode',
+        f'  decode["{len(source.sensors)} sensors<br/>{_text(", ".join(source.names[:6]))}'
+        f'{" …" if len(source.names) > 6 else ""}"]',
+        '  decode -. cannot be used .-> dead(["mmlw.deadletters"])',
+    ]
+    for number, (name, spec) in enumerate(topology.detectors.items()):
+        if isinstance(spec, RegistryModel):
+            lines.append(f'  decode --> d{number}[["{name}<br/>{_text(spec.model)}"]] --> rule')
+            lines.append(f"  mlflow[(MLflow)] -. weights .-> d{number}")
+        else:
+            lines.append(f'  decode --> d{number}["{name}<br/>{_text(spec.kind)}, learns"] --> rule')
+    after = f"open after {rule.hold}, close after {rule.close_after}"
+    lines += [
+        f'  rule{{"{after}"}} --> alerts(["{_text(sink.exchange)}"])',
+        f'  control(["mmlw.control"]) -. control.{topology.name}.* .-> rule',
+    ]
+    return f"%% {topology.name}: {topology.description}\n" + "\n".join(lines)
+
+
+def _text(value: str) -> str:
+    """Mermaid takes HTML entities for what would end a label."""
+    return value.replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;")

@@ -1,0 +1,79 @@
+"""`mmlw try`: from a CSV file to a topology, alerts and a report, with no server and nothing to configure."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from detectors import registry
+from detectors.base import Detector
+from stream.config import dump_yaml, load
+from stream.demo import LiveProgress, show_outcome
+from stream.embedded import Job, run
+from stream.errors import ConfigError, Problem
+from stream.report import write_report
+from stream.tables import Table, read_csv
+from stream.topology import AlertRule, Sensor, Source, Topology
+
+__all__ = ["run_try", "starter_topology"]
+
+
+async def run_try(
+    file: Path, *, machine: str | None, output: Path | None, report: Path | None, force: bool
+) -> None:
+    """Read the table, write the topology unless one is there, run it, write the report."""
+    console = Console()
+    table = read_csv(file, machine=machine)
+    console.print(f"[bold]{file}[/bold]: {len(table.times):,} rows")
+    for note in table.notes:
+        console.print(f"  {note}", markup=False)
+    output = output or file.with_name(f"{file.stem}.mmlw.yaml")
+    report = report or file.with_name(f"{file.stem}.mmlw.html")
+    if output.exists() and not force:
+        console.print(f"using the topology {output} (--force writes it anew)")
+        topology = load(output)
+        if topology.registry_models:
+            problem = "has batch detectors, which mmlw try does not load; use mmlw run"
+            raise ConfigError([Problem(str(output), problem)])
+    else:
+        topology = starter_topology(table)
+        head = f"# Written by mmlw try from {file.name}. Edit it and run mmlw try again, or mmlw run in production.\n"
+        try:
+            output.write_text(head + dump_yaml(topology), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError([Problem(str(output), f"cannot be written: {error.strerror}")]) from error
+        console.print(f"topology written to {output}")
+    job = Job(topology, table)
+    live = LiveProgress([job])
+    with tempfile.TemporaryDirectory() as folder, Live(live.view, console=console, refresh_per_second=8):
+        recordings = await run([job], data=Path(folder), progress=live.update)
+    section = show_outcome(console, job, recordings[topology.name], live)
+    write_report(report, f"MMLW: {file.name}", f"{file.name} on the embedded broker", [section])
+    console.print(f"\nreport   {report.absolute().as_uri()}", soft_wrap=True)
+    click.echo(f"next     edit {output}, then: mmlw try {file}")
+
+
+def starter_topology(table: Table) -> Topology:
+    """A sensible beginning for these readings: each sensor against its own past, and all of them together."""
+    name = re.sub(r"[^a-z0-9_-]+", "_", table.name.lower()).strip("_-")[:64] or "mine"
+    per_machine = len(table.times) // max(len(set(table.machines)), 1)
+    warmup = max(10, min(200, per_machine // 10))
+    adaptive_z: type[Detector] = registry.ONLINE["adaptive_z"]
+    detectors: dict[str, Detector] = {
+        "spike": adaptive_z(half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
+    }  # type: ignore[call-arg]
+    if len(table.sensors) > 1:
+        trees: type[Detector] = registry.ONLINE["half_space_trees"]
+        detectors["together"] = trees(window_size=max(50, min(500, per_machine // 8)))  # type: ignore[call-arg]
+    return Topology(
+        name=name,
+        description=f"Started from {table.name}",
+        source=Source(sensors=tuple(Sensor(sensor) for sensor in table.sensors)),
+        detectors=dict(detectors),
+        alert=AlertRule(hold=2, close_after=5),
+    )

@@ -1,0 +1,65 @@
+"""Trains a topology's batch detector on a table and registers what was learned."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from detectors import registry
+from detectors.base import Weights
+from stream.errors import ConfigError, Problem
+from stream.models import ModelRef, Registry
+from stream.tables import Table
+from stream.topology import Topology
+
+__all__ = ["train_detector"]
+
+
+def train_detector(
+    topology: Topology,
+    detector: str,
+    table: Table,
+    models: Registry,
+    *,
+    rows: int | None = None,
+    alias: str | None,
+) -> tuple[ModelRef, Weights]:
+    """Fit on the first `rows` rows, register the version, move the alias. Raises ConfigError, ModelError."""
+    spec = topology.registry_models[detector]
+    if spec.fit is None:
+        problem = f'add "fit: {{kind: …}}" to say how it is trained (one of {", ".join(registry.TRAINABLE)})'
+        raise ConfigError([Problem(f"{topology.name}: detectors.{detector}", problem)])
+    if missing := [name for name in topology.source.names if name not in table.sensors]:
+        raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
+    columns = [table.sensors.index(name) for name in topology.source.names]
+    data = table.values[:rows, columns]
+    frame = pd.DataFrame(data, columns=list(topology.source.names))
+    try:
+        weights = spec.fit.fit(frame)
+    except ValueError as error:
+        raise ConfigError([Problem(table.name, str(error))]) from error
+    scores = registry.load(weights).score_learn(
+        np.zeros(len(data), np.int64), np.ascontiguousarray(data), table.times[:rows]
+    )
+    params = {"kind": weights.kind, "rows": len(data), "topology": topology.name, "detector": detector}
+    settings = {f"fit.{key}": value for key, value in msgspec.to_builtins(spec.fit).items()}
+    metrics = {
+        "threshold": weights.threshold,
+        "score_median": float(np.median(scores)),
+        "score_p99": float(np.quantile(scores, 0.99)),
+        "share_above_threshold": float(np.mean(scores >= weights.threshold)),
+    }
+    tags = {
+        "mmlw.data": table.name,
+        "mmlw.data_digest": hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest(),
+        "mmlw.data_from": str(pd.to_datetime(table.times[0], unit="s")),
+        "mmlw.data_to": str(pd.to_datetime(table.times[len(data) - 1], unit="s")),
+    }
+    example = frame.dropna().head(5)
+    ref = models.register(
+        spec.name, weights, example=example, params=params | settings, metrics=metrics, tags=tags, alias=alias
+    )
+    return ref, weights

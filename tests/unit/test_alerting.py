@@ -1,0 +1,65 @@
+"""When scores become an alert, and when it ends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream.alerting import AlertTable, Event
+from stream.topology import AlertRule
+
+
+def decide(rule: AlertRule, scores: list[float], *, threshold: float = 10.0) -> list[Event]:
+    n = len(scores)
+    table = AlertTable(rule)
+    return table.decide(
+        threshold,
+        np.zeros(n, np.int64),
+        np.arange(n, dtype=float),
+        np.array(scores),
+        np.arange(n),
+        np.zeros(n, np.int64),
+    )
+
+
+def kinds(events: list[Event]) -> list[tuple[int, str]]:
+    return [(event.index, event.kind.value) for event in events]
+
+
+def test_alert_opens_updates_and_closes() -> None:
+    events = decide(AlertRule(close_after=2), [1, 11, 25, 11, 1, 1, 1])
+    assert kinds(events) == [(1, "opened"), (2, "updated"), (5, "closed")]
+    assert (events[-1].episode.peak, events[-1].episode.readings, events[-1].episode.offset) == (25, 3, 1)
+
+
+def test_hold_waits_for_readings_in_a_row() -> None:
+    assert kinds(decide(AlertRule(hold=3), [11, 11, 1, 11, 11, 11])) == [(5, "opened")]
+
+
+def test_first_seen_is_the_first_of_the_run_that_opened_it() -> None:
+    [event] = decide(AlertRule(hold=2), [11, 1, 11, 11])
+    assert (event.episode.first_seen, event.episode.last_seen) == (2.0, 3.0)
+
+
+def test_hysteresis_keeps_it_open_just_below_the_threshold() -> None:
+    rule = AlertRule(close_after=1, hysteresis=0.2)
+    assert kinds(decide(rule, [11, 9, 8.5, 7.9])) == [(0, "opened"), (3, "closed")]
+
+
+def test_cooldown_keeps_it_closed() -> None:
+    rule = AlertRule(close_after=1, cooldown=3)
+    assert kinds(decide(rule, [11, 1, 11, 11, 11])) == [(0, "opened"), (1, "closed"), (4, "opened")]
+
+
+def test_severity_only_rises_while_open() -> None:
+    rule = AlertRule(severities={"low": 1.0, "high": 2.0, "worst": 4.0})
+    assert kinds(decide(rule, [45, 21, 11])) == [(0, "opened")]
+
+
+def test_keys_do_not_mix() -> None:
+    table = AlertTable(AlertRule(hold=2))
+    slots = np.array([0, 1, 0, 1])
+    events = table.decide(
+        10.0, slots, np.arange(4.0), np.array([11.0, 11, 1, 11]), np.arange(4), np.zeros(4, np.int64)
+    )
+    assert kinds(events) == [(3, "opened")]
+    assert table.open_slots().tolist() == [1]
