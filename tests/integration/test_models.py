@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import mlflow
 import mlflow.artifacts
@@ -26,7 +27,7 @@ import pytest
 
 from detectors import registry as kinds
 from detectors.base import Floats, Slots, Weights
-from stream.errors import ConfigError, ModelNotFound, ModelRejected, RegistryUnreachable
+from stream.errors import ConfigError, ModelError, ModelNotFound, ModelRejected, RegistryUnreachable
 from stream.models import ModelRef, ModelUri, Registry, build, parse_uri
 from stream.weights import ARRAYS_FILE, HEADER_FILE, write_weights
 
@@ -472,6 +473,18 @@ def test_file_that_is_no_database_is_said_at_once(tmp_path: Path) -> None:
         Registry(f"sqlite:///{tmp_path}/registry.db/inside.db").names()
 
 
+def test_damaged_database_is_said_at_once_and_a_mended_one_opens(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    whole = empty_database.read_bytes()
+    (tmp_path / "registry.db").write_bytes(whole[: len(whole) // 2])
+    models = Registry(f"sqlite:///{tmp_path}/registry.db")
+    with pytest.raises(RegistryUnreachable, match="does not answer: database disk image is malformed"):
+        models.names()
+    (tmp_path / "registry.db").write_bytes(whole)
+    assert models.names() == ()
+
+
 def test_threads_may_register_at_once(models: Registry) -> None:
     with ThreadPoolExecutor(4) as pool:
         refs = list(pool.map(lambda shift: register(models, toy(mean=(shift, 40.0))), [1.0, 2.0, 3.0, 4.0]))
@@ -484,7 +497,7 @@ import sys
 import numpy as np, pandas as pd
 import stream.models, stream.trial
 from detectors.base import Weights
-assert not {name for name in sys.modules if name.split(".")[0] in ("mlflow", "sqlalchemy")}, "imported too early"
+assert not {name for name in sys.modules if name.split(".")[0] == "mlflow"}, "imported too early"
 
 class Toy:
     def __init__(self, weights):
@@ -562,7 +575,7 @@ def server(tmp_path: Path, empty_database: Path) -> Iterator[tuple[str, subproce
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if "Application startup complete" in line:
+            if "Uvicorn running on" in line:
                 break
         else:
             pytest.fail("the server did not start:\n" + "".join(lines))
@@ -610,6 +623,40 @@ def test_server_registers_resolves_loads_and_is_missed(
     with pytest.raises(RegistryUnreachable) as caught:
         models.resolve("models:/pump-toy@champion")
     assert str(caught.value) == f"model registry {uri} does not answer: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "text"),
+    [
+        ("401 Unauthorized", ModelError, "refused: .*error code 401"),
+        ("403 Forbidden", ModelError, "refused: .*error code 403"),
+        ("404 Not Found", RegistryUnreachable, "does not answer: .*error code 404"),
+        ("503 Service Unavailable", RegistryUnreachable, "does not answer: too many 503 error responses"),
+        ("200 OK", RegistryUnreachable, "does not answer: .*not in a valid JSON format"),
+    ],
+)
+def test_server_that_is_no_registry_or_refuses_is_told_apart(
+    status: str, error: type[Exception], text: str
+) -> None:
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        start(status, [("Content-Type", "text/html"), ("Content-Length", "2")])
+        return [b"no"]
+
+    with make_server("127.0.0.1", 0, answer, handler_class=SilentHandler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(error, match=text) as caught:
+                Registry(f"http://127.0.0.1:{other.server_port}").resolve("models:/pump-toy@champion")
+            assert type(caught.value) is error
+        finally:
+            other.shutdown()
+            thread.join()
+
+
+class SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
 
 
 def test_silent_server_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
