@@ -107,7 +107,13 @@ class Checkpoint:
             raise CheckpointError(f"{path}: cannot be read: {error}. Move it away to start over") from error
 
     def load(self) -> Saved:
-        """Everything that was committed."""
+        """Everything that was committed. Raises CheckpointError on damage."""
+        try:
+            return self._load()
+        except (sqlite3.Error, ValueError) as error:
+            raise CheckpointError(f"{self.path}: is damaged: {error}. Move it away to start over") from error
+
+    def _load(self) -> Saved:
         meta = self._meta()
         saved = Saved(paused=meta.get("paused") == "1")
         saved.position = StreamPosition(int(meta.get("last_offset", -1)), meta.get("fingerprint", ""))

@@ -40,10 +40,10 @@ def main() -> None:
     except BaseExceptionGroup as group:
         from stream.runtimes.local import first_error
 
-        error = first_error(group)
-        if not isinstance(error, MmlwError):
+        first = first_error(group)
+        if not isinstance(first, MmlwError):
             raise
-        _fail(error)
+        _fail(first)
     except MmlwError as error:
         _fail(error)
 

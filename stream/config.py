@@ -79,6 +79,12 @@ def _load_python(path: Path) -> tuple[Topology, ...]:
     by_id = {id(value): value for value in names.values()}
     if not found:
         raise ConfigError([Problem(str(path), "defines no Topology; write: topology = Topology(name=…, …)")])
+    for key in found:
+        reader = _Reader()  # Python does not check what a struct is given; reading it back does
+        reader.read(Topology, _plain(by_id[key]), "")
+        if reader.problems:
+            name = by_id[key].name
+            raise ConfigError([Problem(f"{path}: {name}: {p.place}", p.message) for p in reader.problems])
     return tuple(by_id[key] for key in found)
 
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.live import Live
 
@@ -18,7 +19,7 @@ from stream.embedded import Job, run
 from stream.errors import ConfigError, Problem
 from stream.report import write_report
 from stream.tables import Table, read_csv
-from stream.topology import AlertRule, Sensor, Source, Topology
+from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["run_try", "starter_topology"]
 
@@ -63,17 +64,20 @@ def starter_topology(table: Table) -> Topology:
     name = re.sub(r"[^a-z0-9_-]+", "_", table.name.lower()).strip("_-")[:64] or "mine"
     per_machine = len(table.times) // max(len(set(table.machines)), 1)
     warmup = max(10, min(200, per_machine // 10))
-    adaptive_z: type[Detector] = registry.ONLINE["adaptive_z"]
-    detectors: dict[str, Detector] = {
-        "spike": adaptive_z(half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
-    }  # type: ignore[call-arg]
+    detectors: dict[str, Detector | RegistryModel] = {
+        "spike": _recipe("adaptive_z", half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
+    }
     if len(table.sensors) > 1:
-        trees: type[Detector] = registry.ONLINE["half_space_trees"]
-        detectors["together"] = trees(window_size=max(50, min(500, per_machine // 8)))  # type: ignore[call-arg]
+        window = max(50, min(500, per_machine // 8))
+        detectors["together"] = _recipe("half_space_trees", window_size=window)
     return Topology(
         name=name,
         description=f"Started from {table.name}",
         source=Source(sensors=tuple(Sensor(sensor) for sensor in table.sensors)),
-        detectors=dict(detectors),
+        detectors=detectors,
         alert=AlertRule(hold=2, close_after=5),
     )
+
+
+def _recipe(kind: str, **settings: object) -> Detector:
+    return msgspec.convert(settings, registry.ONLINE[kind])

@@ -16,6 +16,8 @@ from detectors.base import Detector, TrainableDetector
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 
 __all__ = [
+    "CONTROL_EXCHANGE",
+    "DEADLETTER_EXCHANGE",
     "AlertRule",
     "Bytes",
     "Fields",

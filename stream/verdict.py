@@ -17,7 +17,7 @@ __all__ = ["flagged", "quality_rows"]
 def quality_rows(
     series: Series, episodes: Sequence[Episode], labels: NDArray[np.bool_] | None, *, skip: int = 0
 ) -> list[Mapping[str, str]]:
-    """One row of a table for every detector; none without labels of both kinds. The first `skip` rows do not count."""
+    """A row of a table for every detector, without the first `skip` readings; none without labels of both kinds."""
     if labels is None or len(labels) != len(series.times) or labels[skip:].all() or not labels[skip:].any():
         return []
     rows: list[Mapping[str, str]] = []
@@ -29,8 +29,8 @@ def quality_rows(
             {
                 "detector": name,
                 "ROC AUC": f"{quality.roc_auc(labels[skip:], scores[skip:]):.3f}",
-                "events found": f"{found.recall:.0%} of {found.n_events}",
-                "alerts that were right": f"{found.precision:.0%} of {found.n_alerts}",
+                "events found": f"{found.found} of {found.events}",
+                "alerts that were right": f"{found.episodes - found.false_alarms} of {found.episodes}",
                 "event F1": f"{found.f1:.2f}",
                 "false alarms a day": f"{found.false_alarms_per_day:.2f}",
                 "rows found": f"{hits.sum() / labels[skip:].sum():.0%}",

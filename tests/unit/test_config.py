@@ -1,0 +1,189 @@
+"""Topology files: equal objects from YAML and Python, and every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detectors import registry
+from stream.config import dump_yaml, load, load_all
+from stream.errors import ConfigError
+from stream.graph import mermaid
+from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+
+SHIPPED = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[2] / "topologies").iterdir()
+    if path.suffix in (".yaml", ".py") and path.name != "__init__.py"
+)
+
+YAML = """
+name: pumps
+source:
+  sensors: [pressure, {name: flow, unit: l/min, minimum: 0, maximum: 2000}]
+  keep_age: 3d
+  keep_bytes: 2GB
+  linger: 5ms
+detectors:
+  spike: {kind: adaptive_z, half_life: 500, threshold: 8}
+  trees: {river: HalfSpaceTrees, settings: {n_trees: 5}}
+  type:
+    model: models:/pump-pca@champion
+    fit: {kind: pca}
+alert: {hold: 2, cooldown: 10m, severities: {low: 1.0, high: 3}}
+operators: [ann]
+"""
+PYTHON = """
+from detectors import registry
+from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+
+topology = Topology(
+    name="pumps",
+    source=Source(
+        sensors=("pressure", Sensor("flow", unit="l/min", minimum=0, maximum=2000)),
+        keep_age=3 * 86400, keep_bytes=2_000_000_000, linger=0.005,
+    ),
+    detectors={
+        "spike": registry.ONLINE["adaptive_z"](half_life=500, threshold=8),
+        "trees": registry.ONLINE["river"](river="HalfSpaceTrees", settings={"n_trees": 5}),
+        "type": RegistryModel(model="models:/pump-pca@champion", fit=registry.TRAINABLE["pca"]()),
+    },
+    alert=AlertRule(hold=2, cooldown=600, severities={"low": 1.0, "high": 3}),
+    operators=("ann",),
+)
+"""
+
+
+def problems(tmp_path: Path, text: str, name: str = "t.yaml") -> list[str]:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_all(path)
+    return [str(problem).removeprefix(f"{path}") for problem in caught.value.problems]
+
+
+def test_yaml_and_python_load_as_equal_objects(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(YAML)
+    (tmp_path / "t.py").write_text(PYTHON)
+    assert load(tmp_path / "t.yaml") == load(tmp_path / "t.py")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_topology_survives_a_round_trip_through_yaml(path: Path, tmp_path: Path) -> None:
+    for topology in load_all(path):
+        (tmp_path / "copy.yaml").write_text(dump_yaml(topology))
+        assert load(tmp_path / "copy.yaml") == topology
+
+
+def test_three_topologies_are_shipped() -> None:
+    assert {"water_flow.yaml", "shuttle.yaml", "pump_line.py"} <= {path.name for path in SHIPPED}
+
+
+def test_every_problem_is_reported_at_once_with_line_place_and_remedy(tmp_path: Path) -> None:
+    text = """\
+name: Pumps!
+sorce: {}
+source:
+  sensors: [a, {name: b, minimum: 9, maximum: 1}]
+  max_batch: none
+  linger: 5 parsecs
+detectors:
+  spike:
+    kind: adaptive_z
+    warmpu: 100
+  tree: {kind: half_space_tree}
+  odd: {}
+  both: {kind: adaptive_z, model: models:/x@y}
+  batch: {model: "models/x"}
+  fit: {model: models:/x@y, fit: {kind: pcb}}
+  adaptive: {kind: adaptive_z, half_life: -3}
+alert: {hold: 0}
+"""
+    found = problems(tmp_path, text)
+    expected = [
+        ':2: sorce: unknown setting "sorce". Did you mean "source"?',
+        ':4: source.sensors.1: sensor "b": minimum must be below maximum',
+        ":5: source.max_batch: Expected int, got str",
+        ":6: source.linger: Expected float, got str",
+        ':10: detectors.spike.warmpu: unknown setting "warmpu". Did you mean "warmup"?',
+        ':11: detectors.tree.kind: unknown kind "half_space_tree". Did you mean "half_space_trees"?',
+        ":12: detectors.odd: say exactly one of kind:",
+        ":13: detectors.both: say exactly one of kind:",
+        ':14: detectors.batch.model: "models/x" is not a model address',
+        ':15: detectors.fit.fit.kind: unknown kind "pcb". Did you mean "pca"?',
+        ":16: detectors.adaptive.half_life: Expected float > 0.0",
+        ":17: alert.hold: Expected int >= 1",
+    ]
+    for line in expected:
+        assert any(item.startswith(line) for item in found), f"{line} not in {found}"
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ": expected settings (a mapping), found nothing"),
+        ("[1]", ": expected settings (a mapping), found a list"),
+        ("a: b: c", ":1: is not valid YAML"),
+        (
+            "name: x\nname: y\nsource: {sensors: [a]}\ndetectors: {d: {kind: adaptive_z}}",
+            ":2: name: is written twice",
+        ),
+        ("source: {sensors: [a]}\ndetectors: {d: {kind: adaptive_z}}", 'the setting "name" is missing'),
+        ("name: x\nsource: {sensors: []}\ndetectors: {d: {kind: adaptive_z}}", "name at least one sensor"),
+        ("name: x\nsource: {sensors: [a, a]}\ndetectors: {d: {kind: adaptive_z}}", "named twice: a"),
+        ("name: x\nsource: {sensors: [a]}\ndetectors: {}", "declare at least one detector"),
+        (
+            "name: X\nsource: {sensors: [a]}\ndetectors: {d: {kind: adaptive_z}}",
+            'name: "X" must be lower-case',
+        ),
+        (
+            "name: x\nsource: {sensors: [a], layout: narrow}\ndetectors: {d: {kind: adaptive_z}}",
+            'the narrow layout needs "{sensor}"',
+        ),
+        ("name: x\nsource: {sensors: [a]}\ndetectors: {d: {river: HalfSpaceTree}}", "HalfSpaceTrees"),
+    ],
+)
+def test_problem_says_what_and_where(tmp_path: Path, text: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems(tmp_path, text))
+
+
+def test_python_topology_is_checked_as_strictly_as_yaml(tmp_path: Path) -> None:
+    text = PYTHON.replace("half_life=500", "half_life=-1").replace("hold=2", "hold=0")
+    found = problems(tmp_path, text, "t.py")
+    assert any("detectors.spike.half_life" in problem for problem in found)
+    assert any("alert.hold" in problem for problem in found)
+
+
+def test_python_file_that_cannot_be_used_is_one_problem(tmp_path: Path) -> None:
+    assert problems(tmp_path, "1 / 0", "t.py") == [": could not be run: ZeroDivisionError: division by zero"]
+    assert "defines no Topology" in problems(tmp_path, "x = 1", "t.py")[0]
+
+
+def test_missing_file_suggests_a_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "pumps.yaml").write_text(YAML)
+    with pytest.raises(ConfigError, match=r'no such file. Did you mean "pumps.yaml"'):
+        load(tmp_path / "pump.yaml")
+
+
+def test_graph_names_every_part() -> None:
+    topology = Topology(
+        name="x",
+        source=Source(sensors=(Sensor("a"),)),
+        detectors={
+            "online": registry.ONLINE["adaptive_z"](),
+            "batch": RegistryModel(model="models:/m@champion"),
+        },
+        alert=AlertRule(hold=2),
+    )
+    text = mermaid(topology)
+    for part in (
+        "flowchart LR",
+        "mmlw.sensors",
+        "online",
+        "models:/m@champion",
+        "open after 2",
+        "mmlw.alerts",
+    ):
+        assert part in text
