@@ -6,19 +6,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from detectors.base import Detector, Model, TrainableDetector, Weights
+from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
+from detectors.isolation import IsolationForest
+from detectors.river import River
 from detectors.statistical import AdaptiveZ
+from detectors.subspace import PCA
 
 __all__ = ["ONLINE", "TRAINABLE", "load"]
 
 ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
-    {kind.kind: kind for kind in (AdaptiveZ, HalfSpaceTrees)}
+    {recipe.kind: recipe for recipe in (AdaptiveZ, HalfSpaceTrees, River)}
 )
-TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType({})
+TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
+    {recipe.kind: recipe for recipe in (EllipticEnvelope, IsolationForest, PCA)}
+)
 
 
 def load(weights: Weights) -> Model:
-    """The model that weights describe. Raises ValueError on an unknown kind and on weights that do not fit."""
+    """The model that weights describe. Raises ValueError on an unknown kind and on weights that do not fit.
+
+    >>> load(Weights("oracle", ("x",), 1.0, {}, {}))
+    Traceback (most recent call last):
+    ValueError: unknown kind of model "oracle"; known: elliptic_envelope, isolation_forest, pca
+    """
     if weights.kind not in TRAINABLE:
         raise ValueError(f'unknown kind of model "{weights.kind}"; known: {", ".join(sorted(TRAINABLE))}')
     return TRAINABLE[weights.kind].load(weights)
