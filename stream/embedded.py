@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ async def _play(
         exhausted = False
         while not exhausted or worker.next_offset(name) < sent:
             if not exhausted and sent - worker.next_offset(name) < _LEAD:
-                count = await publish(broker, (m for m, _ in zip(source, range(2000), strict=False)))
+                count = await publish(broker, itertools.islice(source, 2000))
                 sent += count
                 exhausted = count == 0
             else:

@@ -136,7 +136,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     with opened(path) as checkpoint:
         checkpoint.commit(changes([0], state(1)))
     database = sqlite3.connect(path)
-    database.execute("UPDATE state SET row = CAST(X'00' || substr(row, 2) AS BLOB)")
+    database.execute("UPDATE state SET row = CAST(X'FF' || substr(row, 2) AS BLOB)")
     database.commit()
     database.close()
     with pytest.raises(CheckpointError, match='state of "m0" is damaged'):

@@ -1,0 +1,361 @@
+"""The embedded broker: RabbitMQ's semantics inside one process, for use without a server.
+
+Topic exchanges, streams read by offset, classic queues with redelivery, reply queues, the default exchange,
+mandatory publishing, prefetch. Several connections share one `MemoryServer`; all live in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self
+
+from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
+from stream.errors import BrokerRefused, BrokerUnreachable, Unroutable
+
+__all__ = ["MemoryBroker", "MemoryServer", "topic_matches"]
+
+
+def topic_matches(pattern: str, routing_key: str) -> bool:
+    """Whether a binding pattern takes a routing key: `*` stands for one word, `#` for any number of words.
+
+    >>> topic_matches("sensor.*.#", "sensor.pump-1")
+    True
+    """
+    return _matches(pattern.split("."), routing_key.split(".") if routing_key else [])
+
+
+def _matches(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_matches(pattern[1:], words[i:]) for i in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])
+
+
+_Entry = tuple[float, Message, str]
+"""When a message came, the message, and who published it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Store:
+    """A queue's messages: a stream keeps them, with `first` the offset of the oldest; a queue hands them out."""
+
+    queue: Queue
+    owner: MemoryBroker | None = None
+    messages: list[_Entry] = field(default_factory=list)
+    head: int = 0
+    """Index of the oldest message: what lies before it is forgotten and removed now and then."""
+    first: int = 0
+    size: int = 0
+    readers: set[_Intake] = field(default_factory=set)
+
+    def wake(self) -> None:
+        for reader in self.readers:
+            reader.arrived.set()
+
+
+class MemoryServer:
+    """What connections share: exchanges, bindings, queues. `now` gives seconds for ages and expirations."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._bindings: dict[str, dict[tuple[str, str], None]] = {}
+        self._stores: dict[str, _Store] = {}
+        self._routes: dict[tuple[str, str], tuple[_Store, ...]] = {}
+        self._brokers: set[MemoryBroker] = set()
+
+    def drop_connections(self) -> None:
+        """Cut every connection, as a network would: each use of them raises BrokerUnreachable from now on."""
+        for broker in tuple(self._brokers):
+            self.leave(broker)
+
+    def store(self, name: str) -> _Store:
+        """A queue by name. Raises BrokerRefused."""
+        if name not in self._stores:
+            raise BrokerRefused(f'queue "{name}" is missing; declare it first')
+        return self._stores[name]
+
+    def join(self, broker: MemoryBroker) -> None:
+        """A connection begins."""
+        self._brokers.add(broker)
+
+    def leave(self, broker: MemoryBroker) -> None:
+        """A connection ends: its reply queues go, what it had not acknowledged goes back."""
+        self._brokers.discard(broker)
+        broker.connected = False
+        for store in list(self._stores.values()):
+            for reader in [r for r in store.readers if r.broker is broker]:
+                reader.settle()
+                reader.arrived.set()
+            if store.owner is broker:
+                self._remove(store)
+
+    def _remove(self, store: _Store) -> None:
+        del self._stores[store.queue.name]
+        for bindings in self._bindings.values():
+            for key in [key for key in bindings if key[0] == store.queue.name]:
+                del bindings[key]
+        self._routes.clear()
+
+    def declare(self, plan: Plan, broker: MemoryBroker) -> None:
+        """Make what the plan names. Raises BrokerRefused on a conflict."""
+        for exchange in plan.exchanges:
+            self._bindings.setdefault(exchange.name, {})
+        for queue in plan.queues:
+            store = self._stores.get(queue.name)
+            if store is None:
+                owner = broker if queue.kind == "reply" else None
+                self._stores[queue.name] = _Store(queue, owner)
+            elif store.queue.kind != queue.kind or (queue.kind == "stream" and store.queue != queue):
+                raise BrokerRefused(
+                    f'queue "{queue.name}" exists with other settings; delete it, or use its settings'
+                )
+        for binding in plan.bindings:
+            if binding.exchange not in self._bindings or binding.queue not in self._stores:
+                raise BrokerRefused(
+                    f'cannot bind "{binding.queue}" to "{binding.exchange}": one of them is missing'
+                )
+            self._bindings[binding.exchange][binding.queue, binding.pattern] = None
+        self._routes.clear()
+
+    def check(self, plan: Plan) -> None:
+        """Raises BrokerRefused naming what is missing."""
+        hint = "declare it on the broker, or run with declare: true"
+        for exchange in plan.exchanges:
+            if exchange.name not in self._bindings:
+                raise BrokerRefused(f'exchange "{exchange.name}" is missing; {hint}')
+        for queue in plan.queues:
+            if queue.name not in self._stores:
+                raise BrokerRefused(f'queue "{queue.name}" is missing; {hint}')
+
+    def _route(self, exchange: str, routing_key: str) -> tuple[_Store, ...]:
+        if not exchange:
+            store = self._stores.get(routing_key)
+            return (store,) if store else ()
+        if exchange not in self._bindings:
+            raise BrokerRefused(f'exchange "{exchange}" is missing')
+        key = (exchange, routing_key)
+        found = self._routes.get(key)
+        if found is None:
+            names = dict.fromkeys(
+                q for q, pattern in self._bindings[exchange] if topic_matches(pattern, routing_key)
+            )
+            found = tuple(self._stores[name] for name in names)
+            if len(self._routes) > 100_000:
+                self._routes.clear()
+            self._routes[key] = found
+        return found
+
+    def publish(self, messages: Sequence[Message], user: str) -> Message | None:
+        """Store all; returns the first that no queue took, if any."""
+        lost: Message | None = None
+        woken: dict[int, _Store] = {}
+        now = self.now()
+        for message in messages:
+            stores = self._route(message.exchange, message.routing_key)
+            if not stores and lost is None:
+                lost = message
+            for store in stores:
+                store.messages.append((now, message, user))
+                store.size += len(message.body)
+                woken[id(store)] = store
+        for store in woken.values():
+            self._retain(store, now)
+            store.wake()
+        return lost
+
+    def _retain(self, store: _Store, now: float) -> None:
+        """A stream forgets its oldest messages, by bytes and by age; the newest always stays."""
+        queue, messages = store.queue, store.messages
+        if queue.kind != "stream":
+            return
+        while len(messages) - store.head > 1 and (
+            (queue.max_bytes is not None and store.size > queue.max_bytes)
+            or (queue.max_age is not None and now - messages[store.head][0] > queue.max_age)
+        ):
+            store.size -= len(messages[store.head][1].body)
+            store.head += 1
+            store.first += 1
+        if store.head > 1000 and store.head > len(messages) // 2:
+            del messages[: store.head]
+            store.head = 0
+
+
+class _Intake:
+    """Deliveries of one queue to one connection."""
+
+    def __init__(self, broker: MemoryBroker, store: _Store, offset: int | None, prefetch: int) -> None:
+        self.broker = broker
+        self.arrived = asyncio.Event()
+        self._store = store
+        self._stream = store.queue.kind == "stream"
+        self._next = offset or 0
+        self._prefetch = prefetch
+        self._tag = 0
+        self._unacked: deque[tuple[int, _Entry]] = deque()
+        self._open = True
+        store.readers.add(self)
+
+    async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
+        """See `Intake`."""
+        found = await self._wait(most, timeout)
+        if found and len(found) < most and linger > 0:
+            now = asyncio.get_running_loop().time
+            deadline = now() + linger
+            while len(found) < most and (more := await self._wait(most - len(found), deadline - now())):
+                found += more
+        return found
+
+    async def _wait(self, most: int, timeout: float) -> list[Delivery]:
+        self._check()
+        found = self._take(most)
+        if found or timeout <= 0:
+            await asyncio.sleep(0)
+            return found
+        try:
+            async with asyncio.timeout(timeout):
+                while not found:
+                    self.arrived.clear()
+                    await self.arrived.wait()
+                    self._check()
+                    found = self._take(most)
+        except TimeoutError:
+            return []
+        return found
+
+    async def ack(self, tag: int) -> None:
+        """See `Intake`."""
+        self._check()
+        while self._unacked and self._unacked[0][0] <= tag:
+            self._unacked.popleft()
+        self.arrived.set()
+
+    async def end(self) -> int:
+        """See `Intake`."""
+        self._check()
+        store = self._store
+        ready = len(store.messages) - store.head
+        return store.first + ready if self._stream else ready
+
+    async def close(self) -> None:
+        """See `Intake`."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Stop; a queue gets back, in front, what was not acknowledged."""
+        if not self._open:
+            return
+        self._open = False
+        store = self._store
+        store.readers.discard(self)
+        if not self._stream and self._unacked:
+            del store.messages[: store.head]
+            store.head = 0
+            store.messages[:0] = [entry for _, entry in self._unacked]
+            store.wake()
+        self._unacked.clear()
+
+    def _check(self) -> None:
+        if not self.broker.connected:
+            raise BrokerUnreachable("the connection to the embedded broker was lost")
+        if not self._open:
+            raise BrokerUnreachable("this intake was closed")
+
+    def _take(self, most: int) -> list[Delivery]:
+        store = self._store
+        most = min(most, self._prefetch - len(self._unacked))
+        now = self.broker.server.now()
+        entries: list[_Entry]
+        if self._stream:
+            self._next = max(self._next, store.first)
+            start = store.head + self._next - store.first
+            entries = store.messages[start : start + max(most, 0)]
+            first = self._next
+            self._next += len(entries)
+        else:
+            entries, first = [], -1
+            while len(entries) < most and store.head < len(store.messages):
+                entry = store.messages[store.head]
+                store.head += 1
+                if entry[1].expiration is None or now <= entry[0] + entry[1].expiration:
+                    entries.append(entry)
+            if store.head > 1000:
+                del store.messages[: store.head]
+                store.head = 0
+        deliveries = []
+        received = time.monotonic()
+        for number, entry in enumerate(entries):
+            self._tag += 1
+            self._unacked.append((self._tag, entry))
+            deliveries.append(_delivery(entry, first + number if self._stream else -1, self._tag, received))
+        return deliveries
+
+
+def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery:
+    _, message, user = entry
+    return Delivery(
+        body=message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        offset=offset,
+        tag=tag,
+        received=received,
+        content_type=message.content_type,
+        headers=message.headers,
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        user_id=user,
+    )
+
+
+class MemoryBroker:
+    """A connection to a `MemoryServer` as `user` (which receivers see as the verified `user_id`)."""
+
+    def __init__(self, server: MemoryServer, *, user: str = "local") -> None:
+        self.server = server
+        self.connected = False
+        self._user = user
+
+    async def __aenter__(self) -> Self:
+        self.connected = True
+        self.server.join(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.server.leave(self)
+
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
+        """See `Broker`."""
+        self._check()
+        if mode == "declare":
+            self.server.declare(plan, self)
+        else:
+            self.server.check(plan)
+
+    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+        """See `Broker`. A reply queue is made by consuming it."""
+        self._check()
+        if queue.kind == "reply":
+            self.server.declare(Plan(queues=(queue,)), self)
+        return _Intake(self, self.server.store(queue.name), offset, prefetch)
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """See `Broker`."""
+        self._check()
+        lost = self.server.publish(messages, self._user)
+        await asyncio.sleep(0)
+        if lost is not None:
+            where = f'exchange "{lost.exchange}"' if lost.exchange else "the default exchange"
+            raise Unroutable(f'{where}: no queue takes "{lost.routing_key}"; bind one')
+
+    def _check(self) -> None:
+        if not self.connected:
+            raise BrokerUnreachable("not connected to the embedded broker")
