@@ -51,9 +51,9 @@ class SensorReason(msgspec.Struct, frozen=True):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The machine's last readings up to the event: RFC 3339 times, and one list per sensor (null: missing)."""
+    """The machine's last readings up to the event: epoch seconds, and a list per sensor (null: missing)."""
 
-    times: list[str]
+    times: list[float]
     values: dict[str, list[float | None]]
 
 

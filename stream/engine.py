@@ -84,6 +84,8 @@ class Engine:
         self.consuming = False
         self.started = False
         """True once readings were read: before that, a failure is a matter of configuration."""
+        self.batches = 0
+        """Batches committed."""
         self.lag = 0
         self._whole = saved.whole
         self._broker = broker
@@ -116,10 +118,12 @@ class Engine:
                 if self.paused:
                     await asyncio.sleep(_IDLE)
                     continue
-                if deliveries:
-                    await self._batch(intake, deliveries)
                 most = 1 if self._single > 0 else source.max_batch
-                deliveries = await intake.receive(most, source.linger, _IDLE)
+                if not deliveries:
+                    deliveries = await intake.receive(most, source.linger, _IDLE)
+                if deliveries:
+                    await self._batch(intake, deliveries[:most])
+                    deliveries = deliveries[most:]
             await intake.close()
         finally:
             self.consuming = False
@@ -191,6 +195,7 @@ class Engine:
         position = StreamPosition(last.offset, _fingerprint(last))
         await self._save(Changes(position, slots.tolist(), machines, self.scorer.components(slots)))
         self._whole = False
+        self.batches += 1
 
     async def _save(self, changes: Changes) -> None:
         before = self._clock.monotonic()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from stream.alerts import rfc3339
 from stream.brokers.base import Broker, Message
@@ -38,19 +37,15 @@ def messages(
     encode = msgspec.json.encode if form == "json" else msgspec.msgpack.encode
     for start, stop in _runs(table, rows):
         who = machine or table.machines[start]
-        values = table.values[start:stop]
-        times = [
-            rfc3339(t) for t in (np.full(stop - start, time.time()) if restamp else table.times[start:stop])
-        ]
-        columns = {
-            name: [None if np.isnan(v) else v for v in values[:, j].tolist()]
-            for j, name in enumerate(table.sensors)
-        }
+        moments = [time.time()] * (stop - start) if restamp else table.times[start:stop].tolist()
         if rows == 1:
-            single = {name: column[0] for name, column in columns.items() if column[0] is not None}
-            body: object = {"machine": who, "time": times[0], "values": single}
+            pairs = zip(table.sensors, table.values[start].tolist(), strict=True)
+            values: object = {name: value for name, value in pairs if value == value}  # NaN: not sent
+            body = {"machine": who, "time": rfc3339(moments[0]), "values": values}
         else:
-            body = {"machine": who, "time": times, "values": columns}
+            columns = zip(table.sensors, table.values[start:stop].T.tolist(), strict=True)
+            values = {name: [v if v == v else None for v in column] for name, column in columns}
+            body = {"machine": who, "time": [rfc3339(moment) for moment in moments], "values": values}
         yield Message(
             exchange=exchange,
             routing_key=f"sensor.{_WORD.sub('_', who)}.readings",

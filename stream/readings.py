@@ -75,6 +75,7 @@ class Decoder:
         self._now = now
         self._names = source.names
         self._index = {name: i for i, name in enumerate(self._names)}
+        self._words: dict[tuple[str, str], str | None] = {}
         self._key_words = source.routing_key.split(".")
         self._earliest = epoch_seconds(source.earliest)
         fields = source.fields
@@ -184,7 +185,16 @@ class Decoder:
 
     def _word(self, delivery: Delivery, name: str) -> str | None:
         """The word of the routing key at a placeholder, None where the key has another form."""
-        words = delivery.routing_key.split(".")
+        key = delivery.routing_key
+        known: str | None = self._words.get((name, key), _MISSING)
+        if known is _MISSING:
+            if len(self._words) >= _MOST_KEYS:
+                self._words.clear()
+            known = self._words[name, key] = self._find_word(key, name)
+        return known
+
+    def _find_word(self, key: str, name: str) -> str | None:
+        words = key.split(".")
         if name not in self._key_words or len(words) != len(self._key_words):
             return None
         for word, wanted in zip(words, self._key_words, strict=True):
@@ -239,6 +249,8 @@ class Decoder:
 
 
 _MISSING: Any = object()
+_MOST_KEYS = 100_000
+"""Routing keys remembered at a time: bounds memory."""
 
 
 def epoch_seconds(time: object) -> float:

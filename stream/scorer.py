@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Detector, Floats, Model, Rows, Slots
+from detectors.base import Contributions, Detector, Floats, Model, Rows, Slots
 from detectors.features import RecentWindow
 from stream.alerting import AlertTable, Event, severity
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
@@ -115,16 +115,22 @@ class Scorer:
         if self._aligner is not None:
             batch, slots, offsets, refused = self._align(self._aligner, batch, slots, offsets)
         scores: dict[str, Floats] = {}
-        events: list[tuple[int, int, Lane, Event]] = []
+        events: list[tuple[int, int, Lane, Event, Contributions]] = []
         for order, lane in enumerate(self.lanes.values()):
             scores[lane.name] = self._score(lane, slots, batch)
             found = lane.alerts.decide(
                 lane.threshold, slots, batch.times, scores[lane.name], offsets, batch.rows
             )
-            events += [(event.index, order, lane, event) for event in found]
+            if found:
+                why = lane.model.contributions(np.array([event.index for event in found]))
+                events += [
+                    (event.index, order, lane, event, Contributions(why.shares[i], why.expected[i]))
+                    for i, event in enumerate(found)
+                ]
         events.sort(key=lambda item: item[:2])
         alerts = [
-            self._alert(lane, event, batch, slots, offsets, scores[lane.name]) for _, _, lane, event in events
+            self._alert(lane, event, why, batch, slots, offsets, float(scores[lane.name][event.index]))
+            for _, _, lane, event, why in events
         ]
         self._recent.push(slots, batch.values, batch.times)
         thresholds = {name: lane.threshold for name, lane in self.lanes.items()}
@@ -209,20 +215,16 @@ class Scorer:
         self,
         lane: Lane,
         event: Event,
+        why: Contributions,
         batch: Batch,
         slots: Slots,
         offsets: NDArray[np.int64],
-        scores: Floats,
+        score: float,
     ) -> Alert:
         i, episode = event.index, event.episode
         machine = batch.machines[i]
-        shares, expected = lane.model.contributions(np.array([i]))
-        reasons = [
-            SensorReason(name, _finite(value), _finite(norm), float(share))
-            for name, value, norm, share in zip(
-                self._names, batch.values[i], expected[0], shares[0], strict=True
-            )
-        ]
+        columns = (_plain(batch.values[i]), _plain(why.expected), why.shares.tolist())
+        reasons = [SensorReason(*parts) for parts in zip(self._names, *columns, strict=True)]
         reasons.sort(key=lambda reason: -abs(reason.share))
         times, window = self._recent.window(int(slots[i]), slots, batch.values, batch.times, i)
         here = (self._topology.name, machine, lane.name, 0)
@@ -235,21 +237,18 @@ class Scorer:
             machine=machine,
             detector=lane.name,
             severity=severity(self._topology.alert, lane.threshold, episode.peak),
-            score=float(scores[i]),
+            score=score,
             threshold=lane.threshold,
             peak_score=episode.peak,
             anomalous_readings=episode.readings,
             first_seen=rfc3339(episode.first_seen),
             last_seen=rfc3339(episode.last_seen),
             time=rfc3339(float(batch.times[i])),
-            reason=_sentence(lane, event, float(scores[i]), reasons),
+            reason=_sentence(lane, event, score, reasons),
             contributions=reasons,
             model=lane.info,
             position=Position(0, int(offsets[i]), int(batch.rows[i])),
-            window=Window(
-                [rfc3339(float(time)) for time in times],
-                {name: [_finite(v) for v in window[:, j]] for j, name in enumerate(self._names)},
-            ),
+            window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
         )
 
 
@@ -272,5 +271,9 @@ def _sentence(lane: Lane, event: Event, score: float, reasons: Sequence[SensorRe
     return f"{text} ({abs(top.share):.0%} of the deviation)."
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _plain(values: Floats) -> list[float | None]:
+    """Numbers as JSON has them: null where one is missing."""
+    plain: list[float | None] = values.tolist()
+    if np.isfinite(values).all():
+        return plain
+    return [value if value is not None and np.isfinite(value) else None for value in plain]

@@ -137,7 +137,6 @@ class Worker:
         deadline = self._clock.monotonic() + self._wait
         pauses = _pauses()
         while not stop.is_set():
-            began = self._clock.monotonic()
             try:
                 await self._run_once(lane, stop)
             except* (MmlwError, Poison) as group:
@@ -148,12 +147,13 @@ class Worker:
                     raise error from None
             else:
                 return
-            lane.engine = None
-            lane.single = isinstance(error, Poison)
+            progressed = lane.engine is not None and lane.engine.batches > 0
+            first = isinstance(error, Poison) and not lane.single
+            lane.engine, lane.single = None, isinstance(error, Poison)
             lane.metrics.restarted(_cause(error))
-            if self._clock.monotonic() - began > _BACKOFF[1]:
+            if progressed:
                 pauses = _pauses()
-            pause = 0.0 if lane.single else next(pauses)
+            pause = 0.0 if first else next(pauses)
             log.get().warning(
                 "topology_restarting", topology=lane.topology.name, cause=str(error), pause_s=round(pause, 2)
             )

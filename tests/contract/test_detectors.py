@@ -1,0 +1,143 @@
+"""Every detector keeps the model contract, and the contract's own checks catch models that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from detectors import registry
+from detectors.base import Floats, Slots
+from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
+from detectors.envelope import EllipticEnvelope
+from detectors.forest import HalfSpaceTrees
+from detectors.isolation import IsolationForest
+from detectors.river import River
+from detectors.statistical import AdaptiveZ, AdaptiveZModel
+from detectors.subspace import PCA
+
+SENSORS = ("pressure", "flow", "current")
+
+
+def _trained(kind: str) -> Build:
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(rng.normal(size=(300, 3)) + np.arange(3), columns=list(SENSORS))
+    weights = registry.TRAINABLE[kind]().fit(frame)
+    return lambda: registry.load(weights)
+
+
+ONLINE: dict[str, Build] = {
+    "adaptive_z": lambda: AdaptiveZ(warmup=5, half_life=20).build(SENSORS),
+    "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
+    "half_space_trees_unscaled": lambda: HalfSpaceTrees(
+        window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}
+    ).build(SENSORS),
+    "river_half_space_trees": lambda: River(
+        river="HalfSpaceTrees",
+        settings={"window_size": 20, "n_trees": 2, "height": 3},
+        scale="minmax",
+        warmup=5,
+    ).build(SENSORS),
+    "river_loda": lambda: River(river="LODA", settings={"n_random_cuts": 5}, warmup=5).build(SENSORS),
+    "river_lof": lambda: River(river="LocalOutlierFactor", settings={"n_neighbors": 3}, warmup=5).build(
+        SENSORS
+    ),
+    "river_svm": lambda: River(river="OneClassSVM", scale="standard", warmup=5).build(SENSORS),
+    "river_gaussian": lambda: River(
+        river="GaussianScorer", target="flow", settings={"grace_period": 5}, warmup=5
+    ).build(SENSORS),
+    "river_sad": lambda: River(river="StandardAbsoluteDeviation", target="flow", warmup=5).build(SENSORS),
+    "river_pad": lambda: River(river="PredictiveAnomalyDetection", target="flow", warmup=5).build(SENSORS),
+}
+TRAINED: dict[str, Build] = {
+    kind: _trained(kind) for kind in (IsolationForest.kind, PCA.kind, EllipticEnvelope.kind)
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize("build", ONLINE.values(), ids=ONLINE)
+def test_online_detector_keeps_the_contract(build: Build, check: Check) -> None:
+    check(build, 0)
+
+
+@pytest.mark.parametrize(
+    "check", [*CHECKS.values(), *TRAINED_CHECKS.values()], ids=[*CHECKS, *TRAINED_CHECKS]
+)
+@pytest.mark.parametrize("build", TRAINED.values(), ids=TRAINED)
+def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None:
+    check(build, 0)
+
+
+def test_every_kind_of_the_registry_is_checked() -> None:
+    assert set(registry.TRAINABLE) == set(TRAINED)
+    assert {"adaptive_z", "half_space_trees", "river"} == set(registry.ONLINE)
+    assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
+    assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())
+
+
+class _Broken(AdaptiveZModel):
+    def __init__(self) -> None:
+        super().__init__(AdaptiveZ(warmup=5), SENSORS)
+
+
+class _Negative(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        return super().score_learn(slots, values, times) - 1.0
+
+
+class _LooksAtTheBatch(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        return super().score_learn(slots, values, times) + len(slots)
+
+
+class _SharesKeys(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        return super().score_learn(np.zeros_like(slots), values, times)
+
+
+class _LooksAhead(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        return super().score_learn(slots, values, times) + (np.nanmean(values) > 100.0)
+
+
+class _WritesIntoValues(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        scores = super().score_learn(slots, values, times)
+        values[:] = 0.0
+        return scores
+
+
+class _LearnsOnlySmallSlots(_Broken):
+    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+        if (slots > 1000).any():
+            self._table["mean"][:] = 0.0
+        return super().score_learn(slots, values, times)
+
+
+BROKEN: dict[str, tuple[Callable[[], AdaptiveZModel], str]] = {
+    "negative": (_Negative, "scores_are_finite"),
+    "batch": (_LooksAtTheBatch, "splits_do_not_matter"),
+    "keys": (_SharesKeys, "keys_are_independent"),
+    "future": (_LooksAhead, "the_future_does_not_matter"),
+    "growth": (_LearnsOnlySmallSlots, "tables_grow"),
+}
+
+
+@pytest.mark.parametrize(("build", "check"), BROKEN.values(), ids=BROKEN)
+def test_checks_catch_a_broken_model(build: Build, check: str) -> None:
+    with pytest.raises(ContractBroken):
+        CHECKS[check](build, 0)
+    with pytest.raises(ContractBroken):
+        check_model(build)
+
+
+def test_checks_catch_a_model_that_writes_into_its_input() -> None:
+    with pytest.raises((ContractBroken, ValueError)):
+        CHECKS["inputs_are_left_alone"](_WritesIntoValues, 0)
+
+
+def test_checks_catch_a_trained_model_that_learns() -> None:
+    with pytest.raises(ContractBroken, match="nothing_is_learned"):
+        check_model(ONLINE["adaptive_z"], trained=True)

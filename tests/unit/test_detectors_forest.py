@@ -1,0 +1,81 @@
+"""Half-space trees: river's scores to the last bit, reasons from the same walk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from river import anomaly, preprocessing
+
+from detectors.base import Floats
+from detectors.forest import HalfSpaceTrees
+
+SENSORS = ("pressure", "flow", "a", "current")
+
+
+def _values(seed: int, missing: float) -> Floats:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(1200, 4)) * [1, 5, 0.1, 0] + [0, 20, 3, 7]
+    values[rng.integers(100, 1200, 20)] *= 3
+    hidden = rng.random(values.shape) < missing
+    hidden[0] = False
+    values[hidden] = np.nan
+    return values
+
+
+def _river_scores(detector: Any, values: Floats) -> Floats:
+    scores = []
+    for row in values:
+        features = {name: value for name, value in zip(SENSORS, row.tolist(), strict=True) if value == value}
+        scores.append(float(detector.score_one(features)))
+        detector.learn_one(features)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+@pytest.mark.parametrize("seed", [42, 7])
+def test_scores_equal_rivers_min_max_pipeline_bit_for_bit(seed: int, missing: float) -> None:
+    values = _values(seed, missing)
+    theirs = preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(
+        n_trees=10, height=6, window_size=100, seed=seed
+    )
+    model = HalfSpaceTrees(n_trees=10, height=6, window_size=100, seed=seed).build(SENSORS)
+    scores = model.score_learn(np.zeros(1200, np.int64), values, np.arange(1200.0))
+    assert np.array_equal(scores, _river_scores(theirs, values))
+    assert scores.max() > 0.5
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_scores_equal_rivers_own_limits_bit_for_bit(missing: float) -> None:
+    values = _values(1, missing)
+    limits = {"pressure": (-4.0, 4.0), "flow": (0.0, 60.0), "current": (0.0, 30.0)}
+    theirs = anomaly.HalfSpaceTrees(n_trees=7, height=8, window_size=50, seed=3, limits=limits)
+    recipe = HalfSpaceTrees(n_trees=7, height=8, window_size=50, seed=3, scale="none", limits=limits)
+    scores = recipe.build(SENSORS).score_learn(np.zeros(1200, np.int64), values, np.arange(1200.0))
+    assert np.array_equal(scores, _river_scores(theirs, values))
+
+
+def test_the_share_points_at_the_sensor_that_left_its_range() -> None:
+    rng = np.random.default_rng(0)
+    model = HalfSpaceTrees().build(SENSORS)
+    values = rng.normal(size=(1000, 4))
+    model.score_learn(np.zeros(1000, np.int64), values, np.arange(1000.0))
+    odd = np.array([[0.0, -9.0, 0.0, 0.0]])
+    score = model.score_learn(np.zeros(1, np.int64), odd, np.zeros(1))
+    shares, expected = model.contributions(np.array([0]))
+    assert score[0] > 0.5
+    assert shares[0].argmin() == 1
+    assert abs(expected[0]).max() < 0.5
+
+
+@pytest.mark.parametrize("limits", [{"a": [1, 1]}, {"a": [2, 1]}, {"a": [0, float("inf")]}])
+def test_limits_that_are_no_range_are_refused(limits: dict[str, list[float]]) -> None:
+    with pytest.raises(msgspec.ValidationError, match="lower limit"):
+        msgspec.convert({"limits": limits}, HalfSpaceTrees)
+
+
+def test_limits_of_an_unknown_sensor_are_refused() -> None:
+    with pytest.raises(ValueError, match='"speed" is not a sensor'):
+        HalfSpaceTrees(limits={"speed": (0.0, 1.0)}).build(SENSORS)
