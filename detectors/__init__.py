@@ -1,1 +1,38 @@
 """Anomaly detectors: arrays in, arrays out; no input or output, no clock, nothing of the stream."""
+
+from __future__ import annotations
+
+from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
+from detectors.checks import check_model
+from detectors.envelope import EllipticEnvelope
+from detectors.features import RecentWindow
+from detectors.forest import HalfSpaceTrees
+from detectors.isolation import IsolationForest
+from detectors.quality import EventQuality, event_quality, events, roc_auc
+from detectors.registry import ONLINE, TRAINABLE, load
+from detectors.river import River
+from detectors.statistical import AdaptiveZ
+from detectors.subspace import PCA
+
+__all__ = [
+    "ONLINE",
+    "PCA",
+    "TRAINABLE",
+    "AdaptiveZ",
+    "Contributions",
+    "Detector",
+    "EllipticEnvelope",
+    "EventQuality",
+    "HalfSpaceTrees",
+    "IsolationForest",
+    "Model",
+    "RecentWindow",
+    "River",
+    "TrainableDetector",
+    "Weights",
+    "check_model",
+    "event_quality",
+    "events",
+    "load",
+    "roc_auc",
+]

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.covariance import MinCovDet
 
 from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, checked, made, spread, training_matrix
@@ -51,6 +49,9 @@ class EllipticEnvelope(TrainableDetector, frozen=True, kw_only=True):
 
     def fit(self, frame: pd.DataFrame) -> Weights:
         """Train on complete rows, at least 20 and ten per sensor. Raises ValueError if there are fewer."""
+        from scipy import stats  # both take a second, which only training needs to pay
+        from sklearn.covariance import MinCovDet
+
         sensors, matrix = training_matrix(frame, max(20, 10 * frame.shape[1]))
         middle = np.median(matrix, axis=0)
         scale = spread(matrix, matrix.mean(axis=0))

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
-from sklearn import ensemble
 
 from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import checked, made, training_matrix
@@ -44,6 +43,8 @@ class IsolationForest(TrainableDetector, frozen=True, kw_only=True):
 
     def fit(self, frame: pd.DataFrame) -> Weights:
         """Train on at least 20 complete rows. Raises ValueError if there are fewer."""
+        from sklearn import ensemble  # takes a second, which only training needs to pay
+
         sensors, matrix = training_matrix(frame, 20)
         forest = ensemble.IsolationForest(
             n_estimators=self.n_trees, max_samples=min(self.max_samples, len(matrix)), random_state=self.seed

@@ -87,15 +87,15 @@ class RiverModel:
         """Scores (n,), non-negative; see `Model`."""
         values = floats(values)
         self._normal.score_learn(slots, values, times)
-        known: NDArray[np.bool_] = np.isfinite(values)
+        known = np.ones(values.shape, np.bool_)
+        np.isfinite(values, out=known)
         expected = self._normal.contributions(np.arange(len(values))).expected
         filled = np.where(known, values, np.nan_to_num(expected))
         filled = np.clip(filled, -_LARGEST_VALUE, _LARGEST_VALUE)
-        usable = known.any(axis=1) if self._target is None else known[:, self._target]
+        judged = self._features if self._target is None else [self._target]
         scores = np.zeros(len(values))
-        for i, slot in enumerate(slots.tolist()):
-            if usable[i]:
-                scores[i] = self._score_learn_one(slot, filled[i].tolist())
+        for i in np.flatnonzero(known[:, judged].any(axis=1)).tolist():
+            scores[i] = self._score_learn_one(int(slots[i]), filled[i].tolist())
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ TARGET_ONLY = frozenset({"GaussianScorer", "StandardAbsoluteDeviation"})
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "GaussianScorer": 0.99999,
     "HalfSpaceTrees": 0.95,
-    "LODA": 8.0,
+    "LODA": 12.0,
     "LocalOutlierFactor": 3.0,
-    "OneClassSVM": 5.0,
+    "OneClassSVM": 3.0,
     "PredictiveAnomalyDetection": 1.0,
     "StandardAbsoluteDeviation": 6.0,
 }
@@ -75,7 +76,13 @@ def construct(name: str, settings: Mapping[str, Any]) -> Any:
         arguments["limits"] = {sensor: tuple(pair) for sensor, pair in arguments["limits"].items()}
     if "seed" in inspect.signature(kind).parameters:
         arguments.setdefault("seed", _SEED)
-    return kind(**arguments)
+    built = kind(**arguments)
+    rng = getattr(getattr(built, "gaussian", None), "_rng", None)
+    if isinstance(
+        rng, random.Random
+    ):  # never drawn from, but part of the state: it must not be left to chance
+        rng.seed(_SEED)
+    return built
 
 
 def positive(name: str, score: float) -> float:

@@ -18,7 +18,9 @@ _LARGEST_VALUE = 1e100
 """Beyond it values are taken as if they were it: their squares must stay finite."""
 _LARGEST_SCORE = 1e6
 _TRUSTED_AFTER = 10
-"""Readings after which a sensor's variance is good enough to clip by."""
+"""Readings after which a sensor's variance is good enough to clip by, doubly wide until it is warm."""
+_STEP_SIGMA = 0.5
+"""Sigma of a flat sensor that moves, as a fraction of its first step."""
 
 
 class AdaptiveZ(Detector, frozen=True, kw_only=True):
@@ -32,8 +34,8 @@ class AdaptiveZ(Detector, frozen=True, kw_only=True):
 
     A sensor that has not moved has no scale. Its sigma is at least `floor` and `floor_relative` of its mean;
     while its variance lies below that, its first move scores by what it would be had it been learned already,
-    at most sqrt(half_life / ln 2) (17 by default), and is learned in full: one alert, and the move becomes
-    the scale. Set `floor` to the sensors' resolution where a flat line that moves by one step must not count.
+    at most sqrt(half_life / ln 2) (17 by default), and then becomes the scale: one alert. Set `floor` to the
+    sensors' resolution where a flat line that moves by one step must not count.
 
     Fails on drift faster than the half-life, on sensors with several regimes (on and off: the variance then
     covers both), on seasons, and on anomalies that show only in how sensors move together.
@@ -163,7 +165,11 @@ def _score_learn(
                 deviations[i, j] = z
                 scores[i] = max(scores[i], abs(z))
             if moved and seen >= _TRUSTED_AFTER:
-                deviation = min(max(deviation, -clip * sigma), clip * sigma)
+                most = sigma * (clip if seen >= warmup else 2.0 * clip)
+                deviation = min(max(deviation, -most), most)
             count[slot, j] = seen + 1
             mean[slot, j] = center + weight * deviation
-            variance[slot, j] = (1.0 - weight) * (variance[slot, j] + weight * deviation * deviation)
+            learned = (1.0 - weight) * (variance[slot, j] + weight * deviation * deviation)
+            if not moved and seen >= _TRUSTED_AFTER:
+                learned = max(learned, _STEP_SIGMA * _STEP_SIGMA * deviation * deviation)
+            variance[slot, j] = learned

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn import decomposition
 
 from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, checked, made, spread, training_matrix
@@ -48,6 +46,8 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
 
     def fit(self, frame: pd.DataFrame) -> Weights:
         """Train on complete rows, at least 20 and five per sensor. Raises ValueError if there are fewer."""
+        from sklearn import decomposition  # takes a second, which only training needs to pay
+
         sensors, matrix = training_matrix(frame, max(20, 5 * frame.shape[1]))
         center = matrix.mean(axis=0)
         scale = spread(matrix, center)
@@ -126,7 +126,8 @@ class PCAModel:
         """Exact terms of the statistic that dominates.
 
         SPE: squared residuals; expected is the reconstruction. T²: each sensor's terms in the sum (complete
-        decomposition, negative ones left out); expected is the training mean.
+        decomposition, negative ones left out); expected is the training mean, of a missing sensor its
+        reconstruction.
         """
         shares = self._shares[rows]
         total = np.abs(shares).sum(axis=1, keepdims=True)
@@ -144,12 +145,16 @@ class PCAModel:
 
 def _hotelling(rows: int, kept: int, level: float) -> float:
     """Limit of T² for a new reading, from the F distribution."""
+    from scipy import stats
+
     factor = kept * (rows - 1) * (rows + 1) / (rows * (rows - kept))
     return float(factor * stats.f.ppf(level, kept, rows - kept))
 
 
 def _residual(eigenvalues: Floats, level: float) -> float:
     """Limit of SPE by Jackson and Mudholkar from the eigenvalues that are left out."""
+    from scipy import stats
+
     first, second, third = (float((eigenvalues**power).sum()) for power in (1, 2, 3))
     if second <= 1e-18:
         return 1e-9
@@ -215,7 +220,7 @@ def _score(
                     shares[i, j] = (z[j] - rebuilt[j]) * abs(z[j] - rebuilt[j])
             continue
         for j in range(n_sensors):
-            expected[i, j] = center[j]
+            expected[i, j] = center[j] if known[j] else center[j] + scale[j] * rebuilt[j]
             gradient = 0.0
             for c in range(n_kept):
                 gradient += inner[c] / variances[c] * components[c, j]
