@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from river.tree.padded import make_padded_tree
 
 from detectors.base import Contributions, Detector, Floats, Rows, Slots
 from detectors.kernels import compiled, floats, slot_numbers
@@ -34,9 +33,10 @@ class HalfSpaceTrees(Detector, frozen=True, kw_only=True):
 
     Scores are 0 until a key has filled its first window. How high they reach depends on `height` and the number
     of sensors; of normal readings one in a thousand lies above 0.72 (nine sensors, Shuttle) to 0.92 (one
-    sensor, WaterFlow) at the default settings, and the default threshold of 0.8 lies between. Fails where anomalies cluster within a window (they
-    become its mass), where one extreme value stretches `minmax` for good, and where many sensors are
-    irrelevant.
+    sensor, WaterFlow) at the default settings, and the default threshold of 0.8 lies between.
+
+    Fails where anomalies cluster within a window (they become its mass), where one extreme value stretches
+    `minmax` for good, and where many sensors are irrelevant.
 
     >>> recipe = HalfSpaceTrees(n_trees=5, height=3, window_size=3, scale="none")
     >>> model = recipe.build(("x",))
@@ -90,6 +90,7 @@ class HalfSpaceTreesModel:
                 "mean": Column(np.float64, width),
             }
         )
+        self._leaf_type = np.dtype(np.uint16 if recipe.window_size < 2**16 else np.int32)
         self._drops: Floats = np.zeros((0, len(sensors)))
         self._expected: Floats = np.zeros((0, len(sensors)))
 
@@ -128,18 +129,53 @@ class HalfSpaceTreesModel:
         return Contributions(drops / np.where(total > 0, total, 1.0), self._expected[rows])
 
     def snapshot(self, slots: Slots) -> Rows:
-        """Node masses (k, n_trees, n_nodes), counters (k, 2), and by sensor count, range and mean."""
-        return self._table.snapshot(slots)
+        """Masses of the leaves (k, n_trees, n_leaves), counters (k, 2), and by sensor count, range and mean.
+
+        The inner nodes' masses are sums of the leaves'; 7 kB per key at the default settings.
+        """
+        rows = dict(self._table.snapshot(slots))
+        for name in ("reference", "latest"):
+            rows[name] = rows[name][:, :, self._splits.shape[1] :].astype(self._leaf_type)
+        return rows
 
     def restore(self, slots: Slots, rows: Rows) -> None:
-        """See `Model`."""
-        self._table.restore(slots, rows)
+        """Put rows back. Raises ValueError on rows that do not fit, or whose masses do not add up."""
+        whole = dict(rows)
+        for name in ("reference", "latest"):
+            if name in rows:
+                whole[name] = self._with_inner_nodes(name, np.asarray(rows[name]), len(slots))
+        counter = np.asarray(rows.get("counter", 0))
+        if counter.shape == (len(slots), 2) and {"reference", "latest"} <= set(rows):
+            window = self._recipe.window_size
+            place, filled = counter[:, :1], counter[:, 1:]
+            if (
+                ((place < 0) | (place >= window) | (filled < 0) | (filled > 1)).any()
+                or (whole["latest"][:, :, 0] != place).any()
+                or (whole["reference"][:, :, 0] != filled * window).any()
+            ):
+                raise ValueError("state: the trees' masses and counters do not add up")
+        self._table.restore(slots, whole)
+
+    def _with_inner_nodes(self, name: str, leaves: NDArray[Any], n_slots: int) -> NDArray[np.int32]:
+        n_trees, n_inner = self._splits.shape
+        shape = (n_slots, n_trees, n_inner + 1)
+        if leaves.shape != shape or leaves.dtype != self._leaf_type:
+            raise ValueError(
+                f"state {name!r} is {leaves.dtype}{leaves.shape}, expected {self._leaf_type}{shape}"
+            )
+        masses = np.zeros((n_slots, n_trees, 2 * n_inner + 1), np.int32)
+        masses[:, :, n_inner:] = leaves
+        for node in range(n_inner - 1, -1, -1):
+            masses[:, :, node] = masses[:, :, 2 * node + 1] + masses[:, :, 2 * node + 2]
+        return masses
 
 
 def _build_trees(
     recipe: HalfSpaceTrees, sensors: tuple[str, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Split sensor and split value by tree and inner node, in heap order (children of i: 2i + 1, 2i + 2)."""
+    from river.tree.padded import make_padded_tree  # takes more than a second, for those who need it
+
     rng = random.Random(recipe.seed)
     shape = (recipe.n_trees, 2**recipe.height - 1)
     features, splits = np.zeros(shape, np.int64), np.zeros(shape)

@@ -10,11 +10,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from river import preprocessing
 
 from detectors.base import Contributions, Detector, Floats, Rows, Slots
 from detectors.kernels import floats
-from detectors.river_catalog import DEFAULT_THRESHOLDS, TARGET_ONLY, construct, positive, validate
+from detectors.river_catalog import DEFAULT_THRESHOLDS, TARGET_ONLY, construct, positive, scaler, validate
 from detectors.statistical import AdaptiveZ
 from detectors.unpickling import StateRejected, restricted_loads
 
@@ -22,7 +21,6 @@ __all__ = ["River", "RiverModel"]
 
 _LARGEST_VALUE = 1e15
 """Values are bounded by it before river sees them, so that its squares and sums stay finite."""
-_SCALERS = {"minmax": preprocessing.MinMaxScaler, "standard": preprocessing.StandardScaler, "none": None}
 
 
 class River(Detector, frozen=True, kw_only=True):
@@ -167,9 +165,8 @@ class _Keyed:
     """The river objects of one key."""
 
     def __init__(self, recipe: River) -> None:
-        scaler = _SCALERS[recipe.scale]
         self.learned = 0
-        self.scaler: Any = None if scaler is None else scaler()
+        self.scaler = scaler(recipe.scale)
         self.detector: Any = construct(recipe.river, recipe.settings)
 
     def state(self) -> tuple[int, Any, Any]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import random
 from collections.abc import Mapping
 from typing import Any
 
-from river import anomaly
-from river.base import AnomalyFilter, SupervisedAnomalyDetector
-
-__all__ = ["DEFAULT_THRESHOLDS", "NAMES", "TARGET_ONLY", "construct", "positive", "validate"]
+__all__ = ["DEFAULT_THRESHOLDS", "TARGET_ONLY", "construct", "names", "positive", "scaler", "validate"]
 
 _SEED = 42
-_FILTERS = tuple(
-    name for name in sorted(anomaly.__all__) if issubclass(getattr(anomaly, name), AnomalyFilter)
-)
-NAMES = tuple(name for name in sorted(anomaly.__all__) if name not in _FILTERS)
-"""The detectors that can be used."""
 TARGET_ONLY = frozenset({"GaussianScorer", "StandardAbsoluteDeviation"})
 """Detectors that judge the target and look at no other sensor."""
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
@@ -39,20 +32,26 @@ _MOST_NODES = 2**22
 """Of a HalfSpaceTrees per key; river builds every node as an object."""
 
 
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The detectors of river.anomaly that can be used: all but its filters."""
+    return tuple(name for name, kind in _offered().items() if not issubclass(kind, _base().AnomalyFilter))
+
+
 def validate(name: str, settings: Mapping[str, Any], target: str | None) -> None:
     """Raises ValueError, saying what to write instead, if the detector cannot be built from this."""
-    if name in _FILTERS:
+    if name in _offered() and name not in names():
+        raise ValueError(f"{name} is a filter; the topology has thresholds: use one of {', '.join(names())}")
+    if name not in names():
         raise ValueError(
-            f"{name} is a filter; thresholds belong to the detector: use one of {', '.join(NAMES)}"
+            f'river has no detector "{name}"{_guess(name, names())} There are {", ".join(names())}'
         )
-    if name not in NAMES:
-        raise ValueError(f'river has no detector "{name}"{_guess(name, NAMES)} There are {", ".join(NAMES)}')
-    supervised = issubclass(getattr(anomaly, name), SupervisedAnomalyDetector)
+    supervised = issubclass(_offered()[name], _base().SupervisedAnomalyDetector)
     if supervised and target is None:
         raise ValueError(f"{name} judges one sensor: name it as target")
     if not supervised and target is not None:
         raise ValueError(f"{name} judges all sensors together: leave target out")
-    parameters = inspect.signature(getattr(anomaly, name)).parameters
+    parameters = inspect.signature(_offered()[name]).parameters
     for key, value in settings.items():
         if key not in parameters:
             raise ValueError(f'settings: {name} has no "{key}"{_guess(key, parameters)}')
@@ -70,7 +69,7 @@ def validate(name: str, settings: Mapping[str, Any], target: str | None) -> None
 
 def construct(name: str, settings: Mapping[str, Any]) -> Any:
     """A fresh river object; seeded, so that every key and every run gives the same."""
-    kind = getattr(anomaly, name)
+    kind = _offered()[name]
     arguments = dict(settings)
     if "limits" in arguments:
         arguments["limits"] = {sensor: tuple(pair) for sensor, pair in arguments["limits"].items()}
@@ -85,11 +84,32 @@ def construct(name: str, settings: Mapping[str, Any]) -> Any:
     return built
 
 
+def scaler(name: str) -> Any:
+    """River's MinMaxScaler for `minmax`, its StandardScaler for `standard`, else None."""
+    from river import preprocessing
+
+    kinds = {"minmax": preprocessing.MinMaxScaler, "standard": preprocessing.StandardScaler}
+    return kinds[name]() if name in kinds else None
+
+
 def positive(name: str, score: float) -> float:
     """The score, non-negative and in the same order; softplus where river's may be negative."""
     if name in _MAY_BE_NEGATIVE:
         return max(score, 0.0) + math.log1p(math.exp(-abs(score)))
     return max(score, 0.0)
+
+
+@functools.cache
+def _offered() -> Mapping[str, Any]:
+    from river import anomaly  # takes more than a second, for those who need it
+
+    return {name: getattr(anomaly, name) for name in sorted(anomaly.__all__)}
+
+
+def _base() -> Any:
+    from river import base
+
+    return base
 
 
 def _check(name: str, key: str, value: Any, default: Any) -> None:

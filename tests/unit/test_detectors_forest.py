@@ -79,3 +79,23 @@ def test_limits_that_are_no_range_are_refused(limits: dict[str, list[float]]) ->
 def test_limits_of_an_unknown_sensor_are_refused() -> None:
     with pytest.raises(ValueError, match='"speed" is not a sensor'):
         HalfSpaceTrees(limits={"speed": (0.0, 1.0)}).build(SENSORS)
+
+
+def test_a_snapshot_holds_leaves_only_and_odd_masses_are_refused() -> None:
+    recipe = HalfSpaceTrees(n_trees=3, height=4, window_size=50)
+    model = recipe.build(SENSORS)
+    model.score_learn(np.zeros(120, np.int64), _values(0, 0.1)[:120], np.arange(120.0))
+    state = dict(model.snapshot(np.array([0, 1])))
+    assert state["reference"].shape == (2, 3, 16)
+    assert state["reference"].dtype == np.uint16
+    assert state["reference"][0].sum(axis=1).tolist() == [50] * 3
+    for name, index in (
+        ("reference", (0, 0, 0)),
+        ("latest", (1, 2, 3)),
+        ("counter", (0, 0)),
+        ("counter", (1, 1)),
+    ):
+        odd = {**state, name: state[name].copy()}
+        odd[name][index] += 1
+        with pytest.raises(ValueError, match="do not add up"):
+            recipe.build(SENSORS).restore(np.array([0, 1]), odd)

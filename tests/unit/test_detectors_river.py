@@ -13,7 +13,7 @@ import pytest
 from river import anomaly, preprocessing
 
 from detectors.river import River
-from detectors.river_catalog import NAMES
+from detectors.river_catalog import names
 from detectors.unpickling import StateRejected, restricted_loads
 
 SENSORS = ("x", "y")
@@ -50,7 +50,7 @@ def test_the_target_is_judged_and_the_others_are_features() -> None:
     assert abs(shares[0, 1]) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_every_detector_of_river_runs_and_its_state_comes_back(name: str) -> None:
     recipe = _recipe(name, scale="minmax")
     model = recipe.build(SENSORS)
@@ -64,7 +64,7 @@ def test_every_detector_of_river_runs_and_its_state_comes_back(name: str) -> Non
     assert np.array_equal(other.score_learn(SLOTS[:1] + 5, odd, TIMES[:1]), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_one_missing_value_blinds_no_detector(name: str) -> None:
     values = VALUES.copy()
     values[:150:3, 1], values[1:150:3, 0], values[2:150:7] = np.nan, np.inf, np.nan
