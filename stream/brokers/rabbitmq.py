@@ -1,0 +1,408 @@
+"""RabbitMQ through aio-pika: plain connections that are never mended, streams read by offset.
+
+Two connections, one to consume and one to publish, because a memory alarm blocks the one that publishes. Every
+wait has a timeout; a lost connection wakes every waiter with BrokerUnreachable; the runtime then starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+from aio_pika import exceptions as amqp
+from aio_pika.abc import AbstractChannel, AbstractConnection
+
+from stream.brokers.base import Binding, Delivery, Intake, Message, Plan, Queue
+from stream.errors import BrokerError, BrokerRefused, BrokerUnreachable, Unroutable
+
+__all__ = ["RabbitBroker"]
+
+_WINDOW = 200
+"""Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
+_FIRST_OFFSET_KEPT = 30.0
+"""Seconds for which a stream's first offset is believed: only retention moves it."""
+
+
+class RabbitBroker:
+    """A connection to RabbitMQ, `amqp://` or `amqps://`. `timeout` bounds each wait, in seconds."""
+
+    def __init__(self, url: str, *, timeout: float = 10.0, heartbeat: int = 10, name: str = "mmlw") -> None:
+        parts = urlsplit(url)
+        self._url = url
+        self._timeout = timeout
+        self._heartbeat = heartbeat
+        self._name = name
+        self._user = unquote(parts.username or "guest")
+        self._where = (
+            f"{parts.hostname or 'localhost'}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+        )
+        self._vhost = unquote(parts.path.removeprefix("/")) or "/"
+        self._consuming: AbstractConnection | None = None
+        self._publishing: AbstractConnection | None = None
+        self._out: AbstractChannel | None = None
+        self._exchanges: dict[str, Any] = {}
+        self._opening = asyncio.Lock()
+        self._intakes: set[_RabbitIntake] = set()
+        self.lost: BrokerUnreachable | None = None
+
+    def __repr__(self) -> str:
+        return f"RabbitBroker({self._user}@{self._where}{self._vhost})"
+
+    async def __aenter__(self) -> Self:
+        self._consuming = await self._open("consume")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lose("closed")
+        for connection in (self._publishing, self._consuming):
+            if connection is not None:
+                with contextlib.suppress(Exception):  # closing what may be broken already
+                    async with asyncio.timeout(self._timeout):
+                        await connection.close()
+
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
+        """See `Broker`. In `check` mode bindings are not checked: AMQP cannot ask for them."""
+        passive = mode == "check"
+        for exchange in plan.exchanges:
+            async with self._channel(f'exchange "{exchange.name}"', passive=passive) as channel:
+                await channel.declare_exchange(exchange.name, "topic", durable=True, passive=passive)
+        for queue in plan.queues:
+            async with self._channel(f'queue "{queue.name}"', passive=passive) as channel:
+                await self._declare_queue(channel, queue, passive=passive)
+        if not passive:
+            for binding in plan.bindings:
+                await self._bind(binding)
+
+    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+        """See `Broker`. A reply queue is made by consuming it."""
+        connection = self._connected()
+        with self._mapped(f'queue "{queue.name}"'):
+            async with asyncio.timeout(self._timeout):
+                channel = await connection.channel(publisher_confirms=False)
+                if queue.kind == "reply":
+                    await self._declare_queue(channel, queue, passive=False)
+                await channel.set_qos(prefetch_count=prefetch)
+                intake = _RabbitIntake(self, channel, queue)
+                self._intakes.add(intake)
+                await intake.start(offset)
+        return intake
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """See `Broker`. At most 200 are under way at a time."""
+        channel = await self._publisher()
+        unroutable: list[Message] = []
+        for start in range(0, len(messages), _WINDOW):
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for message in messages[start : start + _WINDOW]:
+                        tasks.create_task(self._publish_one(channel, message, unroutable))
+            except BaseExceptionGroup as group:
+                errors = _leaves(group)
+                raise next((e for e in errors if isinstance(e, BrokerError)), errors[0]) from None
+            except asyncio.CancelledError:
+                self._check_cancelled()
+                raise BrokerUnreachable(f"{self._where}: the connection was lost while publishing") from None
+        if unroutable:
+            first = unroutable[0]
+            where = f'exchange "{first.exchange}"' if first.exchange else "the default exchange"
+            raise Unroutable(f'{where}: no queue takes "{first.routing_key}"; bind one')
+
+    async def _publish_one(
+        self, channel: AbstractChannel, message: Message, unroutable: list[Message]
+    ) -> None:
+        exchange = self._exchanges.get(message.exchange)
+        with self._mapped(f'exchange "{message.exchange}"'):
+            if exchange is None:
+                exchange = channel.default_exchange
+                if message.exchange:
+                    exchange = await channel.get_exchange(message.exchange, ensure=False)
+                self._exchanges[message.exchange] = exchange
+            body = aio_pika.Message(
+                message.body,
+                content_type=message.content_type,
+                headers=dict(message.headers),
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                message_id=message.message_id,
+                correlation_id=message.correlation_id,
+                reply_to=message.reply_to,
+                expiration=message.expiration,
+                timestamp=int(time.time()),
+                user_id=self._user,
+            )
+            try:
+                await exchange.publish(body, message.routing_key, mandatory=True, timeout=self._timeout)
+            except amqp.PublishError:
+                unroutable.append(message)
+            except asyncio.CancelledError:
+                self._check_cancelled()
+                raise BrokerUnreachable(f"{self._where}: the connection was lost while publishing") from None
+
+    async def _publisher(self) -> AbstractChannel:
+        self._connected()
+        async with self._opening:
+            if self._out is None:
+                self._publishing = await self._open("publish")
+                with self._mapped("a channel"):
+                    async with asyncio.timeout(self._timeout):
+                        self._out = await self._publishing.channel(
+                            publisher_confirms=True, on_return_raises=True
+                        )
+                self._out.close_callbacks.add(self._publisher_closed)
+            return self._out
+
+    def _publisher_closed(self, _: Any, error: BaseException | None) -> None:
+        self._out = None
+        self._exchanges.clear()
+
+    async def _open(self, purpose: str) -> AbstractConnection:
+        properties = {"connection_name": f"{self._name} {purpose}"}
+        with self._mapped("the connection"):
+            async with asyncio.timeout(self._timeout):
+                connection = await aio_pika.connect(
+                    self._url, client_properties=properties, heartbeat=self._heartbeat, timeout=self._timeout
+                )
+        connection.close_callbacks.add(lambda _, error: self._lose(error))
+        return connection
+
+    async def _declare_queue(self, channel: AbstractChannel, queue: Queue, *, passive: bool) -> Any:
+        if passive:
+            return await channel.declare_queue(queue.name, durable=True, passive=True)
+        if queue.kind == "reply":
+            return await channel.declare_queue(queue.name, exclusive=True, auto_delete=True)
+        return await channel.declare_queue(queue.name, durable=True, arguments=_arguments(queue))
+
+    async def _bind(self, binding: Binding) -> None:
+        async with self._channel(
+            f'binding of "{binding.queue}" to "{binding.exchange}"', passive=False
+        ) as channel:
+            queue = await channel.get_queue(binding.queue, ensure=False)
+            await queue.bind(binding.exchange, binding.pattern)
+
+    @contextlib.asynccontextmanager
+    async def _channel(self, what: str, *, passive: bool) -> AsyncIterator[AbstractChannel]:
+        """A channel for one question: a refused one closes its channel."""
+        connection = self._connected()
+        with self._mapped(what, passive=passive):
+            async with asyncio.timeout(self._timeout):
+                channel = await connection.channel(publisher_confirms=False)
+                yield channel
+                await channel.close()
+
+    async def first_offset(self, queue: Queue) -> int:
+        """The offset of a stream's oldest message, found by reading it; 0 for an empty stream."""
+        intake = await self.consume(queue, offset=None, prefetch=1)
+        found = await intake.receive(1, 0.0, 1.0)
+        await intake.close()
+        return found[0].offset if found else 0
+
+    async def message_count(self, queue: Queue) -> int:
+        """Messages in a queue, as the broker last counted them (a stream's count lags by some seconds)."""
+        async with self._channel(f'queue "{queue.name}"', passive=True) as channel:
+            declared = await self._declare_queue(channel, queue, passive=True)
+            return int(declared.declaration_result.message_count or 0)
+
+    def forget(self, intake: _RabbitIntake) -> None:
+        """An intake was closed."""
+        self._intakes.discard(intake)
+
+    def _connected(self) -> AbstractConnection:
+        if self.lost is not None:
+            raise self.lost
+        if self._consuming is None:
+            raise BrokerUnreachable(f"{self._where}: not connected")
+        return self._consuming
+
+    def _lose(self, cause: object) -> None:
+        """From now on everything raises; who waits is woken."""
+        if self.lost is None:
+            detail = f": {_text(cause)}" if cause else ""
+            self.lost = BrokerUnreachable(f"{self._where}: the connection was lost{detail}")
+        for intake in self._intakes:
+            intake.arrived.set()
+
+    def _check_cancelled(self) -> None:
+        """On a stuck connection the driver cancels our waits; tell that from being cancelled ourselves."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+
+    @contextlib.contextmanager
+    def _mapped(self, what: str, *, passive: bool = False) -> Iterator[None]:
+        """The driver's exceptions as ours, each one line that says what to do."""
+        try:
+            yield
+        except BrokerError:
+            raise
+        except (amqp.AuthenticationError, amqp.ProbableAuthenticationError) as error:
+            message = f'{self._where}: user "{self._user}" was refused: check user name and password'
+            raise BrokerRefused(message) from error
+        except amqp.ChannelNotFoundEntity as error:
+            remedy = "declare it on the broker, or run with declare: true" if passive else "does it exist?"
+            raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
+        except amqp.ChannelPreconditionFailed as error:
+            raise BrokerRefused(
+                f"{self._where}: {what} conflicts with what is there: {_text(error)}"
+            ) from error
+        except (amqp.ChannelClosed, amqp.ConnectionClosed) as error:
+            text = _text(error)
+            if "ACCESS_REFUSED" in text or "NOT_ALLOWED" in text or "access" in text.lower():
+                hint = f'give the user "{self._user}" permission on it'
+                if "vhost" in text.lower():
+                    what, hint = (
+                        f'virtual host "{self._vhost}"',
+                        f'make it, or let the user "{self._user}" use it',
+                    )
+                raise BrokerRefused(f"{self._where}: {what} was refused: {text}; {hint}") from error
+            raise BrokerUnreachable(f"{self._where}: {what}: {text}") from error
+        except TimeoutError as error:
+            raise BrokerUnreachable(
+                f"{self._where}: no answer within {self._timeout:g} s ({what})"
+            ) from error
+        except (amqp.AMQPError, ConnectionError, OSError, RuntimeError) as error:
+            if self._consuming is None:
+                hint = "is RabbitMQ running there? Start it, or correct --broker"
+                raise BrokerUnreachable(f"{self._where}: nothing answers ({_text(error)}); {hint}") from error
+            raise BrokerUnreachable(f"{self._where}: {what}: {_text(error)}") from error
+
+
+class _RabbitIntake:
+    """Deliveries of one queue on a channel of its own, so delivery tags count from one."""
+
+    def __init__(self, broker: RabbitBroker, channel: AbstractChannel, queue: Queue) -> None:
+        self.arrived = asyncio.Event()
+        self._broker = broker
+        self._channel = channel
+        self._queue = queue
+        self._driver: Any = None
+        self._consumer = ""
+        self._closed: BrokerUnreachable | None = None
+        self._waiting: deque[Delivery] = deque()
+        self._first = (0, float("-inf"))
+
+    async def start(self, offset: int | None) -> None:
+        """Begin to consume; the driver's lower layer, because it costs a third less a message."""
+        self._channel.close_callbacks.add(self._on_close)
+        self._driver = await self._channel.get_underlay_channel()
+        arguments = None
+        if self._queue.kind == "stream":
+            arguments = {"x-stream-offset": "first" if offset is None else offset}
+        ok = await self._driver.basic_consume(self._queue.name, self._on_message, arguments=arguments)
+        self._consumer = ok.consumer_tag
+
+    async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
+        """See `Intake`."""
+        now = asyncio.get_running_loop().time
+        if not await self._wait_for(1, now() + timeout):
+            return []
+        if linger > 0 and len(self._waiting) < most:
+            await self._wait_for(most, now() + linger)
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    async def ack(self, tag: int) -> None:
+        """See `Intake`."""
+        self._check()
+        with self._broker._mapped(f'queue "{self._queue.name}"'):
+            await self._driver.basic_ack(delivery_tag=tag, multiple=True)
+
+    async def end(self) -> int:
+        """See `Intake`."""
+        self._check()
+        count = await self._broker.message_count(self._queue)
+        if self._queue.kind != "stream":
+            return count
+        first, until = self._first
+        if time.monotonic() > until:
+            first = await self._broker.first_offset(self._queue) if count else 0
+            self._first = (first, time.monotonic() + _FIRST_OFFSET_KEPT)
+        return first + count
+
+    async def close(self) -> None:
+        """See `Intake`."""
+        self._broker.forget(self)
+        self._closed = self._closed or BrokerUnreachable("this intake was closed")
+        with contextlib.suppress(Exception):  # a channel that cannot be closed is gone already
+            await self._channel.close()
+
+    async def _wait_for(self, count: int, deadline: float) -> int:
+        """Wait until so many deliveries are here, or the deadline; how many there are."""
+        self._check()
+        try:
+            async with asyncio.timeout_at(deadline):
+                while len(self._waiting) < count:
+                    self.arrived.clear()
+                    await self.arrived.wait()
+                    self._check()
+        except TimeoutError:
+            self._check()
+        return len(self._waiting)
+
+    def _check(self) -> None:
+        if (error := self._broker.lost or self._closed) is not None:
+            raise error
+        if self._consumer and self._consumer not in self._driver.consumers:
+            raise BrokerUnreachable(
+                f'the broker ended the reading of "{self._queue.name}": was the queue deleted?'
+            )
+
+    def _on_close(self, _: Any, error: BaseException | None) -> None:
+        if self._closed is None:
+            self._closed = BrokerUnreachable(f'the reading of "{self._queue.name}" was ended: {_text(error)}')
+        self.arrived.set()
+
+    async def _on_message(self, message: Any) -> None:
+        """Called by the driver for each message: only put it in line."""
+        properties = message.header.properties
+        headers = properties.headers or {}
+        delivery = message.delivery
+        self._waiting.append(
+            Delivery(
+                body=message.body,
+                exchange=delivery.exchange,
+                routing_key=delivery.routing_key,
+                offset=headers.get("x-stream-offset", -1),
+                tag=delivery.delivery_tag,
+                received=time.monotonic(),
+                content_type=properties.content_type or "",
+                headers=headers,
+                message_id=properties.message_id,
+                correlation_id=properties.correlation_id,
+                reply_to=properties.reply_to,
+                user_id=properties.user_id,
+            )
+        )
+        self.arrived.set()
+
+
+def _arguments(queue: Queue) -> dict[str, Any]:
+    if queue.kind == "classic":
+        return {}
+    arguments: dict[str, Any] = {"x-queue-type": "stream"}
+    if queue.max_age is not None:
+        arguments["x-max-age"] = f"{int(queue.max_age)}s"
+    if queue.max_bytes is not None:
+        arguments["x-max-length-bytes"] = queue.max_bytes
+    if queue.segment_bytes is not None:
+        arguments["x-stream-max-segment-size-bytes"] = queue.segment_bytes
+    return arguments
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _text(error: object) -> str:
+    """A driver's error in one line, without what might be secret: only its own words."""
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

@@ -1,0 +1,22 @@
+"""Servers that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rabbitmq_node import RabbitNode, rabbit_node
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitNode]:
+    """One private RabbitMQ node for the whole run, with its Prometheus plugin; tests take a vhost each."""
+    with rabbit_node(plugins=["rabbitmq_prometheus"]) as node:
+        yield node
+
+
+@pytest.fixture
+def rabbit_url(rabbitmq: RabbitNode) -> str:
+    """The address of a fresh virtual host."""
+    return rabbitmq.url(vhost=rabbitmq.vhost())
