@@ -8,38 +8,30 @@ With pytest, `@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)` na
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Model, Rows, Slots
+from detectors.base import Rows
+from detectors.trials import (
+    N_KEYS,
+    Build,
+    ContractBroken,
+    Stream,
+    readings,
+    require,
+    require_fine,
+    require_same,
+    require_same_numbers,
+    require_same_state,
+    run,
+)
 
 __all__ = ["CHECKS", "TRAINED_CHECKS", "Build", "Check", "ContractBroken", "check_model"]
 
-Build = Callable[[], Model]
-"""Gives a fresh model each time; with short warm-up and windows, or most checks see only zeros."""
 Check = Callable[[Build, int], None]
 """Takes the build function and a seed. Raises ContractBroken."""
-
-_N_READINGS = 300
-_N_KEYS = 3
-
-
-class ContractBroken(AssertionError):
-    """A model does not keep what the contract promises."""
-
-
-class _Stream(NamedTuple):
-    slots: Slots
-    values: Floats
-    times: Floats
-
-    def at(self, rows: Any) -> _Stream:
-        return _Stream(self.slots[rows], self.values[rows], self.times[rows])
 
 
 def check_model(build: Build, *, seed: int = 0, trained: bool = False) -> None:
@@ -53,49 +45,53 @@ def check_model(build: Build, *, seed: int = 0, trained: bool = False) -> None:
 
 
 def _scores_are_finite(build: Build, seed: int) -> None:
-    model, stream = build(), _stream(build, seed)
+    model, stream = build(), readings(build, seed)
     scores = model.score_learn(*stream)
-    _require(isinstance(scores, np.ndarray) and scores.dtype == np.float64, "scores are not a float64 array")
-    _require(scores.shape == stream.slots.shape, f"{scores.shape} scores for {len(stream.slots)} readings")
-    _require(bool(np.isfinite(scores).all()), "a score is not finite")
-    _require(bool((scores >= 0).all()), "a score is negative")
-    _require(bool(np.isfinite(model.threshold)), "the threshold is not finite")
+    require(isinstance(scores, np.ndarray) and scores.dtype == np.float64, "scores are not a float64 array")
+    require(scores.shape == stream.slots.shape, f"{scores.shape} scores for {len(stream.slots)} readings")
+    require(bool(np.isfinite(scores).all()), "a score is not finite")
+    require(bool((scores >= 0).all()), "a score is negative")
+    require(bool(np.isfinite(model.threshold)), "the threshold is not finite")
 
 
 def _splits_do_not_matter(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     rng = np.random.default_rng(seed)
     n = len(stream.slots)
-    once, reasons, state = _run(build(), stream, [0, n])
+    once, reasons, state = run(build(), stream, [0, n])
     for cuts in ([0, *np.sort(rng.integers(0, n, 7)).tolist(), n], list(range(n + 1))):
-        scores, other_reasons, other_state = _run(build(), stream, cuts)
-        _same(once, scores, "scores depend on where the stream is split")
-        _same(reasons.shares, other_reasons.shares, "contributions depend on where the stream is split")
-        _same(reasons.expected, other_reasons.expected, "expected values depend on where the stream is split")
-        _same_state(state, other_state, "state depends on where the stream is split")
+        scores, other_reasons, other_state = run(build(), stream, cuts)
+        require_same(once, scores, "scores depend on where the stream is split")
+        require_same(
+            reasons.shares, other_reasons.shares, "contributions depend on where the stream is split"
+        )
+        require_same(
+            reasons.expected, other_reasons.expected, "expected values depend on where the stream is split"
+        )
+        require_same_state(state, other_state, "state depends on where the stream is split")
 
 
 def _keys_are_independent(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     together = build().score_learn(*stream)
     renamed = build().score_learn(40 - 3 * stream.slots, stream.values, stream.times)
-    _same(together, renamed, "scores depend on the slots' numbers")
-    for slot in range(_N_KEYS):
+    require_same(together, renamed, "scores depend on the slots' numbers")
+    for slot in range(N_KEYS):
         own = stream.at(stream.slots == slot)
         alone = build().score_learn(np.zeros_like(own.slots), own.values, own.times)
-        _same(together[stream.slots == slot], alone, "a key's scores depend on other keys")
+        require_same(together[stream.slots == slot], alone, "a key's scores depend on other keys")
 
 
 def _the_future_does_not_matter(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     whole = build().score_learn(*stream)
-    changed = _Stream(stream.slots, stream.values.copy(), stream.times)
+    changed = Stream(stream.slots, stream.values.copy(), stream.times)
     changed.values[200:] += 1e3
-    _same(whole[:200], build().score_learn(*changed)[:200], "a score depends on later readings")
+    require_same(whole[:200], build().score_learn(*changed)[:200], "a score depends on later readings")
 
 
 def _missing_values_degrade(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     clean = build().score_learn(*stream)
     n_sensors = stream.values.shape[1]
     for missing in [*([j] for j in range(n_sensors)), list(range(n_sensors))]:
@@ -104,21 +100,21 @@ def _missing_values_degrade(build: Build, seed: int) -> None:
             values[np.ix_(range(0, 200, 5), missing)] = hole
             model = build()
             scores = model.score_learn(stream.slots, values, stream.times)
-            _fine(model, scores, f"after {hole} in sensors {missing}")
+            require_fine(model, scores, f"after {hole} in sensors {missing}")
             blinded = clean[200:].any() and not scores[200:].any()
-            _require(not blinded, f"after {hole} in sensors {missing} every score is 0")
+            require(not blinded, f"after {hole} in sensors {missing} every score is 0")
     model = build()
     gone = np.full_like(stream.values[:20], np.nan)
-    _fine(
+    require_fine(
         model,
         model.score_learn(stream.slots[:20], gone, stream.times[:20]),
         "with nothing but missing values",
     )
-    _fine(model, model.score_learn(*stream), "after a start without any value")
+    require_fine(model, model.score_learn(*stream), "after a start without any value")
 
 
 def _extreme_values_are_survived(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     for start in (0, 150):
         for extreme in (1e308, -1e308, 5e-324, 1e150, 1e38):
             values = stream.values.copy()
@@ -126,127 +122,133 @@ def _extreme_values_are_survived(build: Build, seed: int) -> None:
             values[start + 3] = -extreme
             model = build()
             scores = model.score_learn(stream.slots, values, stream.times)
-            _fine(model, scores, f"after {extreme}")
+            require_fine(model, scores, f"after {extreme}")
             shares, _ = model.contributions(np.arange(len(scores)))
-            _require(bool(np.isfinite(shares).all()), f"a share is not finite after {extreme}")
+            require(bool(np.isfinite(shares).all()), f"a share is not finite after {extreme}")
 
 
 def _inputs_are_left_alone(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
-    expected, reasons, _ = _run(build(), stream, [0, 150, len(stream.slots)])
+    stream = readings(build, seed)
+    expected, reasons, _ = run(build(), stream, [0, 150, len(stream.slots)])
     model = build()
     parts = []
     for part in (slice(0, 150), slice(150, None)):
         slots, values, times = stream.at(part)
-        given = _Stream(slots.copy(), values.copy(), times.copy())
+        given = Stream(slots.copy(), values.copy(), times.copy())
         for array in given:
             array.flags.writeable = False
         parts.append(model.score_learn(*given))
-        _same(given.values, stream.values[part], "the values given were changed")
+        require_same(given.values, stream.values[part], "the values given were changed")
         for array in given:
             array.flags.writeable = True
             array.fill(7)
-    _same(expected, np.concatenate(parts), "read-only arrays, overwritten afterwards, change the scores")
-    _same(reasons.shares[150:], model.contributions(np.arange(150)).shares, "the arrays given were kept")
+    require_same(
+        expected, np.concatenate(parts), "read-only arrays, overwritten afterwards, change the scores"
+    )
+    require_same(
+        reasons.shares[150:], model.contributions(np.arange(150)).shares, "the arrays given were kept"
+    )
     strided = np.asfortranarray(np.repeat(stream.values, 2, axis=1))[:, ::2]
     scores = build().score_learn(np.repeat(stream.slots, 2)[::2], strided, np.repeat(stream.times, 2)[::2])
-    _same(expected, scores, "strided arrays change the scores")
+    require_same(expected, scores, "strided arrays change the scores")
 
 
 def _state_survives_a_restore(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     first, second = stream.at(slice(0, 200)), stream.at(slice(200, None))
     model = build()
     model.score_learn(*first)
-    slots = np.arange(_N_KEYS)
+    slots = np.arange(N_KEYS)
     state = model.snapshot(slots)
     copy = {name: array.copy() for name, array in state.items()}
     expected = model.score_learn(*second)
     reasons = model.contributions(np.arange(len(expected)))
-    _same_state(copy, state, "a snapshot changes when the model learns on")
+    require_same_state(copy, state, "a snapshot changes when the model learns on")
     for moved in (0, 17):
         fresh = build()
         fresh.score_learn(first.slots[:5] + moved, first.values[:5], first.times[:5])
         fresh.restore(slots + moved, copy)
-        _same_numbers(copy, fresh.snapshot(slots + moved), "state differs after a restore")
+        require_same_numbers(copy, fresh.snapshot(slots + moved), "state differs after a restore")
         scores = fresh.score_learn(second.slots + moved, second.values, second.times)
-        _same(expected, scores, "scores differ after a restore")
+        require_same(expected, scores, "scores differ after a restore")
         again = fresh.contributions(np.arange(len(scores)))
-        _same(reasons.shares, again.shares, "contributions differ after a restore")
+        require_same(reasons.shares, again.shares, "contributions differ after a restore")
     backwards = model.snapshot(slots[::-1])
     for name, array in model.snapshot(slots).items():
-        _same(array[::-1], backwards[name], "a snapshot is not in the order of the slots asked for")
+        require_same(array[::-1], backwards[name], "a snapshot is not in the order of the slots asked for")
 
 
 def _odd_state_is_refused(build: Build, seed: int) -> None:
     model = build()
-    model.score_learn(*_stream(build, seed))
-    state = dict(model.snapshot(np.arange(_N_KEYS)))
-    odd: list[Rows] = [{**state, "surprise": np.zeros(_N_KEYS)}]
+    model.score_learn(*readings(build, seed))
+    state = dict(model.snapshot(np.arange(N_KEYS)))
+    odd: list[Rows] = [{**state, "surprise": np.zeros(N_KEYS)}]
     if state:
         name = sorted(state)[0]
         odd += [{}, {**state, name: state[name][:-1]}, {k: v for k, v in state.items() if k != name}]
     for rows in odd:
         try:
-            build().restore(np.arange(_N_KEYS), rows)
+            build().restore(np.arange(N_KEYS), rows)
         except ValueError:
             continue
         raise ContractBroken(f"restore took {sorted(rows)} of a wrong shape or name")
 
 
 def _tables_grow(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     expected = build().score_learn(*stream)
     model = build()
     first = model.score_learn(*stream.at(slice(0, 150)))
     model.score_learn(np.array([2000]), stream.values[:1], stream.times[:1])
     rest = model.score_learn(*stream.at(slice(150, None)))
-    _same(expected, np.concatenate((first, rest)), "growing the tables changes other keys")
+    require_same(expected, np.concatenate((first, rest)), "growing the tables changes other keys")
     fresh = build().snapshot(np.array([300]))
-    _same_state(fresh, model.snapshot(np.array([1999])), "a slot never seen is not fresh")
+    require_same_state(fresh, model.snapshot(np.array([1999])), "a slot never seen is not fresh")
 
 
 def _contributions_are_shares(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     values = stream.values.copy()
     values[250, 0] = np.nan
     model = build()
     scores = model.score_learn(stream.slots, values, stream.times)
     shares, expected = model.contributions(np.arange(len(scores)))
-    _require(
+    require(
         shares.shape == expected.shape == values.shape, f"shares {shares.shape}, expected {expected.shape}"
     )
     total = np.abs(shares).sum(axis=1)
-    _require(bool((np.isclose(total, 1.0) | (total == 0)).all()), "shares do not sum to 1 or 0")
-    _require(not np.isinf(expected).any(), "an expected value is infinite")
-    _require(shares[250, 0] == 0, "a missing sensor has a share")
+    require(bool((np.isclose(total, 1.0) | (total == 0)).all()), "shares do not sum to 1 or 0")
+    require(not np.isinf(expected).any(), "an expected value is infinite")
+    require(shares[250, 0] == 0, "a missing sensor has a share")
     rows = np.array([7, 250, 7, 0])
     some = model.contributions(rows)
-    _same(shares[rows], some.shares, "contributions depend on the rows asked for")
-    _same(expected[rows], some.expected, "expected values depend on the rows asked for")
+    require_same(shares[rows], some.shares, "contributions depend on the rows asked for")
+    require_same(expected[rows], some.expected, "expected values depend on the rows asked for")
     none = model.contributions(np.array([], dtype=np.int64))
-    _require(none.shares.shape == (0, values.shape[1]), "no rows asked for, but contributions given")
+    require(none.shares.shape == (0, values.shape[1]), "no rows asked for, but contributions given")
 
 
 def _nothing_comes_of_nothing(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     expected = build().score_learn(*stream)
     model = build()
     parts = []
     for part in (slice(0, 0), slice(0, 150), slice(150, 150), slice(150, None)):
         parts.append(model.score_learn(*stream.at(part)))
-    _same(expected, np.concatenate(parts), "an empty batch changes scores")
+    require_same(expected, np.concatenate(parts), "an empty batch changes scores")
     empty = np.array([], dtype=np.int64)
     model.restore(empty, model.snapshot(empty))
 
 
 def _nothing_is_learned(build: Build, seed: int) -> None:
-    stream = _stream(build, seed)
+    stream = readings(build, seed)
     model = build()
     scores = model.score_learn(*stream)
-    _same(scores, model.score_learn(*stream), "a trained model scores the same reading differently")
+    require_same(scores, model.score_learn(*stream), "a trained model scores the same reading differently")
     order = np.random.default_rng(seed).permutation(len(scores))
-    _same(scores[order], model.score_learn(*stream.at(order)), "a trained model's scores depend on the order")
+    require_same(
+        scores[order], model.score_learn(*stream.at(order)), "a trained model's scores depend on the order"
+    )
 
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -271,65 +273,3 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
 """Checks by name, for every model."""
 TRAINED_CHECKS: Mapping[str, Check] = MappingProxyType({"nothing_is_learned": _nothing_is_learned})
 """What holds besides for models that do not learn while they run."""
-
-
-def _stream(build: Build, seed: int) -> _Stream:
-    """Readings of a few machines in any mix, each with its own level, some missing values and some spikes."""
-    n_sensors = len(build().sensors)
-    rng = np.random.default_rng(seed)
-    slots = rng.integers(0, _N_KEYS, _N_READINGS)
-    values = 10.0 * slots[:, np.newaxis] + np.arange(n_sensors) + rng.normal(size=(_N_READINGS, n_sensors))
-    values[rng.random(values.shape) < 0.05] = np.nan
-    values[:_N_KEYS] = np.arange(n_sensors)
-    values[rng.integers(100, _N_READINGS, 6), rng.integers(0, n_sensors, 6)] += 50.0
-    times = np.arange(_N_READINGS, dtype=np.float64)
-    return _Stream(slots.astype(np.int64), values, 1.7e9 + 60.0 * times)
-
-
-def _run(model: Model, stream: _Stream, cuts: list[int]) -> tuple[Floats, Contributions, Rows]:
-    scores, reasons = [], []
-    for part in _parts(cuts):
-        batch = stream.at(part)
-        scores.append(model.score_learn(*batch))
-        reasons.append(model.contributions(np.arange(len(batch.slots))))
-    together = Contributions(
-        np.concatenate([reason.shares for reason in reasons]),
-        np.concatenate([reason.expected for reason in reasons]),
-    )
-    return np.concatenate(scores), together, model.snapshot(np.arange(_N_KEYS))
-
-
-def _parts(cuts: list[int]) -> Iterator[slice]:
-    for start, end in itertools.pairwise(cuts):
-        yield slice(start, end)
-
-
-def _fine(model: Model, scores: Floats, when: str) -> None:
-    _require(
-        bool(np.isfinite(scores).all() and (scores >= 0).all()), f"a score is not finite or negative {when}"
-    )
-    for name, array in model.snapshot(np.arange(_N_KEYS)).items():
-        fine = array.dtype.kind != "f" or np.isfinite(array).all()
-        _require(bool(fine), f"state {name!r} is not finite {when}")
-
-
-def _same_state(one: Rows, other: Rows, message: str) -> None:
-    _require(set(one) == set(other), f"{message}: {sorted(one)} and {sorted(other)}")
-    for name in one:
-        _same(one[name], other[name], f"{message}: {name}")
-
-
-def _same_numbers(one: Rows, other: Rows, message: str) -> None:
-    """Without object arrays: the same object may be pickled in more than one way."""
-    kept = [name for name in one if one[name].dtype != object]
-    _same_state({name: one[name] for name in kept}, {name: other[name] for name in kept}, message)
-
-
-def _same(one: NDArray[Any], other: NDArray[Any], message: str) -> None:
-    equal = np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-    _require(one.dtype == other.dtype and equal, message)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ContractBroken(message)

@@ -28,9 +28,9 @@ class AdaptiveZ(Detector, frozen=True, kw_only=True):
 
     Mean and variance are per key and sensor, exponentially weighted (West 1979, Finch 2009); until the weight
     of `half_life` is reached they are the plain mean and variance of everything so far, so that a short
-    warm-up is unbiased. Deviations beyond `clip` sigmas are learned as if they were `clip` sigmas: a fault is
-    not learned at once and does not inflate the variance, while a level that stays is learned in the end (the
-    variance grows by 8/9 of `clip`² / half-life per reading).
+    warm-up is unbiased. Deviations beyond `clip` sigmas (twice that during warm-up) are learned as if they were
+    `clip` sigmas: a fault is not learned at once and does not inflate the variance, while a level that stays
+    is learned in the end, since each such reading lets the variance grow (by 2.8% at the defaults).
 
     A sensor that has not moved has no scale. Its sigma is at least `floor` and `floor_relative` of its mean;
     while its variance lies below that, its first move scores by what it would be had it been learned already,
