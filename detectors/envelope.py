@@ -11,7 +11,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
-from detectors.fitting import LARGEST_DEVIATION, checked, made, spread, training_matrix
+from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
 
 __all__ = ["EllipticEnvelope", "EllipticEnvelopeModel"]
@@ -70,11 +70,12 @@ class EllipticEnvelope(TrainableDetector, frozen=True, kw_only=True):
         distance = np.einsum("ij,jk,ik->i", centered, precision, centered)
         theory = float(stats.chi2.ppf(self.quantile, len(sensors)))
         limit = theory if self.limit == "theory" else float(np.quantile(distance, self.quantile))
+        limit = max(limit, LEAST_LIMIT * theory)
         arrays = {
             "center": middle + scale * robust.location_,
             "scale": scale,
             "precision": precision,
-            "limit": np.array([max(limit, 1e-9)]),
+            "limit": np.array([limit]),
         }
         return made(self, sensors, 1.0, arrays)
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats, TrainableDetector, Weights
 
-__all__ = ["LARGEST_DEVIATION", "checked", "made", "spread", "training_matrix"]
+__all__ = ["LARGEST_DEVIATION", "LEAST_LIMIT", "checked", "made", "spread", "training_matrix"]
 
 LARGEST_DEVIATION = 1e6
 """Standardised values are bounded by it, so that no reading gives a score that is not finite."""
+LEAST_LIMIT = 1e-3
+"""A limit chosen by quantile is at least this part of the theoretical one: data that never moves has none."""
 
 
 def training_matrix(frame: pd.DataFrame, least: int) -> tuple[tuple[str, ...], Floats]:

@@ -56,7 +56,8 @@ class IsolationForest(TrainableDetector, frozen=True, kw_only=True):
         arrays["normal_depth"] = np.array([_average_depth(np.array([forest.max_samples_]))[0]])
         model = self.load(made(self, sensors, 1.0, arrays))
         scores = model.score_learn(np.zeros(len(matrix), np.int64), matrix, np.zeros(len(matrix)))
-        return made(self, sensors, float(np.quantile(scores, self.quantile)), arrays)
+        # Just above the quantile: where many training rows tie there, as on flat lines, they are normal.
+        return made(self, sensors, float(np.quantile(scores, self.quantile)) + 1e-9, arrays)
 
     @classmethod
     def load(cls, weights: Weights) -> IsolationForestModel:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
-from detectors.fitting import LARGEST_DEVIATION, checked, made, spread, training_matrix
+from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
 
 __all__ = ["PCA", "PCAModel"]
@@ -52,7 +52,8 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
         center = matrix.mean(axis=0)
         scale = spread(matrix, center)
         standard = (matrix - center) / scale
-        pca = decomposition.PCA(svd_solver="full", random_state=self.seed).fit(standard)
+        with np.errstate(divide="ignore", invalid="ignore"):  # data without any variance
+            pca = decomposition.PCA(svd_solver="full", random_state=self.seed).fit(standard)
         eigenvalues = np.maximum(pca.explained_variance_, 0.0)
         explained = np.cumsum(eigenvalues) / max(eigenvalues.sum(), 1e-300)
         kept = min(int(np.searchsorted(explained, self.variance - 1e-12)) + 1, len(eigenvalues))
@@ -63,9 +64,8 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
         theory = [_hotelling(len(matrix), kept, self.quantile), _residual(eigenvalues[kept:], self.quantile)]
         limits = np.maximum(theory, 1e-9)
         if self.limit == "quantile":
-            limits *= max(
-                np.quantile(np.maximum(distance / limits[0], error / limits[1]), self.quantile), 1e-9
-            )
+            ratios = np.maximum(distance / limits[0], error / limits[1])
+            limits *= max(float(np.quantile(ratios, self.quantile)), LEAST_LIMIT)
         arrays = {
             "center": center,
             "scale": scale,

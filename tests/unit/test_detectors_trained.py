@@ -89,6 +89,13 @@ def test_training_data_that_does_not_suffice_is_refused(kind: str, frame: pd.Dat
         registry.TRAINABLE[kind]().fit(frame)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_never_moves_trains_a_model_that_stays_silent_on_it(kind: str) -> None:
+    frame = pd.DataFrame({"on": np.ones(100), "off": np.zeros(100)})
+    model = registry.load(registry.TRAINABLE[kind]().fit(frame))
+    assert (_score(model, frame) < model.threshold).all()
+
+
 def test_isolation_forest_scores_equal_scikit_learns() -> None:
     frame = _frame()
     model = IsolationForest.load(IsolationForest(seed=3).fit(frame))
