@@ -26,7 +26,7 @@ from stream.models import ModelRef
 from stream.shelf import Shelf, info_of
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
 
-__all__ = ["VERBS", "Command", "Control", "ModelHistory", "Receipt", "request"]
+__all__ = ["VERBS", "Command", "Control", "ModelHistory", "Receipt", "reference", "request"]
 
 Verb = Literal["status", "swap", "rollback", "pause", "resume"]
 VERBS: tuple[Verb, ...] = ("status", "swap", "rollback", "pause", "resume")

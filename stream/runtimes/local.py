@@ -38,7 +38,7 @@ from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.topology import Topology, broker_plan
 
-__all__ = ["SYSTEM_CLOCK", "Worker"]
+__all__ = ["SYSTEM_CLOCK", "Worker", "first_error"]
 
 SYSTEM_CLOCK = Clock(time.time, time.monotonic)
 _BACKOFF = (0.2, 30.0)

@@ -1,0 +1,5 @@
+"""`python -m stream` is `mmlw`."""
+
+from stream.cli import main
+
+main()
