@@ -11,16 +11,17 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import click
 import msgspec
 
 from stream import log
-from stream.config import load, load_all
 from stream.errors import ConfigError, MmlwError, Problem
-from stream.topology import RegistryModel, Topology
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
+    from stream.topology import RegistryModel, Topology
 
 __all__ = ["main"]
 
@@ -159,6 +160,8 @@ def check(files: tuple[Path, ...]) -> None:
 
     Exit code 0: all are sound; 2: some are not.
     """
+    from stream.config import load_all
+
     problems: list[Problem] = []
     for file in files:
         try:
@@ -177,6 +180,7 @@ def check(files: tuple[Path, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def graph(file: Path) -> None:
     """Draw topologies as Mermaid text (paste it into any Markdown viewer)."""
+    from stream.config import load_all
     from stream.graph import mermaid
 
     click.echo("\n".join(mermaid(topology) for topology in load_all(file)))
@@ -221,6 +225,8 @@ def run(
     checkpoint in --data stands, and goes on after any lost connection. A second signal leaves at once: what
     was not committed is read again at the next start.
     """
+    from stream.config import load_all
+
     log.configure(log_form, log_level)
     topologies = tuple(topology for file in files for topology in load_all(file))
     connect = _connector(broker_url, broker_password_file)
@@ -289,6 +295,7 @@ def train(
     \b
     mmlw train topologies/shuttle.yaml --dataset shuttle --rows 10000
     """
+    from stream.config import load
     from stream.training import train_detector
 
     topology = load(file)
@@ -408,6 +415,7 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
         as_json: bool,
         **arguments: str | None,
     ) -> None:
+        from stream.config import load
         from stream.control import request
         from stream.watch import show_receipt
 

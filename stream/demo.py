@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,16 +25,18 @@ from stream.training import train_detector
 from stream.verdict import quality_rows
 from stream.watch import alert_line
 
-__all__ = ["LiveProgress", "run_demo", "show_outcome"]
+__all__ = ["LiveProgress", "run_demo", "show_outcome", "wide_console"]
 
 _TRAINED_ON = (5_000, 10_000)
 """Rows of Shuttle that the first and the second version of the batch model learn from."""
+_SHOWN = 3
+"""Alerts of a topology that are printed: those highest above their threshold."""
 _TOPOLOGIES = Path(__file__).resolve().parent.parent / "topologies"
 
 
 async def run_demo(data: Path, report: Path, rows: int | None) -> None:
     """Train, register, run, swap half-way, and report. `data` keeps the embedded registry between runs."""
-    console = Console()
+    console = wide_console()
     began = time.monotonic()
     shuttle, water = load(_TOPOLOGIES / "shuttle.yaml"), load(_TOPOLOGIES / "water_flow.yaml")
     readings, flow = from_dataset("shuttle"), from_dataset("water_flow")
@@ -75,8 +78,13 @@ async def run_demo(data: Path, report: Path, rows: int | None) -> None:
         report, "MMLW demo", f"Shuttle and WaterFlow on the embedded broker, {took:.0f} s in all", sections
     )
     console.rule("[bold]3  Look")
-    console.print(f"  report   {report.absolute().as_uri()}", soft_wrap=True)
+    console.print(f"  report   {report.absolute()}", soft_wrap=True)
     console.print("  yours    mmlw try FILE.csv", soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """The terminal; where there is none, lines of a fixed width."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 class LiveProgress:
@@ -130,11 +138,11 @@ def show_outcome(
         f"\n[bold]{name}[/bold]: {recording.readings:,} readings in {seconds:.1f} s ({rate:,.0f}/s), "
         f"{len(episodes)} alerts opened, {closed} closed again"
     )
-    worst = sorted(episodes, key=lambda e: -e.opened.score / max(e.opened.threshold, 1e-12))[:6]
+    worst = sorted(episodes, key=lambda e: -e.opened.score / max(e.opened.threshold, 1e-12))[:_SHOWN]
     for episode in sorted(worst, key=lambda e: e.opened.time):
-        console.print("  ", alert_line(episode.opened))
-        if episode.closed:
-            console.print("  ", alert_line(episode.closed))
+        for alert in (episode.opened, episode.closed):
+            if alert is not None:
+                console.print(alert_line(alert), soft_wrap=True)
     rows = quality_rows(recording.series(), episodes, table.labels, skip=skip)
     if rows:
         console.print(_grid(rows))
@@ -167,9 +175,9 @@ def _first(table: Table, rows: int) -> Table:
 
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> Grid:
-    grid = Grid(title="against the labels", title_justify="left", box=None, padding=(0, 2))
+    grid = Grid(box=None, padding=(0, 2), header_style="dim")
     for name in rows[0]:
-        grid.add_column(name, justify="left" if name == "detector" else "right")
+        grid.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row.values())
     return grid

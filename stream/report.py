@@ -23,7 +23,9 @@ _MOST_SPANS = 60
 _MOST_MACHINES = 6
 _MOST_SENSORS = 12
 _MOST_ALERTS = 200
-_COLOURS = {"alert": "#d62728", "label": "rgba(255,165,0,0.28)", "swap": "#6a3d9a", "threshold": "#d62728"}
+_LOG_FROM = 20
+"""A score this many times its threshold puts the axis on a logarithmic scale."""
+_COLOURS = {"alert": "#d62728", "label": "rgba(255,165,0,0.28)", "swap": "#6a3d9a", "threshold": "#222222"}
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f6f7f9; margin: 0; }
@@ -148,6 +150,8 @@ def _figure(
         threshold.update(line={"dash": "dash", "width": 1.5, "color": _COLOURS["threshold"]})
         figure.add_trace(threshold, row=number, col=1)
         _alert_marks(figure, number, [e for e in episodes if e.opened.detector == name], show=first)
+        if len(score) and score.max() > _LOG_FROM * max(float(limit.max()), 1e-12):
+            figure.update_yaxes(type="log", row=number, col=1)
     if 0 < len(spans) <= _MOST_SPANS:
         for start, stop in spans:
             figure.add_vrect(
@@ -194,7 +198,8 @@ def _alert_marks(figure: Any, number: int, episodes: Sequence[Episode], *, show:
         name="alert opened",
         mode="markers",
     )
-    marks.update(marker={"symbol": "triangle-down", "size": 8, "color": _COLOURS["alert"]})
+    size = 9 if len(shown) < 200 else 4
+    marks.update(marker={"symbol": "triangle-down", "size": size, "color": _COLOURS["alert"]})
     marks.update(legendgroup="alert", showlegend=show)
     figure.add_trace(marks, row=number, col=1)
 

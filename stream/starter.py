@@ -8,13 +8,12 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.live import Live
 
 from detectors import registry
 from detectors.base import Detector
 from stream.config import dump_yaml, load
-from stream.demo import LiveProgress, show_outcome
+from stream.demo import LiveProgress, show_outcome, wide_console
 from stream.embedded import Job, run
 from stream.errors import ConfigError, Problem
 from stream.report import write_report
@@ -28,7 +27,7 @@ async def run_try(
     file: Path, *, machine: str | None, output: Path | None, report: Path | None, force: bool
 ) -> None:
     """Read the table, write the topology unless one is there, run it, write the report."""
-    console = Console()
+    console = wide_console()
     table = read_csv(file, machine=machine)
     console.print(f"[bold]{file}[/bold]: {len(table.times):,} rows")
     for note in table.notes:
@@ -55,7 +54,7 @@ async def run_try(
         recordings = await run([job], data=Path(folder), progress=live.update)
     section = show_outcome(console, job, recordings[topology.name], live)
     write_report(report, f"MMLW: {file.name}", f"{file.name} on the embedded broker", [section])
-    console.print(f"\nreport   {report.absolute().as_uri()}", soft_wrap=True)
+    console.print(f"\nreport   {report.absolute()}", soft_wrap=True)
     click.echo(f"next     edit {output}, then: mmlw try {file}")
 
 

@@ -61,7 +61,10 @@ def from_dataset(name: str) -> Table:
 def read_csv(path: Path, *, machine: str | None = None) -> Table:
     """Readings of a CSV file, its columns found out by name and content. Raises ConfigError with the remedy."""
     try:
-        frame = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        separator = max(",;\t|", key=head.count)
+        frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([Problem(str(path), "no such file")]) from None
     except (OSError, ValueError, pd.errors.ParserError) as error:

@@ -190,9 +190,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One arrow: readings of one source, keyed by machine, through detectors and a rule to a sink."""
 
     name: str
+    description: str = ""
     source: Source
     detectors: dict[str, Detector | RegistryModel]
-    description: str = ""
     alert: AlertRule = AlertRule()
     sink: Sink = Sink()
     operators: tuple[str, ...] = ("operator", "guest")

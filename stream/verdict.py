@@ -29,12 +29,12 @@ def quality_rows(
             {
                 "detector": name,
                 "ROC AUC": f"{quality.roc_auc(labels[skip:], scores[skip:]):.3f}",
-                "events found": f"{found.found} of {found.events}",
-                "alerts that were right": f"{found.episodes - found.false_alarms} of {found.episodes}",
+                "anomalies found": f"{found.found} of {found.events}",
+                "right alerts": f"{found.episodes - found.false_alarms} of {found.episodes}",
                 "event F1": f"{found.f1:.2f}",
-                "false alarms a day": f"{found.false_alarms_per_day:.2f}",
+                "false/day": f"{found.false_alarms_per_day:.2f}",
                 "rows found": f"{hits.sum() / labels[skip:].sum():.0%}",
-                "rows flagged wrongly": f"{(flags[skip:] & ~labels[skip:]).sum() / (~labels[skip:]).sum():.2%}",
+                "rows wrongly": f"{(flags[skip:] & ~labels[skip:]).sum() / (~labels[skip:]).sum():.2%}",
             }
         )
     return rows
