@@ -1,0 +1,1 @@
+"""Measurements: never asserted in a test, always quoted with the command that takes them."""
