@@ -8,7 +8,6 @@ one and the same case.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,21 +17,21 @@ import numpy as np
 from detectors.base import Model
 from stream import log
 from stream.alerts import Alert, ModelInfo, alert_message
-from stream.brokers.base import Broker, Delivery, Intake, Message
+from stream.brokers.base import Broker, Delivery, Intake
 from stream.checkpoint import Changes, Checkpoint, Saved, StreamPosition
-from stream.errors import CheckpointError, CommandRefused, ReadingRejected
+from stream.deadletters import dead_letter
+from stream.errors import CommandRefused, ReadingRejected
 from stream.metrics import TopologyMetrics
+from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
-from stream.topology import DEADLETTER_EXCHANGE, Topology, readings_queue
+from stream.topology import Topology, readings_queue
 
 __all__ = ["Clock", "Engine", "Poison", "Swap"]
 
 _IDLE = 0.25
 """Seconds after which an engine without readings looks for commands and a stop."""
 _LAG_INTERVAL = 2.0
-_PROOF_TIMEOUT = 10.0
-"""Seconds within which a stream must show the last message that was processed from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class Engine:
         start = self.position.last_offset if self.position.last_offset >= 0 else None
         intake = await self._broker.consume(queue, offset=start, prefetch=4 * source.max_batch)
         try:
-            deliveries = await self._prove(intake)
+            deliveries = await self._first(intake)
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
             while not stop.is_set():
@@ -177,7 +176,7 @@ class Engine:
     async def _publish(
         self, fresh: Sequence[Delivery], scored: Scored, rejected: Sequence[tuple[Delivery, ReadingRejected]]
     ) -> None:
-        messages = [self._dead_letter(delivery, error) for delivery, error in rejected]
+        messages = [dead_letter(self.topology.name, *item) for item in rejected]
         messages += [alert_message(alert, self.topology.sink.exchange) for alert in scored.alerts]
         if messages:
             await self._broker.publish(messages)
@@ -192,7 +191,7 @@ class Engine:
     async def _commit(self, last: Delivery, scored: Scored) -> None:
         slots = np.arange(len(self.scorer.machines)) if self._whole else scored.touched
         machines = [self.scorer.machines[slot] for slot in slots.tolist()]
-        position = StreamPosition(last.offset, _fingerprint(last))
+        position = StreamPosition(last.offset, fingerprint(last))
         await self._save(Changes(position, slots.tolist(), machines, self.scorer.components(slots)))
         self._whole = False
         self.batches += 1
@@ -209,8 +208,8 @@ class Engine:
         if len(fresh) > 1:
             return
         refused = ReadingRejected("detector_failed", str(error))
-        await self._broker.publish([self._dead_letter(fresh[0], refused)])
-        await self._save(Changes(StreamPosition(fresh[0].offset, _fingerprint(fresh[0]))))
+        await self._broker.publish([dead_letter(self.topology.name, fresh[0], refused)])
+        await self._save(Changes(StreamPosition(fresh[0].offset, fingerprint(fresh[0]))))
         self._metrics.deadlettered("detector_failed")
 
     async def _take_turns(self) -> None:
@@ -228,72 +227,20 @@ class Engine:
             await self._save(changes)
             done.set_result(self._clock.monotonic() - before)
 
-    async def _prove(self, intake: Intake) -> list[Delivery]:
-        """Make sure that this is the stream which the position was taken in; the first deliveries after it.
-
-        The last message processed is read once more and compared. Raises CheckpointError when it is another
-        one, or when the stream ends before it. What retention has removed unread is counted and logged.
-        """
-        last = self.position.last_offset
-        if last < 0:
-            return []
-        where = f'stream "{readings_queue(self.topology).name}"'
-        most = self.topology.source.max_batch
-        deliveries = await intake.receive(most, self.topology.source.linger, _PROOF_TIMEOUT)
-        if not deliveries:
-            what = f"{where} shows nothing from offset {last} on, where the checkpoint stands"
-            raise CheckpointError(
-                f"{self._checkpoint.path}: {what}; was it deleted? Move the file to start over"
-            )
-        after = [delivery for delivery in deliveries if delivery.offset >= last]
-        if not after:
-            return await self._prove_later(intake, deliveries)
-        if after[0].offset > last:
-            lost = after[0].offset - last - 1
+    async def _first(self, intake: Intake) -> list[Delivery]:
+        """The first deliveries from the position on, once the stream is proven to be the same."""
+        source = self.topology.source
+        found = await prove(intake, self.position, most=source.max_batch, linger=source.linger)
+        if found and (lost := found[0].offset - self.position.last_offset - 1) > 0:
             self._metrics.gaps.inc(lost)
             log.get().error("readings_lost", topology=self.topology.name, lost=lost, cause="retention")
-        elif _fingerprint(after[0]) != self.position.fingerprint:
-            what = f"{where} holds another message at offset {last} than the one processed"
-            raise CheckpointError(
-                f"{self._checkpoint.path}: {what}; it was recreated. Move the file to start over"
-            )
-        return after
-
-    async def _prove_later(self, intake: Intake, before: Sequence[Delivery]) -> list[Delivery]:
-        """A stream is delivered from the head of a chunk: pass over what lies before the position."""
-        await intake.ack(before[-1].tag)
-        return await self._prove(intake)
+        return found
 
     async def _measure_lag(self, intake: Intake) -> None:
         if (now := self._clock.monotonic()) >= self._lag_due:
             self._lag_due = now + _LAG_INTERVAL
             self.lag = max(await intake.end() - self.position.next_offset, 0)
             self._metrics.lag.set(self.lag)
-
-    def _dead_letter(self, delivery: Delivery, error: ReadingRejected) -> Message:
-        name = self.topology.name
-        log.get().warning(
-            "message_deadlettered",
-            topology=name,
-            reason=error.reason,
-            detail=error.detail,
-            offset=delivery.offset,
-        )
-        return Message(
-            exchange=DEADLETTER_EXCHANGE,
-            routing_key=f"deadletter.{name}.{error.reason}",
-            body=delivery.body,
-            content_type=delivery.content_type or "application/octet-stream",
-            message_id=f"{name}-0-{delivery.offset}",
-            headers={
-                "mmlw-reason": error.reason,
-                "mmlw-detail": error.detail,
-                "mmlw-topology": name,
-                "mmlw-exchange": delivery.exchange,
-                "mmlw-routing-key": delivery.routing_key,
-                "mmlw-offset": delivery.offset,
-            },
-        )
 
     def _count_scored(self, fresh: Sequence[Delivery], batch: Batch, scored: Scored) -> None:
         now = self._clock.monotonic()
@@ -320,10 +267,6 @@ class Engine:
         self._metrics.machines.set(len(self.scorer.machines))
         for name, lane in self.scorer.lanes.items():
             self._metrics.open_alerts(name, len(lane.alerts.open_slots()))
-
-
-def _fingerprint(delivery: Delivery) -> str:
-    return hashlib.sha256(delivery.routing_key.encode() + b"\0" + delivery.body).hexdigest()
 
 
 def _labels(info: ModelInfo) -> tuple[str, str, str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detectors import registry
+from detectors import AdaptiveZ
 from detectors.base import Contributions, Floats, Model, Rows, Slots
 from stream.alerts import Alert
 from stream.brokers.base import Broker, Delivery, Message, Queue
@@ -23,7 +23,7 @@ from stream.metrics import Metrics
 from stream.models import ModelRef
 from stream.runtimes.local import Worker
 from stream.scorer import Scored
-from stream.topology import AlertRule, RegistryModel, Source, Topology, broker_plan
+from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology, broker_plan
 
 __all__ = ["Plant", "Scale", "ScaleShelf", "readings", "topology"]
 
@@ -32,12 +32,12 @@ START = 1_722_988_800.0
 
 def topology(*, batch_model: bool = False, max_batch: int = 64, **source: Any) -> Topology:
     """Two sensors, an online detector, and a batch detector if asked for."""
-    detectors: dict[str, Any] = {"spike": registry.ONLINE["adaptive_z"](warmup=10, half_life=50)}
+    detectors: dict[str, Any] = {"spike": AdaptiveZ(warmup=10, half_life=50)}
     if batch_model:
         detectors["scale"] = RegistryModel(model="models:/scale@champion")
     return Topology(
         name="plant",
-        source=Source(sensors=("a", "b"), max_batch=max_batch, linger=0.0, **source),
+        source=Source(sensors=(Sensor("a"), Sensor("b")), max_batch=max_batch, linger=0.0, **source),
         detectors=detectors,
         alert=AlertRule(close_after=2),
     )

@@ -4,11 +4,8 @@ Train it:    mmlw train topologies/pump_line.py --input history.csv
 Run it:      mmlw run topologies/pump_line.py --broker amqp://guest:guest@localhost
 """
 
-from detectors import registry
+from detectors import PCA, AdaptiveZ
 from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
-
-AdaptiveZ = registry.ONLINE["adaptive_z"]
-PCA = registry.TRAINABLE["pca"]
 
 topology = Topology(
     name="pump_line",

@@ -59,12 +59,15 @@ class Service:
         return done
 
     def start(self) -> None:
+        options = ["--broker", self.url, "--data", str(self.data), "--registry", self.registry]
+        options += ["--http", f"127.0.0.1:{self.port}", "--log", "json"]
         with (self.data / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stream", "run", str(self.topology), "--broker", self.url, "--data", str(self.data),
-                 "--registry", self.registry, "--http", f"127.0.0.1:{self.port}", "--log", "json"],
-                stdout=log, stderr=log, cwd=self.data,
-            )  # fmt: skip
+                [sys.executable, "-m", "stream", "run", str(self.topology), *options],
+                stdout=log,
+                stderr=log,
+                cwd=self.data,
+            )
         wait_for(
             lambda: self.get("/readyz")[0] == 200 or self.process is None or self.process.poll() is not None
         )

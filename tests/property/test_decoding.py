@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream.metrics import Reason
 from stream.readings import Decoder
-from stream.topology import Source
+from stream.topology import Sensor, Source
 from tests.unit.test_readings import EPOCH, NOW, delivery
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -47,8 +47,8 @@ def _packed(message: Any) -> bytes:
 
 
 _BODIES = st.binary(max_size=60) | _MESSAGE.map(lambda m: json.dumps(m).encode()) | _MESSAGE.map(_packed)
-_WIDE = Source(sensors=("a", "b"))
-_NARROW = Source(sensors=("a", "b"), layout="narrow", routing_key="sensor.{machine}.{sensor}")
+_WIDE = Source(sensors=(Sensor("a"), Sensor("b")))
+_NARROW = Source(sensors=(Sensor("a"), Sensor("b")), layout="narrow", routing_key="sensor.{machine}.{sensor}")
 
 
 @settings(max_examples=500, deadline=None)

@@ -193,7 +193,7 @@ def test_worker_refuses_a_stream_that_was_made_anew(tmp_path: Path) -> None:
         plant.server = MemoryServer()
         await plant.declare()
         await plant.publish(readings(100, seed=1))
-        with pytest.raises(CheckpointError, match="recreated"):
+        with pytest.raises(CheckpointError, match="was it recreated"):
             await plant.worker().run(asyncio.Event())
 
     run(story())

@@ -29,7 +29,7 @@ ONE_PLACE = {
     "sqlite3": {"stream.checkpoint"},
     "plotly": {"stream.report"},
     "structlog": {"stream.log"},
-    "click": {"stream.cli", "stream.watch", "stream.starter"},
+    "click": {"stream.cli", "stream.options", "stream.starter", "stream.steering", "stream.watch"},
 }
 
 

@@ -1,0 +1,108 @@
+"""Commands for operators: watch alerts, and steer a running topology by control messages."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from stream.options import Command, broker_options, connector, interruptible
+
+__all__ = ["add_to"]
+
+
+def add_to(group: click.Group) -> None:
+    """Add these commands to the command line."""
+    for command in (alerts, *_COMMANDS):
+        group.add_command(command)
+
+
+@click.command()
+@broker_options("a consumer")
+@click.option("--queue", default="mmlw.alerts", show_default=True, help="The stream that keeps the alerts.")
+@click.option("--from-start", is_flag=True, help="Show what is kept, too.")
+@click.option("--limit", type=click.IntRange(min=1), help="Leave after so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def alerts(
+    broker_url: str,
+    broker_password_file: Path | None,
+    queue: str,
+    from_start: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Show alerts live, until Ctrl-C."""
+    from stream.watch import watch_alerts
+
+    connect = connector(broker_url, broker_password_file)
+    interruptible(watch_alerts(connect, queue, from_start=from_start, limit=limit, as_json=as_json))
+
+
+_COMMANDS: list[click.Command] = []
+
+
+def _steering(verb: str, text: str, *, detector: bool = False, model: bool = False) -> None:
+    """Add one of the commands that steer a running topology."""
+
+    def command(
+        topology: str,
+        broker_url: str,
+        broker_password_file: Path | None,
+        timeout: float,
+        as_json: bool,
+        **arguments: str | None,
+    ) -> None:
+        from stream.config import load
+        from stream.control import request
+        from stream.watch import show_receipt
+
+        name = load(topology).name if topology.endswith((".yaml", ".yml", ".py")) else topology
+        connect = connector(broker_url, broker_password_file)
+        user = urlsplit(broker_url).username or "guest"
+
+        async def send() -> Any:
+            async with connect() as broker:
+                return await request(broker, name, verb, user=user, timeout=timeout, **arguments)
+
+        receipt = asyncio.run(send())
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode())
+        else:
+            show_receipt(receipt)
+        if receipt["status"] != "applied":
+            sys.exit(1)
+
+    command.__doc__ = text
+    wrapped: Command = command
+    wrapped = click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")(wrapped)
+    wrapped = click.option(
+        "--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt."
+    )(wrapped)
+    wrapped = broker_options("an operator")(wrapped)
+    if detector:
+        wrapped = click.option("--detector", help="Which batch detector, where there are several.")(wrapped)
+    if model:
+        wrapped = click.argument("model")(wrapped)
+    wrapped = click.argument("topology")(wrapped)
+    _COMMANDS.append(click.command(verb)(wrapped))
+
+
+_steering(
+    "status",
+    "Ask a running topology how it is.\n\nPosition, lag, models, open alerts. TOPOLOGY is a name or a file.",
+)
+_steering(
+    "swap",
+    "Swap a batch model while readings flow.\n\n"
+    "MODEL is models:/NAME@ALIAS or models:/NAME/VERSION. The receipt names the first offset scored by it.",
+    detector=True,
+    model=True,
+)
+_steering("rollback", "Go back to the model that scored before the last swap.", detector=True)
+_steering("pause", "Stop reading; what arrives waits in the stream.")
+_steering("resume", "Go on reading where it was paused.")
