@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,17 @@ class Site:
     """A running node with the deployment's users, and their passwords."""
 
     node: RabbitNode
+    secrets: Path
     passwords: dict[str, str]
 
     def url(self, user: str) -> str:
         return self.node.url(user, self.passwords[user])
+
+    def mmlw(self, verb: str, user: str, *arguments: str) -> list[str]:
+        """A command line as docker-compose.yml has it: the user in the address, the password in a file."""
+        address = f"--broker=amqp://{user}@127.0.0.1:{self.node.port}/"
+        password = f"--broker-password-file={self.secrets / f'{user}_password'}"
+        return [sys.executable, "-m", "stream", verb, address, password, *arguments]
 
     def broker(self, user: str) -> RabbitBroker:
         return RabbitBroker(self.url(user), timeout=10.0)
@@ -105,7 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     conf.write_text("".join(f"{key} = {value}\n" for key, value in mine.items()))
     try:
         node.start()
-        found = Site(node, passwords)
+        found = Site(node, secrets, passwords)
         run(declare(found))
         yield found
     finally:
@@ -214,6 +222,39 @@ def readings(count: int) -> list[bytes]:
         ).encode()
         for i in range(count)
     ]
+
+
+@pytest.mark.timeout(240)
+def test_the_commands_of_the_compose_file_work(site: Site, tmp_path: Path) -> None:
+    def said(command: list[str], code: int = 0) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    topology, port = ROOT / "topologies" / "water_flow.yaml", free_port()
+    options = ["--data", str(tmp_path), f"--http=127.0.0.1:{port}", "--log=json", "--wait=20"]
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            site.mmlw("run", "worker", str(topology), *options), cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        said(site.mmlw("publish", "branch-1", "--dataset=water_flow", "--limit=300"))
+        asked = site.mmlw("status", "operator", "water_flow", "--json", "--timeout=30")
+        status = json.loads(said(asked))
+        deadline = time.monotonic() + 60
+        while status["next_offset"] < 300:
+            assert time.monotonic() < deadline, status
+            status = json.loads(said(asked))
+        assert status["machines"] == 1
+        refusal = said(site.mmlw("publish", "branch-1", "--dataset=shuttle", "--limit=5"), code=2)
+        assert "branch-1" in refusal
+        assert "sensor.shuttle-1.readings" in refusal
+        worker.terminate()
+        assert worker.wait(timeout=40) == 0, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        worker.kill()
+        worker.wait(timeout=20)
+    assert site.passwords["worker"] not in (tmp_path / "log").read_text()
 
 
 def publish(exchange: str, key: str, *, user_id: str | None = None) -> Act:
