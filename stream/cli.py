@@ -21,6 +21,7 @@ from stream.options import (
     connector,
     data_option,
     interruptible,
+    registry_of,
     registry_options,
     shelf_of,
     table_of,
@@ -266,21 +267,24 @@ def train(
     \b
     mmlw train topologies/shuttle.yaml --dataset shuttle --rows 10000
     """
+    from rich.console import Console
+
     from stream.config import load
     from stream.training import train_detector
 
     topology = load(file)
     name, spec = _batch_detector(topology, detector)
     readings = table_of(table, dataset)
-    shelf = shelf_of(registry_uri, data, (topology,))
-    ref, weights = train_detector(
-        topology, name, readings, shelf.registry, rows=rows, alias=alias or spec.alias
-    )
+    registry, alias = registry_of(registry_uri, data), alias or spec.alias
+    with Console(stderr=True).status(
+        f"training {name} on {readings.name}"
+    ):
+        ref, weights = train_detector(topology, name, readings, registry, rows=rows, alias=alias)
     click.echo(
         f"{ref.name} version {ref.version} ({weights.kind}), threshold {weights.threshold:.4g}, {ref.digest}"
     )
-    if alias or spec.alias:
-        click.echo(f"models:/{ref.name}@{alias or spec.alias} now means version {ref.version}")
+    if alias:
+        click.echo(f"models:/{ref.name}@{alias} now means version {ref.version}")
 
 
 def _batch_detector(topology: Topology, name: str | None) -> tuple[str, RegistryModel]:

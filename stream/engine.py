@@ -165,6 +165,7 @@ class Engine:
                 await self._quarantine(fresh, error)
                 raise Poison(str(error)) from error
             rejected += [(fresh[index], error) for index, error in dict(scored.refused).items()]
+            rejected.sort(key=lambda item: item[0].offset)
             self._count_scored(fresh, batch, scored)
             await self._publish(fresh, scored, rejected)
             await self._commit(fresh[-1], scored)

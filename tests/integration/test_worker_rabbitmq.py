@@ -151,7 +151,7 @@ def bodies(table: Table, rows: range) -> list[bytes]:
     ]
 
 
-async def publish(url: str, messages: Sequence[bytes]) -> None:
+async def publish(url: str, messages: Sequence[bytes], key: str = "sensor.shuttle-1.readings") -> None:
     """What any AMQP client does; nothing of ours."""
     connection = await aio_pika.connect(url)
     async with connection:
@@ -160,7 +160,7 @@ async def publish(url: str, messages: Sequence[bytes]) -> None:
         for start in range(0, len(messages), 200):
             async with asyncio.TaskGroup() as tasks:
                 for body in messages[start : start + 200]:
-                    tasks.create_task(exchange.publish(aio_pika.Message(body), "sensor.shuttle-1.readings"))
+                    tasks.create_task(exchange.publish(aio_pika.Message(body), key))
 
 
 async def subscribe(url: str) -> None:
@@ -279,6 +279,66 @@ def test_killed_and_restarted_gives_the_same_alerts(
 
 def _key(alert: Alert) -> bytes:
     return msgspec.json.encode(alert)
+
+
+BAD: dict[str, bytes] = {
+    "not JSON": b"{",
+    "wrong type": b'{"machine": "branch-1", "time": 1648000000, "values": {"flow_l_s": "x"}}',
+    "NaN": b'{"machine": "branch-1", "time": 1648000000, "values": {"flow_l_s": NaN}}',
+    "infinity": b'{"machine": "branch-1", "time": 1648000000, "values": {"flow_l_s": -Infinity}}',
+    "10 MB": b" " * 10_000_000,
+    "nested 100,000 deep": b"[" * 100_000 + b"]" * 100_000,
+    "1850": b'{"machine": "branch-1", "time": "1850-01-01T00:00:00Z", "values": {"flow_l_s": 1}}',
+    "2100": b'{"machine": "branch-1", "time": "2100-01-01T00:00:00Z", "values": {"flow_l_s": 1}}',
+    "unknown sensor": b'{"machine": "branch-1", "time": 1648000000, "values": {"x": 1}}',
+    "no sensor": b'{"machine": "branch-1", "time": 1648000000, "values": {}}',
+    "impossible": b'{"machine": "branch-1", "time": 1648000000, "values": {"flow_l_s": -5}}',
+    "another machine": b'{"machine": "branch-2", "time": 1648000000, "values": {"flow_l_s": 5}}',
+}
+
+
+def test_bad_input_is_dead_lettered_counted_and_the_stream_goes_on(
+    rabbitmq: RabbitNode, tmp_path: Path, registry: str
+) -> None:
+    water = ROOT / "topologies" / "water_flow.yaml"
+    worker = Service(rabbitmq.url(vhost=rabbitmq.vhost()), tmp_path, water, registry)
+    worker.start()
+    try:
+        good = b'{"machine": "branch-1", "time": 1648000000, "values": {"flow_l_s": 101.5}}'
+        mixed = [body for bad in BAD.values() for body in (bad, good)]
+        run(publish(worker.url, mixed, key="sensor.branch-1.readings"))
+        run(publish(worker.url, [good.replace(b'"machine": "branch-1", ', b"")], key="sensor.branch-1.a.b"))
+        wait_for(lambda: processed(worker) == len(mixed) + 1)
+        dead = worker.metric("mmlw_messages_deadlettered_total")
+        assert (worker.metric("mmlw_messages_processed_total"), dead) == (len(BAD), len(BAD) + 1)
+        for reason, count in {
+            "not_decodable": 2, "wrong_type": 1, "not_finite": 2, "too_large": 1, "time_out_of_range": 2,
+            "unknown_sensor": 1, "no_values": 1, "out_of_range": 1, "machine_mismatch": 1, "missing_machine": 1,
+        }.items():  # fmt: skip
+            assert worker.metric("mmlw_messages_deadlettered_total", reason=reason) == count, reason
+        letters = run(dead_letters(worker.url, len(BAD) + 1))
+        assert [body for body, _ in letters[:-1]] == list(BAD.values())
+        assert {str(headers["mmlw-reason"]) for _, headers in letters} >= {"not_decodable", "too_large"}
+        assert worker.stop() == 0
+    finally:
+        if worker.process is not None and worker.process.poll() is None:
+            worker.kill()
+
+
+async def dead_letters(url: str, count: int) -> list[tuple[bytes, Any]]:
+    connection = await aio_pika.connect(url)
+    found = []
+    async with connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        queue = await channel.get_queue("mmlw.deadletters")
+        async with queue.iterator(arguments={"x-stream-offset": "first"}) as letters:
+            async for letter in letters:
+                await letter.ack()
+                found.append((letter.body, letter.headers))
+                if len(found) == count:
+                    break
+    return found
 
 
 def test_mistakes_of_a_beginner_get_one_clear_line(

@@ -65,7 +65,7 @@ def assert_equal(found: dict[str, Rows], expected: dict[str, Rows]) -> None:
 def test_what_is_committed_is_loaded(tmp_path: Path) -> None:
     path, rows = tmp_path / "t.checkpoint", state(5)
     with opened(path) as checkpoint:
-        more = {
+        more: dict[str, Any] = {
             "models": {"a": ({"name": "x"}, None)},
             "commands": {"id": {"status": "applied"}},
             "paused": True,

@@ -1,0 +1,110 @@
+"""Splitting the stream anywhere gives the same scores, alerts and state, and so does a restart in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detectors import AdaptiveZ, HalfSpaceTrees, River
+from stream.alerts import Alert
+from stream.brokers.base import Delivery
+from stream.readings import Decoder
+from stream.scorer import Scorer, online_info
+from stream.topology import AlertRule, Sensor, Source, Topology
+
+N = 240
+SENSORS = ("a", "b")
+DETECTORS: dict[str, Any] = {
+    "z": AdaptiveZ(warmup=5, half_life=20),
+    "trees": HalfSpaceTrees(n_trees=3, height=3, window_size=10, threshold=0.7),
+    "river": River(river="LODA", warmup=5, settings={"n_random_cuts": 5}, threshold=2.0),
+}
+
+
+def topology(*, narrow: bool) -> Topology:
+    layout: dict[str, Any] = (
+        {"layout": "narrow", "routing_key": "sensor.{machine}.{sensor}"} if narrow else {}
+    )
+    return Topology(
+        name="t",
+        source=Source(sensors=tuple(map(Sensor, SENSORS)), missing_sensor="accept", **layout),
+        detectors=DETECTORS,
+        alert=AlertRule(close_after=2, hold=2),
+    )
+
+
+def stream(seed: int, *, narrow: bool) -> list[Delivery]:
+    """Three machines, spikes, missing sensors; now and then two rows in a message."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for offset in range(N):
+        machine, time = f"m{rng.integers(3)}", 1_722_988_800.0 + offset * 0.4
+        values = rng.normal(size=2) + 8.0 * (rng.random() < 0.08)
+        body: dict[str, Any] = {"time": time, "values": dict(zip(SENSORS, values, strict=True))}
+        key = f"sensor.{machine}.readings"
+        if narrow:
+            sensor = SENSORS[rng.integers(2)]
+            key, body = f"sensor.{machine}.{sensor}", {"time": time, "value": values[0]}
+        elif rng.random() < 0.1:
+            del body["values"]["b"]
+        elif rng.random() < 0.1:
+            body = {"time": [time, time + 0.1], "values": {"a": [values[0], 1.0], "b": [values[1], 1.0]}}
+        encoded = msgspec.json.encode(body, enc_hook=float)
+        found.append(
+            Delivery(body=encoded, exchange="x", routing_key=key, offset=offset, tag=offset, received=0.0)
+        )
+    return found
+
+
+def fresh(wanted: Topology) -> Scorer:
+    models = {name: (recipe.build(SENSORS), online_info(recipe)) for name, recipe in DETECTORS.items()}
+    return Scorer(wanted, models)
+
+
+def process(deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool) -> tuple[Any, ...]:
+    wanted = topology(narrow=narrow)
+    decoder, scorer = Decoder(wanted.source, lambda: 1_722_999_000.0), fresh(wanted)
+    scores: dict[str, list[float]] = {name: [] for name in DETECTORS}
+    alerts: list[Alert] = []
+    refused: list[int] = []
+    for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
+        part = deliveries[start:stop]
+        batch, rejected = decoder.decode(part)
+        assert not rejected
+        offsets = np.array([delivery.offset for delivery in part], dtype=np.int64)
+        scored = scorer.process(batch, offsets[batch.messages])
+        for name, column in scored.scores.items():
+            scores[name] += column.tolist()
+        alerts += scored.alerts
+        refused += [part[index].offset for index, _ in scored.refused]
+        if restart:
+            slots = np.arange(len(scorer.machines))
+            saved, scorer = (scorer.machines, scorer.components(slots)), fresh(wanted)
+            scorer.restore(*saved)
+    return scores, alerts, refused
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    cuts=st.lists(st.integers(0, N), max_size=6).map(sorted),
+    narrow=st.booleans(),
+    restart=st.booleans(),
+)
+def test_cuts_and_restarts_change_nothing(seed: int, cuts: list[int], *, narrow: bool, restart: bool) -> None:
+    deliveries = stream(seed, narrow=narrow)
+    assert process(deliveries, cuts, narrow=narrow, restart=restart) == process(
+        deliveries, [], narrow=narrow, restart=False
+    )
+
+
+def test_the_streams_compared_do_have_alerts_and_refusals() -> None:
+    wide = process(stream(0, narrow=False), [], narrow=False, restart=False)
+    assert {alert.detector for alert in wide[1]} == set(DETECTORS)
+    assert {alert.event for alert in wide[1]} >= {"opened", "closed"}
+    narrow = process(stream(0, narrow=True), [], narrow=True, restart=False)
+    assert narrow[1]
