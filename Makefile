@@ -43,6 +43,7 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
 test: dev servers check
 	$(BIN)/python -m pytest

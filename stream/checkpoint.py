@@ -35,6 +35,10 @@ CREATE TABLE IF NOT EXISTS models (
 CREATE TABLE IF NOT EXISTS commands (id TEXT PRIMARY KEY, receipt TEXT NOT NULL, at REAL NOT NULL);
 """
 
+_COMMANDS_KEPT = 10_000
+"""Commands that are remembered, to answer a repeated one with the same receipt."""
+_FORGET_COMMANDS = "DELETE FROM commands WHERE id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)"
+
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
@@ -158,6 +162,8 @@ class Checkpoint:
                 self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)", state)
                 self._db.executemany("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", models)
                 self._db.executemany("INSERT OR REPLACE INTO commands VALUES (?, ?, ?)", commands)
+                if commands:
+                    self._db.execute(_FORGET_COMMANDS, (_COMMANDS_KEPT,))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:

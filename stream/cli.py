@@ -276,9 +276,7 @@ def train(
     name, spec = _batch_detector(topology, detector)
     readings = table_of(table, dataset)
     registry, alias = registry_of(registry_uri, data), alias or spec.alias
-    with Console(stderr=True).status(
-        f"training {name} on {readings.name}"
-    ):
+    with Console(stderr=True).status(f"training {name} on {readings.name}"):
         ref, weights = train_detector(topology, name, readings, registry, rows=rows, alias=alias)
     click.echo(
         f"{ref.name} version {ref.version} ({weights.kind}), threshold {weights.threshold:.4g}, {ref.digest}"

@@ -31,7 +31,6 @@ __all__ = ["VERBS", "Command", "Control", "ModelHistory", "Receipt", "reference"
 Verb = Literal["status", "swap", "rollback", "pause", "resume"]
 VERBS: tuple[Verb, ...] = ("status", "swap", "rollback", "pause", "resume")
 _IDLE = 1.0
-_REMEMBERED = 10_000
 
 Receipt = dict[str, Any]
 """The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`), and
@@ -76,7 +75,7 @@ class Control:
         self._broker = broker
         self._shelf = shelf
         self._models = models
-        self._receipts = dict(list(receipts.items())[-_REMEMBERED:])
+        self._receipts = dict(receipts)
         self._metrics = metrics
         self._clock = clock
 

@@ -13,7 +13,7 @@ __all__ = ["dead_letter"]
 def dead_letter(topology: str, delivery: Delivery, error: ReadingRejected) -> Message:
     """The dead letter of a delivery: its body unchanged; why, and where it came from, in the headers."""
     fields = {"topology": topology, "reason": error.reason, "detail": error.detail, "offset": delivery.offset}
-    log.get().warning("message_deadlettered", **fields)
+    log.limited("message_deadlettered", f"{topology}/{error.reason}", **fields)
     return Message(
         exchange=DEADLETTER_EXCHANGE,
         routing_key=f"deadletter.{topology}.{error.reason}",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Literal
 
 import structlog
 
-__all__ = ["configure", "get"]
+__all__ = ["configure", "get", "limited"]
+
+_EVERY = 10.0
+"""Seconds between two warnings of one kind."""
+_silent: dict[str, tuple[float, int]] = {}
 
 
 def configure(form: Literal["auto", "console", "json"] = "auto", level: str = "info") -> None:
@@ -39,3 +44,14 @@ def get() -> structlog.typing.FilteringBoundLogger:
     """The logger; bind nothing global to it."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("mmlw")
     return logger
+
+
+def limited(event: str, key: str, **fields: object) -> None:
+    """A warning that may come thousands of times: one in ten seconds for each key, with how many were left out."""
+    now = time.monotonic()
+    until, left_out = _silent.get(key, (0.0, 0))
+    if now < until:
+        _silent[key] = (until, left_out + 1)
+        return
+    _silent[key] = (now + _EVERY, 0)
+    get().warning(event, **fields, left_out=left_out)

@@ -53,6 +53,7 @@ class _Store:
     first: int = 0
     size: int = 0
     readers: set[_Intake] = field(default_factory=set)
+    deleted: bool = False
 
     def wake(self) -> None:
         for reader in self.readers:
@@ -95,12 +96,18 @@ class MemoryServer:
             if store.owner is broker:
                 self._remove(store)
 
+    def delete(self, name: str) -> None:
+        """Delete a queue with what it holds; who reads it gets BrokerUnreachable. Raises BrokerRefused."""
+        self._remove(self.store(name))
+
     def _remove(self, store: _Store) -> None:
         del self._stores[store.queue.name]
         for bindings in self._bindings.values():
             for key in [key for key in bindings if key[0] == store.queue.name]:
                 del bindings[key]
         self._routes.clear()
+        store.deleted = True
+        store.wake()
 
     def declare(self, plan: Plan, broker: MemoryBroker) -> None:
         """Make what the plan names. Raises BrokerRefused on a conflict."""
@@ -265,6 +272,10 @@ class _Intake:
             raise BrokerUnreachable("the connection to the embedded broker was lost")
         if not self._open:
             raise BrokerUnreachable("this intake was closed")
+        if self._store.deleted:
+            raise BrokerUnreachable(
+                f'the broker ended the reading of "{self._store.queue.name}": was the queue deleted?'
+            )
 
     def _take(self, most: int) -> list[Delivery]:
         store = self._store

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -36,7 +37,7 @@ class RabbitBroker:
     def __init__(self, url: str, *, timeout: float = 10.0, heartbeat: int = 10, name: str = "mmlw") -> None:
         parts = urlsplit(url)
         self._url = url
-        self._timeout = timeout
+        self.timeout = timeout
         self._heartbeat = heartbeat
         self._name = name
         self._user = unquote(parts.username or "guest")
@@ -66,7 +67,7 @@ class RabbitBroker:
         for connection in (self._publishing, self._consuming):
             if connection is not None:
                 with contextlib.suppress(Exception):  # closing what may be broken already
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self.timeout):
                         await connection.close()
 
     async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
@@ -86,7 +87,7 @@ class RabbitBroker:
         """See `Broker`. A reply queue is made by consuming it."""
         connection = self._connected()
         with self._mapped(f'queue "{queue.name}"'):
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 channel = await connection.channel(publisher_confirms=False)
                 if queue.kind == "reply":
                     await self._declare_queue(channel, queue, passive=False)
@@ -99,7 +100,7 @@ class RabbitBroker:
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Broker`. At most 200 are under way at a time."""
         channel = await self._publisher()
-        unroutable: list[Message] = []
+        unroutable: list[str] = []
         for start in range(0, len(messages), _WINDOW):
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -108,19 +109,12 @@ class RabbitBroker:
             except BaseExceptionGroup as group:
                 errors = _leaves(group)
                 raise next((e for e in errors if isinstance(e, BrokerError)), errors[0]) from None
-            except asyncio.CancelledError:
-                self._check_cancelled()
-                raise BrokerUnreachable(f"{self._where}: the connection was lost while publishing") from None
         if unroutable:
-            first = unroutable[0]
-            where = f'exchange "{first.exchange}"' if first.exchange else "the default exchange"
-            raise Unroutable(f'{where}: no queue takes "{first.routing_key}"; bind one')
+            raise Unroutable(f"{unroutable[0]}; bind one")
 
-    async def _publish_one(
-        self, channel: AbstractChannel, message: Message, unroutable: list[Message]
-    ) -> None:
+    async def _publish_one(self, channel: AbstractChannel, message: Message, unroutable: list[str]) -> None:
         exchange = self._exchanges.get(message.exchange)
-        with self._mapped(f'exchange "{message.exchange}"'):
+        with self._mapped(f'publishing to "{message.exchange or message.routing_key}"'):
             if exchange is None:
                 exchange = channel.default_exchange
                 if message.exchange:
@@ -139,36 +133,32 @@ class RabbitBroker:
                 user_id=self._user,
             )
             try:
-                await exchange.publish(body, message.routing_key, mandatory=True, timeout=self._timeout)
-            except amqp.PublishError:
-                unroutable.append(message)
-            except asyncio.CancelledError:
-                self._check_cancelled()
-                raise BrokerUnreachable(f"{self._where}: the connection was lost while publishing") from None
+                await exchange.publish(body, message.routing_key, mandatory=True, timeout=self.timeout)
+            except amqp.PublishError as error:  # two messages of one id: only the returned one tells which
+                returned = error.frame
+                where = f'exchange "{returned.exchange}"' if returned.exchange else "the default exchange"
+                unroutable.append(f'{where}: no queue takes "{returned.routing_key}"')
 
     async def _publisher(self) -> AbstractChannel:
         self._connected()
         async with self._opening:
-            if self._out is None:
+            if self._publishing is None:
                 self._publishing = await self._open("publish")
+            if self._out is None or self._out.is_closed:  # a refused publishing closes its channel
+                self._exchanges.clear()
                 with self._mapped("a channel"):
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self.timeout):
                         self._out = await self._publishing.channel(
                             publisher_confirms=True, on_return_raises=True
                         )
-                self._out.close_callbacks.add(self._publisher_closed)
             return self._out
-
-    def _publisher_closed(self, _: Any, error: BaseException | None) -> None:
-        self._out = None
-        self._exchanges.clear()
 
     async def _open(self, purpose: str) -> AbstractConnection:
         properties = {"connection_name": f"{self._name} {purpose}"}
         with self._mapped("the connection"):
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 connection = await aio_pika.connect(
-                    self._url, client_properties=properties, heartbeat=self._heartbeat, timeout=self._timeout
+                    self._url, client_properties=properties, heartbeat=self._heartbeat, timeout=self.timeout
                 )
         connection.close_callbacks.add(lambda _, error: self._lose(error))
         return connection
@@ -192,7 +182,7 @@ class RabbitBroker:
         """A channel for one question: a refused one closes its channel."""
         connection = self._connected()
         with self._mapped(what, passive=passive):
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 channel = await connection.channel(publisher_confirms=False)
                 yield channel
                 await channel.close()
@@ -229,12 +219,6 @@ class RabbitBroker:
         for intake in self._intakes:
             intake.arrived.set()
 
-    def _check_cancelled(self) -> None:
-        """On a stuck connection the driver cancels our waits; tell that from being cancelled ourselves."""
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
-
     @contextlib.contextmanager
     def _mapped(self, what: str, *, passive: bool = False) -> Iterator[None]:
         """The driver's exceptions as ours, each one line that says what to do."""
@@ -242,11 +226,20 @@ class RabbitBroker:
             yield
         except BrokerError:
             raise
+        except (
+            asyncio.CancelledError
+        ):  # of ours, or of the driver, which so ends its waits on a lost connection
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise BrokerUnreachable(f"{self._where}: {what}: the connection was lost") from None
         except (amqp.AuthenticationError, amqp.ProbableAuthenticationError) as error:
             message = f'{self._where}: user "{self._user}" was refused: check user name and password'
             raise BrokerRefused(message) from error
         except amqp.ChannelNotFoundEntity as error:
             remedy = "declare it on the broker, or run with declare: true" if passive else "does it exist?"
+            if named := re.search(r"no (exchange|queue) '([^']*)'", _text(error)):
+                what = f'{named[1]} "{named[2]}"'
             raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
         except amqp.ChannelPreconditionFailed as error:
             raise BrokerRefused(
@@ -264,9 +257,7 @@ class RabbitBroker:
                 raise BrokerRefused(f"{self._where}: {what} was refused: {text}; {hint}") from error
             raise BrokerUnreachable(f"{self._where}: {what}: {text}") from error
         except TimeoutError as error:
-            raise BrokerUnreachable(
-                f"{self._where}: no answer within {self._timeout:g} s ({what})"
-            ) from error
+            raise BrokerUnreachable(f"{self._where}: no answer within {self.timeout:g} s ({what})") from error
         except (amqp.AMQPError, ConnectionError, OSError, RuntimeError) as error:
             if self._consuming is None:
                 hint = "is RabbitMQ running there? Start it, or correct --broker"
@@ -311,7 +302,8 @@ class _RabbitIntake:
         """See `Intake`."""
         self._check()
         with self._broker._mapped(f'queue "{self._queue.name}"'):
-            await self._driver.basic_ack(delivery_tag=tag, multiple=True)
+            async with asyncio.timeout(self._broker.timeout):
+                await self._driver.basic_ack(delivery_tag=tag, multiple=True)
 
     async def end(self) -> int:
         """See `Intake`."""
@@ -330,7 +322,8 @@ class _RabbitIntake:
         self._broker.forget(self)
         self._closed = self._closed or BrokerUnreachable("this intake was closed")
         with contextlib.suppress(Exception):  # a channel that cannot be closed is gone already
-            await self._channel.close()
+            async with asyncio.timeout(self._broker.timeout):
+                await self._channel.close()
 
     async def _wait_for(self, count: int, deadline: float) -> int:
         """Wait until so many deliveries are here, or the deadline; how many there are."""

@@ -33,7 +33,7 @@ def topology(*, narrow: bool) -> Topology:
         name="t",
         source=Source(sensors=tuple(map(Sensor, SENSORS)), missing_sensor="accept", **layout),
         detectors=DETECTORS,
-        alert=AlertRule(close_after=2, hold=2),
+        alert=AlertRule(close_after=2),
     )
 
 
