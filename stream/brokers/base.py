@@ -58,6 +58,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str = "application/json"
     headers: Mapping[str, str | int] = {}
     message_id: str | None = None
+    """None leaves it to the broker's driver, which may make one up."""
     correlation_id: str | None = None
     reply_to: str | None = None
     expiration: float | None = None
@@ -96,7 +97,7 @@ class Intake(Protocol):
         ...
 
     async def end(self) -> int:
-        """Streams: the offset the next message will get (end minus next position is the lag). Queues: messages ready."""
+        """Streams: the offset of the next message to come, known some seconds late. Queues: messages ready."""
         ...
 
     async def close(self) -> None:
@@ -124,7 +125,9 @@ class Broker(Protocol):
         ...
 
     async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
-        """Read a stream from `offset` on (None: from its first message), or a queue (offset is ignored)."""
+        """Read a stream from `offset` on (None: from its first message), or a queue (offset is ignored).
+
+        `prefetch` bounds what is delivered and not acknowledged; a stream may exceed it by a few hundred."""
         ...
 
     async def publish(self, messages: Sequence[Message]) -> None:

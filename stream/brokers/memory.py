@@ -92,7 +92,6 @@ class MemoryServer:
         for store in list(self._stores.values()):
             for reader in [r for r in store.readers if r.broker is broker]:
                 reader.settle()
-                reader.arrived.set()
             if store.owner is broker:
                 self._remove(store)
 
@@ -204,36 +203,36 @@ class _Intake:
         self._next = offset or 0
         self._prefetch = prefetch
         self._tag = 0
+        self._waiting: list[Delivery] = []
         self._unacked: deque[tuple[int, _Entry]] = deque()
         self._open = True
         store.readers.add(self)
 
     async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
         """See `Intake`."""
-        found = await self._wait(most, timeout)
-        if found and len(found) < most and linger > 0:
-            now = asyncio.get_running_loop().time
-            deadline = now() + linger
-            while len(found) < most and (more := await self._wait(most - len(found), deadline - now())):
-                found += more
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(0)
+        if not await self._wait_for(1, most, now() + timeout):
+            return []
+        if linger > 0:
+            await self._wait_for(most, most, now() + linger)
+        found, self._waiting = self._waiting[:most], self._waiting[most:]
         return found
 
-    async def _wait(self, most: int, timeout: float) -> list[Delivery]:
+    async def _wait_for(self, count: int, most: int, deadline: float) -> int:
+        """Wait until so many deliveries are here, or the deadline; how many there are. Cancelling loses none."""
         self._check()
-        found = self._take(most)
-        if found or timeout <= 0:
-            await asyncio.sleep(0)
-            return found
+        self._take(most - len(self._waiting))
         try:
-            async with asyncio.timeout(timeout):
-                while not found:
+            async with asyncio.timeout_at(deadline):
+                while len(self._waiting) < count:
                     self.arrived.clear()
                     await self.arrived.wait()
                     self._check()
-                    found = self._take(most)
+                    self._take(most - len(self._waiting))
         except TimeoutError:
-            return []
-        return found
+            self._check()
+        return len(self._waiting)
 
     async def ack(self, tag: int) -> None:
         """See `Intake`."""
@@ -258,6 +257,7 @@ class _Intake:
         if not self._open:
             return
         self._open = False
+        self.arrived.set()
         store = self._store
         store.readers.discard(self)
         if not self._stream and self._unacked:
@@ -277,7 +277,7 @@ class _Intake:
                 f'the broker ended the reading of "{self._store.queue.name}": was the queue deleted?'
             )
 
-    def _take(self, most: int) -> list[Delivery]:
+    def _take(self, most: int) -> None:
         store = self._store
         most = min(most, self._prefetch - len(self._unacked))
         now = self.broker.server.now()
@@ -298,13 +298,12 @@ class _Intake:
             if store.head > 1000:
                 del store.messages[: store.head]
                 store.head = 0
-        deliveries = []
         received = time.monotonic()
         for number, entry in enumerate(entries):
             self._tag += 1
             self._unacked.append((self._tag, entry))
-            deliveries.append(_delivery(entry, first + number if self._stream else -1, self._tag, received))
-        return deliveries
+            offset = first + number if self._stream else -1
+            self._waiting.append(_delivery(entry, offset, self._tag, received))
 
 
 def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery:

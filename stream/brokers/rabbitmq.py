@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import aio_pika
 from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import FieldTable
 
 from stream.brokers.base import Binding, Delivery, Intake, Message, Plan, Queue
 from stream.errors import BrokerError, BrokerRefused, BrokerUnreachable, Unroutable
@@ -135,7 +136,7 @@ class RabbitBroker:
             try:
                 await exchange.publish(body, message.routing_key, mandatory=True, timeout=self.timeout)
             except amqp.PublishError as error:  # two messages of one id: only the returned one tells which
-                returned = error.frame
+                returned: Any = error.message and error.message.delivery
                 where = f'exchange "{returned.exchange}"' if returned.exchange else "the default exchange"
                 unroutable.append(f'{where}: no queue takes "{returned.routing_key}"')
 
@@ -154,7 +155,7 @@ class RabbitBroker:
             return self._out
 
     async def _open(self, purpose: str) -> AbstractConnection:
-        properties = {"connection_name": f"{self._name} {purpose}"}
+        properties: FieldTable = {"connection_name": f"{self._name} {purpose}"}
         with self._mapped("the connection"):
             async with asyncio.timeout(self.timeout):
                 connection = await aio_pika.connect(
@@ -243,7 +244,7 @@ class RabbitBroker:
             raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
         except amqp.ChannelPreconditionFailed as error:
             raise BrokerRefused(
-                f"{self._where}: {what} conflicts with what is there: {_text(error)}"
+                f"{self._where}: {what} conflicts with what is there: delete it, or use its settings ({_text(error)})"
             ) from error
         except (amqp.ChannelClosed, amqp.ConnectionClosed) as error:
             text = _text(error)
@@ -283,6 +284,7 @@ class _RabbitIntake:
         """Begin to consume; the driver's lower layer, because it costs a third less a message."""
         self._channel.close_callbacks.add(self._on_close)
         self._driver = await self._channel.get_underlay_channel()
+        self._driver.on_consumer_cancel_callbacks.add(lambda _: self.arrived.set())  # `_check` says why
         arguments = None
         if self._queue.kind == "stream":
             arguments = {"x-stream-offset": "first" if offset is None else offset}
