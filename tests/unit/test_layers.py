@@ -21,7 +21,7 @@ STREAM_KNOWS = {"base", "registry", "features", "quality", "datasets"}
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {
     "aio_pika": {"stream.brokers.rabbitmq"},
-    "aiormq": set[str](),
+    "aiormq": {"stream.brokers.rabbitmq"},
     "mlflow": {"stream.models"},
     "starlette": {"stream.http"},
     "uvicorn": {"stream.http"},
