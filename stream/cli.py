@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stream import log
-from stream.errors import ConfigError, MmlwError, Problem
+from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
 from stream.options import (
     broker_options,
     connector,
@@ -248,6 +248,7 @@ def _overdue() -> None:
 @click.option("--dataset", help="Or a data set that comes with the product: shuttle, water_flow.")
 @click.option("--rows", type=click.IntRange(min=1), help="Use only the first so many rows.")
 @click.option("--alias", help="Alias to point at the new version.  [default: the one the topology names]")
+@click.option("--if-missing", is_flag=True, help="Do nothing where the alias points at a version already.")
 @registry_options
 @data_option
 def train(
@@ -257,6 +258,7 @@ def train(
     dataset: str | None,
     rows: int | None,
     alias: str | None,
+    if_missing: bool,
     registry_uri: str | None,
     data: Path,
 ) -> None:
@@ -276,6 +278,11 @@ def train(
     name, spec = _batch_detector(topology, detector)
     readings = table_of(table, dataset)
     registry, alias = registry_of(registry_uri, data), alias or spec.alias
+    if if_missing and alias:
+        with contextlib.suppress(ModelNotFound):
+            known = registry.resolve(f"models:/{spec.name}@{alias}")
+            click.echo(f"models:/{spec.name}@{alias} is version {known.version} already")
+            return
     with Console(stderr=True).status(f"training {name} on {readings.name}"):
         ref, weights = train_detector(topology, name, readings, registry, rows=rows, alias=alias)
     click.echo(
