@@ -143,6 +143,12 @@ def show_outcome(
         for alert in (episode.opened, episode.closed):
             if alert is not None:
                 console.print(alert_line(alert), soft_wrap=True)
+    if not episodes:
+        series = recording.series()
+        for detector, scores in series.scores.items():
+            if len(scores):
+                limit = series.thresholds[detector][-1]
+                console.print(f"  {detector}: highest score {scores.max():.3g}, threshold {limit:.3g}")
     rows = quality_rows(recording.series(), episodes, table.labels, skip=skip)
     if rows:
         console.print(_grid(rows))

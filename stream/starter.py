@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import msgspec
+import numpy as np
 from rich.live import Live
 
 from detectors import registry
@@ -21,6 +22,11 @@ from stream.tables import Table, read_csv
 from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["run_try", "starter_topology"]
+
+_UNUSUAL = 0.002
+"""Share of readings that a starter's thresholds let through, at least."""
+_LEAST = 0.6
+"""A starter's threshold is at least this fraction of its kind's own."""
 
 
 async def run_try(
@@ -42,7 +48,10 @@ async def run_try(
             raise ConfigError([Problem(str(output), problem)])
     else:
         topology = starter_topology(table)
-        head = f"# Written by mmlw try from {file.name}. Edit it and run mmlw try again, or mmlw run in production.\n"
+        head = (
+            f"# Written by mmlw try from {file.name}. Edit it and run mmlw try again, or mmlw run in production.\n"
+            "# Thresholds were chosen on this very file, to show what is unusual in it: raise them for fewer alerts.\n"
+        )
         try:
             output.write_text(head + dump_yaml(topology), encoding="utf-8")
         except OSError as error:
@@ -64,11 +73,11 @@ def starter_topology(table: Table) -> Topology:
     per_machine = len(table.times) // max(len(set(table.machines)), 1)
     warmup = max(10, min(200, per_machine // 10))
     detectors: dict[str, Detector | RegistryModel] = {
-        "spike": _recipe("adaptive_z", half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
+        "spike": _recipe(table, "adaptive_z", half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
     }
     if len(table.sensors) > 1:
         window = max(50, min(500, per_machine // 8))
-        detectors["together"] = _recipe("half_space_trees", window_size=window)
+        detectors["together"] = _recipe(table, "half_space_trees", window_size=window)
     return Topology(
         name=name,
         description=f"Started from {table.name}",
@@ -78,5 +87,15 @@ def starter_topology(table: Table) -> Topology:
     )
 
 
-def _recipe(kind: str, **settings: object) -> Detector:
-    return msgspec.convert(settings, registry.ONLINE[kind])
+def _recipe(table: Table, kind: str, **settings: object) -> Detector:
+    """A recipe whose threshold lets this table's most unusual readings through: its kind's own, or less.
+
+    Less, down to a fraction, where hardly a reading would reach it: a first look should show something.
+    """
+    recipe = msgspec.convert(settings, registry.ONLINE[kind])
+    model = recipe.build(table.sensors)
+    slots = np.unique(table.machines, return_inverse=True)[1].astype(np.int64)
+    scores = model.score_learn(slots, table.values, table.times)
+    wanted = float(np.quantile(scores, 1 - _UNUSUAL))
+    threshold = min(model.threshold, max(wanted, _LEAST * model.threshold))
+    return msgspec.structs.replace(recipe, threshold=float(f"{threshold:.3g}"))

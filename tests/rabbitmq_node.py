@@ -137,6 +137,11 @@ class RabbitNode:
         """Die as in a power cut."""
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Stop answering while every connection stays open; `kill` it afterwards."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGSTOP)
+
     def stop(self) -> None:
         """Stop the node and its port mapper."""
         self._signal(signal.SIGTERM)

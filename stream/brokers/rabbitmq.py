@@ -49,6 +49,7 @@ class RabbitBroker:
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
         self._out: AbstractChannel | None = None
+        self._out_closed: asyncio.Future[object]
         self._exchanges: dict[str, Any] = {}
         self._opening = asyncio.Lock()
         self._intakes: set[_RabbitIntake] = set()
@@ -108,8 +109,7 @@ class RabbitBroker:
                     for message in messages[start : start + _WINDOW]:
                         tasks.create_task(self._publish_one(channel, message, unroutable))
             except BaseExceptionGroup as group:
-                errors = _leaves(group)
-                raise next((e for e in errors if isinstance(e, BrokerError)), errors[0]) from None
+                await self._raise_cause(channel, _leaves(group))
         if unroutable:
             raise Unroutable(f"{unroutable[0]}; bind one")
 
@@ -140,6 +140,16 @@ class RabbitBroker:
                 where = f'exchange "{returned.exchange}"' if returned.exchange else "the default exchange"
                 unroutable.append(f'{where}: no queue takes "{returned.routing_key}"')
 
+    async def _raise_cause(self, channel: AbstractChannel, errors: Sequence[BaseException]) -> None:
+        """Why a publishing failed: what the server said as it closed the channel, not what followed from that."""
+        if channel.is_closed:
+            with self._mapped("publishing"), contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.timeout):
+                    cause = await asyncio.shield(self._out_closed)
+                if isinstance(cause, Exception):
+                    raise cause
+        raise next((error for error in errors if isinstance(error, BrokerError)), errors[0])
+
     async def _publisher(self) -> AbstractChannel:
         self._connected()
         async with self._opening:
@@ -147,11 +157,13 @@ class RabbitBroker:
                 self._publishing = await self._open("publish")
             if self._out is None or self._out.is_closed:  # a refused publishing closes its channel
                 self._exchanges.clear()
+                self._out_closed = closed = asyncio.get_running_loop().create_future()
                 with self._mapped("a channel"):
                     async with asyncio.timeout(self.timeout):
                         self._out = await self._publishing.channel(
                             publisher_confirms=True, on_return_raises=True
                         )
+                self._out.close_callbacks.add(lambda _, error: closed.done() or closed.set_result(error))
             return self._out
 
     async def _open(self, purpose: str) -> AbstractConnection:
@@ -227,9 +239,7 @@ class RabbitBroker:
             yield
         except BrokerError:
             raise
-        except (
-            asyncio.CancelledError
-        ):  # of ours, or of the driver, which so ends its waits on a lost connection
+        except asyncio.CancelledError:  # ours, or the driver's: so it ends waits on a lost connection
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
@@ -243,20 +253,23 @@ class RabbitBroker:
                 what = f'{named[1]} "{named[2]}"'
             raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
         except amqp.ChannelPreconditionFailed as error:
+            hint = "delete it, or use its settings"
             raise BrokerRefused(
-                f"{self._where}: {what} conflicts with what is there: delete it, or use its settings ({_text(error)})"
+                f"{self._where}: {what} conflicts with what is there: {hint} ({_text(error)})"
             ) from error
+        except amqp.InvalidFrameError as error:
+            if "OpenOk" not in str(error):
+                raise BrokerUnreachable(f"{self._where}: {what}: {_text(error)}") from error
+            hint = f'make it, or give the user "{self._user}" permission on it'
+            raise BrokerRefused(f'{self._where}: virtual host "{self._vhost}" was refused: {hint}') from error
         except (amqp.ChannelClosed, amqp.ConnectionClosed) as error:
             text = _text(error)
-            if "ACCESS_REFUSED" in text or "NOT_ALLOWED" in text or "access" in text.lower():
-                hint = f'give the user "{self._user}" permission on it'
-                if "vhost" in text.lower():
-                    what, hint = (
-                        f'virtual host "{self._vhost}"',
-                        f'make it, or let the user "{self._user}" use it',
-                    )
-                raise BrokerRefused(f"{self._where}: {what} was refused: {text}; {hint}") from error
-            raise BrokerUnreachable(f"{self._where}: {what}: {text}") from error
+            if "ACCESS_REFUSED" not in text:
+                raise BrokerUnreachable(f"{self._where}: {what}: {text}") from error
+            hint = f'give the user "{self._user}" permission on it'
+            if named := re.search(r"access to (\w+) '([^']*)'", text):
+                what = f'{named[1]} "{named[2]}"'
+            raise BrokerRefused(f"{self._where}: {what} was refused: {hint} ({text})") from error
         except TimeoutError as error:
             raise BrokerUnreachable(f"{self._where}: no answer within {self.timeout:g} s ({what})") from error
         except (amqp.AMQPError, ConnectionError, OSError, RuntimeError) as error:
