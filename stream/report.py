@@ -23,9 +23,17 @@ _MOST_SPANS = 60
 _MOST_MACHINES = 6
 _MOST_SENSORS = 12
 _MOST_ALERTS = 200
+_HIDDEN_BELOW = 8
+"""A sensor whose range is this many times smaller than the axis could not be read on it."""
 _LOG_FROM = 20
 """A score this many times its threshold puts the axis on a logarithmic scale."""
-_COLOURS = {"alert": "#d62728", "label": "rgba(255,165,0,0.28)", "swap": "#6a3d9a", "threshold": "#222222"}
+_COLOURS = {
+    "alert": "#d62728",
+    "open": "rgba(214,39,40,0.15)",
+    "label": "rgba(255,165,0,0.28)",
+    "swap": "#6a3d9a",
+    "threshold": "#222222",
+}
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f6f7f9; margin: 0; }
@@ -119,13 +127,16 @@ def _figure(
         row_heights=heights,
     )
     times = pd.to_datetime(series.times[rows], unit="s")
+    shown, scaled = _on_one_axis(series.values[rows, :_MOST_SENSORS])
     for j, sensor in enumerate(recording.sensors[:_MOST_SENSORS]):
         keep = _thin(series.values[rows, j])
-        line = go.Scattergl(
-            x=times[keep], y=series.values[rows, j][keep], name=sensor, mode="lines", line={"width": 1}
-        )
+        line = go.Scattergl(x=times[keep], y=shown[keep, j], name=sensor, mode="lines", line={"width": 1})
+        line.update(customdata=series.values[rows, j][keep], hovertemplate="%{x}<br>%{customdata:.5g}")
         figure.add_trace(line, row=1, col=1)
+    if scaled:
+        figure.layout.annotations[0].text = f"{machine}: sensors, each on its own scale (hover for values)"
     spans = [] if labels is None else _spans(labels)
+    marked = False
     for number, name in enumerate(detectors, start=2):
         first = number == 2
         score, limit = series.scores[name][rows], series.thresholds[name][rows]
@@ -149,7 +160,9 @@ def _figure(
         )
         threshold.update(line={"dash": "dash", "width": 1.5, "color": _COLOURS["threshold"]})
         figure.add_trace(threshold, row=number, col=1)
-        _alert_marks(figure, number, [e for e in episodes if e.opened.detector == name], show=first)
+        own = [episode for episode in episodes if episode.opened.detector == name]
+        _alert_marks(figure, number, own, show=not marked)
+        marked = marked or bool(own)
         if len(score) and score.max() > _LOG_FROM * max(float(limit.max()), 1e-12):
             figure.update_yaxes(type="log", row=number, col=1)
     if 0 < len(spans) <= _MOST_SPANS:
@@ -189,6 +202,14 @@ def _dots(
 def _alert_marks(figure: Any, number: int, episodes: Sequence[Episode], *, show: bool) -> None:
     import plotly.graph_objects as go
 
+    if len(episodes) <= _MOST_SPANS:
+        for episode in episodes:
+            ends = [
+                pd.Timestamp(t).tz_localize(None) for t in (episode.opened.first_seen, episode.last.last_seen)
+            ]
+            figure.add_vrect(
+                x0=ends[0], x1=ends[1], fillcolor=_COLOURS["open"], line_width=0, row=number, col=1
+            )
     shown = episodes[:: max(1, len(episodes) // _MOST_POINTS)]
     marks = go.Scattergl(
         x=[pd.Timestamp(e.opened.time).tz_localize(None) for e in shown],
@@ -200,7 +221,7 @@ def _alert_marks(figure: Any, number: int, episodes: Sequence[Episode], *, show:
     )
     size = 9 if len(shown) < 200 else 4
     marks.update(marker={"symbol": "triangle-down", "size": size, "color": _COLOURS["alert"]})
-    marks.update(legendgroup="alert", showlegend=show)
+    marks.update(legendgroup="alert", showlegend=show and bool(shown))
     figure.add_trace(marks, row=number, col=1)
 
 
@@ -218,6 +239,15 @@ def _swap_marks(figure: Any, recording: Recording, series: Series, rows: NDArray
             figure.add_annotation(
                 x=at, y=1, yref="y domain", text=text, showarrow=False, xanchor="left", row=1, col=1
             )
+
+
+def _on_one_axis(values: Floats) -> tuple[Floats, bool]:
+    """Sensors as they are; or each between its own 1st and 99th percentile, where one would hide another."""
+    low, high = np.nanpercentile(values, [1, 99], axis=0)
+    reach = np.nanmax(high) - np.nanmin(low)
+    if np.nanmin(high - low) * _HIDDEN_BELOW > reach or values.shape[1] == 1:
+        return values, False
+    return (values - low) / np.where(high > low, high - low, 1.0), True
 
 
 def _machines_shown(series: Series, episodes: Sequence[Episode]) -> list[str]:

@@ -23,7 +23,7 @@ from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["run_try", "starter_topology"]
 
-_UNUSUAL = 0.002
+_UNUSUAL = 0.005
 """Share of readings that a starter's thresholds let through, at least."""
 _LEAST = 0.6
 """A starter's threshold is at least this fraction of its kind's own."""
@@ -50,7 +50,7 @@ async def run_try(
         topology = starter_topology(table)
         head = (
             f"# Written by mmlw try from {file.name}. Edit it and run mmlw try again, or mmlw run in production.\n"
-            "# Thresholds were chosen on this very file, to show what is unusual in it: raise them for fewer alerts.\n"
+            "# Thresholds were chosen on this very file, to show what is unusual: raise them for fewer alerts.\n"
         )
         try:
             output.write_text(head + dump_yaml(topology), encoding="utf-8")

@@ -157,14 +157,18 @@ class RabbitBroker:
                 self._publishing = await self._open("publish")
             if self._out is None or self._out.is_closed:  # a refused publishing closes its channel
                 self._exchanges.clear()
-                self._out_closed = closed = asyncio.get_running_loop().create_future()
+                self._out_closed = asyncio.get_running_loop().create_future()
                 with self._mapped("a channel"):
                     async with asyncio.timeout(self.timeout):
                         self._out = await self._publishing.channel(
                             publisher_confirms=True, on_return_raises=True
                         )
-                self._out.close_callbacks.add(lambda _, error: closed.done() or closed.set_result(error))
+                self._out.close_callbacks.add(self._publisher_closed)
             return self._out
+
+    def _publisher_closed(self, _: Any, error: BaseException | None) -> None:
+        if not self._out_closed.done():
+            self._out_closed.set_result(error)
 
     async def _open(self, purpose: str) -> AbstractConnection:
         properties: FieldTable = {"connection_name": f"{self._name} {purpose}"}
