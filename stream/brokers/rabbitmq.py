@@ -76,10 +76,10 @@ class RabbitBroker:
         """See `Broker`. In `check` mode bindings are not checked: AMQP cannot ask for them."""
         passive = mode == "check"
         for exchange in plan.exchanges:
-            async with self._channel(f'exchange "{exchange.name}"', passive=passive) as channel:
+            async with self._channel(f'exchange "{exchange.name}"') as channel:
                 await channel.declare_exchange(exchange.name, "topic", durable=True, passive=passive)
         for queue in plan.queues:
-            async with self._channel(f'queue "{queue.name}"', passive=passive) as channel:
+            async with self._channel(f'queue "{queue.name}"') as channel:
                 await self._declare_queue(channel, queue, passive=passive)
         if not passive:
             for binding in plan.bindings:
@@ -188,17 +188,15 @@ class RabbitBroker:
         return await channel.declare_queue(queue.name, durable=True, arguments=_arguments(queue))
 
     async def _bind(self, binding: Binding) -> None:
-        async with self._channel(
-            f'binding of "{binding.queue}" to "{binding.exchange}"', passive=False
-        ) as channel:
+        async with self._channel(f'binding of "{binding.queue}" to "{binding.exchange}"') as channel:
             queue = await channel.get_queue(binding.queue, ensure=False)
             await queue.bind(binding.exchange, binding.pattern)
 
     @contextlib.asynccontextmanager
-    async def _channel(self, what: str, *, passive: bool) -> AsyncIterator[AbstractChannel]:
+    async def _channel(self, what: str) -> AsyncIterator[AbstractChannel]:
         """A channel for one question: a refused one closes its channel."""
         connection = self._connected()
-        with self._mapped(what, passive=passive):
+        with self._mapped(what):
             async with asyncio.timeout(self.timeout):
                 channel = await connection.channel(publisher_confirms=False)
                 yield channel
@@ -213,7 +211,7 @@ class RabbitBroker:
 
     async def message_count(self, queue: Queue) -> int:
         """Messages in a queue, as the broker last counted them (a stream's count lags by some seconds)."""
-        async with self._channel(f'queue "{queue.name}"', passive=True) as channel:
+        async with self._channel(f'queue "{queue.name}"') as channel:
             declared = await self._declare_queue(channel, queue, passive=True)
             return int(declared.declaration_result.message_count or 0)
 
@@ -231,13 +229,14 @@ class RabbitBroker:
     def _lose(self, cause: object) -> None:
         """From now on everything raises; who waits is woken."""
         if self.lost is None:
-            detail = f": {_text(cause)}" if cause else ""
+            silent = isinstance(cause, asyncio.CancelledError)  # how the driver reports missing heartbeats
+            detail = ": no heartbeat came" if silent else f": {_text(cause)}" if cause else ""
             self.lost = BrokerUnreachable(f"{self._where}: the connection was lost{detail}")
         for intake in self._intakes:
             intake.arrived.set()
 
     @contextlib.contextmanager
-    def _mapped(self, what: str, *, passive: bool = False) -> Iterator[None]:
+    def _mapped(self, what: str) -> Iterator[None]:
         """The driver's exceptions as ours, each one line that says what to do."""
         try:
             yield
@@ -252,7 +251,7 @@ class RabbitBroker:
             message = f'{self._where}: user "{self._user}" was refused: check user name and password'
             raise BrokerRefused(message) from error
         except amqp.ChannelNotFoundEntity as error:
-            remedy = "declare it on the broker, or run with declare: true" if passive else "does it exist?"
+            remedy = "declare it on the broker, or run with declare: true"
             if named := re.search(r"no (exchange|queue) '([^']*)'", _text(error)):
                 what = f'{named[1]} "{named[2]}"'
             raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
@@ -275,7 +274,10 @@ class RabbitBroker:
                 what = f'{named[1]} "{named[2]}"'
             raise BrokerRefused(f"{self._where}: {what} was refused: {hint} ({text})") from error
         except TimeoutError as error:
-            raise BrokerUnreachable(f"{self._where}: no answer within {self.timeout:g} s ({what})") from error
+            hint = "see `rabbitmq-diagnostics alarms`" if self._consuming else "is RabbitMQ running there?"
+            raise BrokerUnreachable(
+                f"{self._where}: no answer within {self.timeout:g} s ({what}); {hint}"
+            ) from error
         except (amqp.AMQPError, ConnectionError, OSError, RuntimeError) as error:
             if self._consuming is None:
                 hint = "is RabbitMQ running there? Start it, or correct --broker"
@@ -296,6 +298,7 @@ class _RabbitIntake:
         self._closed: BrokerUnreachable | None = None
         self._waiting: deque[Delivery] = deque()
         self._first = (0, float("-inf"))
+        self._next = 0
 
     async def start(self, offset: int | None) -> None:
         """Begin to consume; the driver's lower layer, because it costs a third less a message."""
@@ -315,7 +318,9 @@ class _RabbitIntake:
             return []
         if linger > 0 and len(self._waiting) < most:
             await self._wait_for(most, now() + linger)
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        found = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._next = found[-1].offset + 1
+        return found
 
     async def ack(self, tag: int) -> None:
         """See `Intake`."""
@@ -330,11 +335,11 @@ class _RabbitIntake:
         count = await self._broker.message_count(self._queue)
         if self._queue.kind != "stream":
             return count
-        first, until = self._first
-        if time.monotonic() > until:
-            first = await self._broker.first_offset(self._queue) if count else 0
-            self._first = (first, time.monotonic() + _FIRST_OFFSET_KEPT)
-        return first + count
+        if count and time.monotonic() > self._first[1]:
+            first = await self._broker.first_offset(self._queue)
+            # A segment begins with an entry of the broker's own, which it counts; the very first does not.
+            self._first = (max(0, first - 1), time.monotonic() + _FIRST_OFFSET_KEPT)
+        return max(self._first[0] + count, self._next)
 
     async def close(self) -> None:
         """See `Intake`."""

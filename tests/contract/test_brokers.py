@@ -60,8 +60,7 @@ def _memory() -> Bench:
 def rabbit_vhost(rabbitmq: RabbitNode) -> str:
     vhost = rabbitmq.vhost()
     for user in ("alice", "bob"):
-        rabbitmq.ctl("add_user", user, "secret")
-        rabbitmq.ctl("set_permissions", "--vhost", vhost, user, ".*", ".*", ".*")
+        rabbitmq.user(user, "secret", vhost)
     return vhost
 
 
@@ -268,6 +267,27 @@ def test_end_of_a_stream_is_the_number_of_messages_published(bench: Bench) -> No
             await reaches(intake, 7)
             await take(intake, 7)
             await reaches(intake, 7)
+
+    run(main())
+
+
+def test_stream_forgets_its_oldest_and_reading_starts_at_what_is_left(bench: Bench) -> None:
+    async def main() -> None:
+        stream = Queue(name=f"{bench.prefix}.short", max_bytes=2_000_000, segment_bytes=500_000)
+        async with bench.connect("alice") as broker:
+            await declared(broker, stream)
+            for number in range(60):
+                await broker.publish(to(stream, *(b"%d" % number + bytes(20_000),) * 10))
+            intake = await broker.consume(stream, offset=0, prefetch=100)
+            (first,) = await take(intake, 1)
+            assert first.offset > 0
+            last = first
+            while found := await intake.receive(100, 0.0, 1.0):
+                await intake.ack(found[-1].tag)
+                last = found[-1]
+            assert last.body.startswith(b"59")
+            await reaches(intake, last.offset + 1)
+            await reaches(await broker.consume(stream, offset=last.offset, prefetch=1), last.offset + 1)
 
     run(main())
 
