@@ -43,23 +43,52 @@ LAGGING: Levels = ((None, "green"), (1_000, "orange"), (10_000, "red"))
 def panels() -> Iterator[Any]:
     """Rows and panels, in reading order."""
     yield board.Row("Now")
-    yield figure("Reading", total("mmlw_consuming"), levels=ZERO_IS_BAD, words=("stopped", "reading"))
-    yield figure("Paused", total("mmlw_paused"), levels=ONE_IS_ODD, words=("running", "paused"))
-    yield figure("Readings/s", rate("mmlw_readings_decoded_total"), unit="reqps")
-    yield figure("Lag", total("mmlw_lag_messages"), levels=LAGGING)
-    yield figure("Machines", total("mmlw_machines"))
-    yield figure("Open alerts", total("mmlw_alerts_open"), levels=ONE_IS_ODD)
-    yield figure("Checkpoint age", (AGE, "{{topology}}"), unit="s")
-    yield figure("Offsets lost", total("mmlw_offsets_lost_total"), levels=ONE_IS_BAD)
+    yield figure(
+        "Reading",
+        "Whether the source is being read.",
+        total("mmlw_consuming"),
+        levels=ZERO_IS_BAD,
+        words=("stopped", "reading"),
+    )
+    yield figure(
+        "Paused",
+        "By an operator's command.",
+        total("mmlw_paused"),
+        levels=ONE_IS_ODD,
+        words=("running", "paused"),
+    )
+    yield figure(
+        "Readings/s", "Decoded; a message can carry many.", rate("mmlw_readings_decoded_total"), unit="reqps"
+    )
+    yield figure("Lag", "Messages not yet processed.", total("mmlw_lag_messages"), levels=LAGGING)
+    yield figure("Machines", "Machines with state.", total("mmlw_machines"))
+    yield figure("Open alerts", "Of all detectors.", total("mmlw_alerts_open"), levels=ONE_IS_ODD)
+    yield figure("Checkpoint age", "It grows while nothing arrives, too.", (AGE, "{{topology}}"), unit="s")
+    yield figure(
+        "Offsets lost",
+        "Removed by retention before they were read, since the worker started.",
+        total("mmlw_offsets_lost_total"),
+        levels=ONE_IS_BAD,
+    )
 
     yield board.Row("Readings")
     decoded, scored = rate("mmlw_readings_decoded_total"), rate("mmlw_readings_scored_total", "detector")
-    yield graph("Readings/s", "Decoded, and scored by each detector.", decoded, scored, unit="reqps")
-    yield graph("Lag", "Messages in the source that are not yet processed.", total("mmlw_lag_messages"))
+    yield graph("Readings/s", "Decoded, and scored by each detector.", decoded, scored, unit="reqps", width=6)
+    yield graph(
+        "Messages/s",
+        "Received, and those whose effect is in the checkpoint. The rest are dead letters, or come again.",
+        rate("mmlw_messages_received_total", name="received"),
+        rate("mmlw_messages_processed_total", name="processed"),
+        unit="cps",
+        width=6,
+    )
+    waiting = total("mmlw_lag_messages")
+    yield graph("Lag", "Messages in the source that are not yet processed.", waiting, width=6)
     yield graph(
         "Batch size",
         "Readings in a batch: small ones when the worker keeps up.",
         *halves("mmlw_batch_readings"),
+        width=6,
     )
     yield graph(
         "Latency until scored",
@@ -81,8 +110,14 @@ def panels() -> Iterator[Any]:
     )
 
     yield board.Row("Alerts")
-    opened = rate("mmlw_alerts_total", "detector", only=', event="opened"')
-    yield graph("Alerts opened/s by detector", "Confirmed by RabbitMQ.", opened, unit="cps", width=12)
+    events = rate("mmlw_alerts_total", "detector", "event")
+    yield graph(
+        "Alert events/s by detector",
+        "Opened, updated and closed, each confirmed by RabbitMQ.",
+        events,
+        unit="cps",
+        width=12,
+    )
     yield graph("Open alerts", "By detector.", total("mmlw_alerts_open", "detector"), width=12)
 
     yield board.Row("Models and commands")
@@ -121,11 +156,20 @@ def panels() -> Iterator[Any]:
         "Queue depth",
         "A stream counts all that it keeps; what waits in it is the lag above.",
         (f"sum by (queue) (rabbitmq_detailed_queue_messages{queues})", "{{queue}}"),
+        width=6,
     )
     yield graph(
         "Consumers",
         "Each queue of readings and of commands needs one.",
         (f"sum by (queue) (rabbitmq_detailed_queue_consumers{queues})", "{{queue}}"),
+        width=6,
+    )
+    yield graph(
+        "Connections",
+        "Of machines, workers and consumers together.",
+        ("sum(rabbitmq_connections)", "connections"),
+        ("sum(rabbitmq_channels)", "channels"),
+        width=6,
     )
     yield graph(
         "Memory and disk",
@@ -135,6 +179,7 @@ def panels() -> Iterator[Any]:
         ("rabbitmq_disk_space_available_bytes", "disk free"),
         ("rabbitmq_disk_space_available_limit_bytes", "disk limit"),
         unit="bytes",
+        width=6,
     )
 
 
@@ -143,9 +188,9 @@ def total(metric: str, *by: str, name: str = "") -> Query:
     return f"sum by ({labels(by)}) ({metric}{{{CHOSEN}}})", legend(by, name)
 
 
-def rate(metric: str, *by: str, only: str = "") -> Query:
+def rate(metric: str, *by: str, name: str = "") -> Query:
     """A counter's growth each second."""
-    return f"sum by ({labels(by)}) (rate({metric}{{{CHOSEN}{only}}}[$__rate_interval]))", legend(by)
+    return f"sum by ({labels(by)}) (rate({metric}{{{CHOSEN}}}[$__rate_interval]))", legend(by, name)
 
 
 def grown(metric: str, *by: str) -> Query:
@@ -173,10 +218,17 @@ def legend(by: Iterable[str], name: str = "") -> str:
 
 
 def figure(
-    title: str, query: Query, *, unit: str = "short", levels: Levels = PLAIN, words: tuple[str, ...] = ()
+    title: str,
+    explanation: str,
+    query: Query,
+    *,
+    unit: str = "short",
+    levels: Levels = PLAIN,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A number for each topology; `words` stand for 0 and 1."""
-    panel = stat.Panel().title(title).datasource(SOURCE).unit(unit).span(3).height(4)
+    panel = stat.Panel().title(title).description(explanation).datasource(SOURCE)
+    panel.unit(unit).span(3).height(4)
     panel.reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel.graph_mode(common.BigValueGraphMode.NONE).color_mode(common.BigValueColorMode.VALUE)
     steps = [dashboard.Threshold(value, color) for value, color in levels]
