@@ -97,6 +97,7 @@ class Engine:
         self._turns: list[tuple[Callable[[], Changes], asyncio.Future[float]]] = []
         self._lag_due = 0.0
         scorer.restore(saved.machines, saved.components)
+        metrics.paused.set(self.paused)
         for name, lane in scorer.lanes.items():
             metrics.active_model(name, *_labels(lane.info))
         self._show_state()

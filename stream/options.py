@@ -50,7 +50,7 @@ def broker_options(role: str) -> Callable[[Command], Command]:
             "--broker",
             "broker_url",
             default=_BROKER,
-            envvar="MMLWBROKER",
+            envvar="MMLW_BROKER",
             show_envvar=True,
             help=f"amqp:// or amqps:// address, as {role}.  [default: guest on localhost]",
         )(command)

@@ -15,6 +15,7 @@ from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Changes, Checkpoint
 from stream.errors import BrokerUnreachable, CheckpointError
+from stream.metrics import Metrics
 from stream.scorer import Scorer
 from tests.aio import run
 from tests.plant import Plant, ScaleShelf, readings, topology
@@ -315,9 +316,11 @@ def test_pause_holds_readings_until_resume_even_over_a_restart(tmp_path: Path) -
         async with plant.running():
             assert (await plant.ask("pause"))["status"] == "applied"
             await plant.publish(readings(50))
+        plant.metrics = Metrics()
         async with plant.running() as worker:
             status = await plant.ask("status")
             assert (status["paused"], status["next_offset"]) == (True, 0)
+            assert plant.value("mmlw_paused") == 1
             await plant.ask("resume")
             await plant.reached(worker, 50)
 
