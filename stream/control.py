@@ -20,7 +20,14 @@ from stream.brokers.base import Broker, Delivery, Message, Queue
 from stream.checkpoint import Changes
 from stream.config import suggest
 from stream.engine import Clock, Engine, Swap
-from stream.errors import BrokerError, BrokerUnreachable, CommandRefused, ModelError, Unroutable
+from stream.errors import (
+    BrokerError,
+    BrokerMissing,
+    BrokerUnreachable,
+    CommandRefused,
+    ModelError,
+    Unroutable,
+)
 from stream.metrics import TopologyMetrics
 from stream.models import ModelRef
 from stream.shelf import Shelf, info_of
@@ -258,7 +265,7 @@ async def request(
     )
     try:
         await broker.publish([command])
-    except Unroutable:
+    except (Unroutable, BrokerMissing):
         what = f'no worker has ever run a topology "{topology}" on this broker'
         raise BrokerError(f"{what}. Start it with mmlw run, or correct the name") from None
     answers = await intake.receive(1, 0.0, timeout)

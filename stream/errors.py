@@ -5,6 +5,7 @@ MmlwError
 ├── BrokerError          the message broker
 │   ├── BrokerUnreachable    nothing answers, or the connection was lost: worth another try
 │   ├── BrokerRefused        wrong password, missing permission, conflicting declaration: a person must act
+│   │   └── BrokerMissing    an exchange or queue that does not exist
 │   └── Unroutable           a mandatory message found no queue
 ├── ModelError           the registry or a model
 │   ├── ModelNotFound        no such name, version or alias
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "BrokerError",
+    "BrokerMissing",
     "BrokerRefused",
     "BrokerUnreachable",
     "CheckpointError",
@@ -73,6 +75,10 @@ class BrokerUnreachable(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker answered and said no: password, permission or a declaration that conflicts."""
+
+
+class BrokerMissing(BrokerRefused):
+    """An exchange or queue that is named does not exist on the broker."""
 
 
 class Unroutable(BrokerError):

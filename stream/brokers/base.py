@@ -97,7 +97,7 @@ class Intake(Protocol):
         ...
 
     async def end(self) -> int:
-        """Streams: the offset of the next message to come, known some seconds late. Queues: messages ready."""
+        """Streams: the offset of the next message to come. Queues: messages ready."""
         ...
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
-from stream.errors import BrokerRefused, BrokerUnreachable, Unroutable
+from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
 
 __all__ = ["MemoryBroker", "MemoryServer", "topic_matches"]
 
@@ -78,7 +78,7 @@ class MemoryServer:
     def store(self, name: str) -> _Store:
         """A queue by name. Raises BrokerRefused."""
         if name not in self._stores:
-            raise BrokerRefused(f'queue "{name}" is missing; declare it first')
+            raise BrokerMissing(f'queue "{name}" is missing; declare it first')
         return self._stores[name]
 
     def join(self, broker: MemoryBroker) -> None:
@@ -134,17 +134,17 @@ class MemoryServer:
         hint = "declare it on the broker, or run with declare: true"
         for exchange in plan.exchanges:
             if exchange.name not in self._bindings:
-                raise BrokerRefused(f'exchange "{exchange.name}" is missing; {hint}')
+                raise BrokerMissing(f'exchange "{exchange.name}" is missing; {hint}')
         for queue in plan.queues:
             if queue.name not in self._stores:
-                raise BrokerRefused(f'queue "{queue.name}" is missing; {hint}')
+                raise BrokerMissing(f'queue "{queue.name}" is missing; {hint}')
 
     def _route(self, exchange: str, routing_key: str) -> tuple[_Store, ...]:
         if not exchange:
             store = self._stores.get(routing_key)
             return (store,) if store else ()
         if exchange not in self._bindings:
-            raise BrokerRefused(f'exchange "{exchange}" is missing')
+            raise BrokerMissing(f'exchange "{exchange}" is missing')
         key = (exchange, routing_key)
         found = self._routes.get(key)
         if found is None:

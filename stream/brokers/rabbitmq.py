@@ -22,14 +22,12 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import FieldTable
 
 from stream.brokers.base import Binding, Delivery, Intake, Message, Plan, Queue
-from stream.errors import BrokerError, BrokerRefused, BrokerUnreachable, Unroutable
+from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
 
 _WINDOW = 200
 """Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
-_FIRST_OFFSET_KEPT = 30.0
-"""Seconds for which a stream's first offset is believed: only retention moves it."""
 
 
 class RabbitBroker:
@@ -87,6 +85,9 @@ class RabbitBroker:
 
     async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""
+        return await self._read(queue, "first" if offset is None else offset, prefetch)
+
+    async def _read(self, queue: Queue, start: int | str, prefetch: int) -> _RabbitIntake:
         connection = self._connected()
         with self._mapped(f'queue "{queue.name}"'):
             async with asyncio.timeout(self.timeout):
@@ -96,7 +97,7 @@ class RabbitBroker:
                 await channel.set_qos(prefetch_count=prefetch)
                 intake = _RabbitIntake(self, channel, queue)
                 self._intakes.add(intake)
-                await intake.start(offset)
+                await intake.start(start)
         return intake
 
     async def publish(self, messages: Sequence[Message]) -> None:
@@ -202,15 +203,17 @@ class RabbitBroker:
                 yield channel
                 await channel.close()
 
-    async def first_offset(self, queue: Queue) -> int:
-        """The offset of a stream's oldest message, found by reading it; 0 for an empty stream."""
-        intake = await self.consume(queue, offset=None, prefetch=1)
-        found = await intake.receive(1, 0.0, 1.0)
+    async def end_of_stream(self, queue: Queue) -> int:
+        """One more than the offset of a stream's last message, found by reading it; 0 if none came in a second.
+
+        The broker's own count lags by seconds and is off by one for each segment begun or forgotten."""
+        intake = await self._read(queue, "last", 1000)
+        found = await intake.receive(1000, 0.01, 1.0)
         await intake.close()
-        return found[0].offset if found else 0
+        return found[-1].offset + 1 if found else 0
 
     async def message_count(self, queue: Queue) -> int:
-        """Messages in a queue, as the broker last counted them (a stream's count lags by some seconds)."""
+        """Messages ready in a queue."""
         async with self._channel(f'queue "{queue.name}"') as channel:
             declared = await self._declare_queue(channel, queue, passive=True)
             return int(declared.declaration_result.message_count or 0)
@@ -254,7 +257,7 @@ class RabbitBroker:
             remedy = "declare it on the broker, or run with declare: true"
             if named := re.search(r"no (exchange|queue) '([^']*)'", _text(error)):
                 what = f'{named[1]} "{named[2]}"'
-            raise BrokerRefused(f"{self._where}: {what} is missing; {remedy}") from error
+            raise BrokerMissing(f"{self._where}: {what} is missing; {remedy}") from error
         except amqp.ChannelPreconditionFailed as error:
             hint = "delete it, or use its settings"
             raise BrokerRefused(
@@ -297,17 +300,14 @@ class _RabbitIntake:
         self._consumer = ""
         self._closed: BrokerUnreachable | None = None
         self._waiting: deque[Delivery] = deque()
-        self._first = (0, float("-inf"))
         self._next = 0
 
-    async def start(self, offset: int | None) -> None:
+    async def start(self, offset: int | str) -> None:
         """Begin to consume; the driver's lower layer, because it costs a third less a message."""
         self._channel.close_callbacks.add(self._on_close)
         self._driver = await self._channel.get_underlay_channel()
         self._driver.on_consumer_cancel_callbacks.add(lambda _: self.arrived.set())  # `_check` says why
-        arguments = None
-        if self._queue.kind == "stream":
-            arguments = {"x-stream-offset": "first" if offset is None else offset}
+        arguments = {"x-stream-offset": offset} if self._queue.kind == "stream" else None
         ok = await self._driver.basic_consume(self._queue.name, self._on_message, arguments=arguments)
         self._consumer = ok.consumer_tag
 
@@ -332,14 +332,9 @@ class _RabbitIntake:
     async def end(self) -> int:
         """See `Intake`."""
         self._check()
-        count = await self._broker.message_count(self._queue)
         if self._queue.kind != "stream":
-            return count
-        if count and time.monotonic() > self._first[1]:
-            first = await self._broker.first_offset(self._queue)
-            # A segment begins with an entry of the broker's own, which it counts; the very first does not.
-            self._first = (max(0, first - 1), time.monotonic() + _FIRST_OFFSET_KEPT)
-        return max(self._first[0] + count, self._next)
+            return await self._broker.message_count(self._queue)
+        return max(await self._broker.end_of_stream(self._queue), self._next)
 
     async def close(self) -> None:
         """See `Intake`."""
