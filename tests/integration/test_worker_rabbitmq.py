@@ -238,6 +238,10 @@ def test_real_readings_alerts_swap_and_shutdown(rabbitmq: RabbitNode, tmp_path: 
         )
         assert refused.returncode == 1
         assert "99" in refused.stdout
+        trained = worker.mmlw(
+            "train", str(worker.topology), "--dataset", "shuttle", "--registry", registry, "--if-missing"
+        )
+        assert "models:/shuttle-forest@champion is version 1 already" in trained.stdout
         shown = worker.mmlw("alerts", "--broker", worker.url, "--from-start", "--limit", "5", "--json").stdout
         assert len([json.loads(line) for line in shown.splitlines()]) == 5
         assert worker.stop() == 0
@@ -245,7 +249,7 @@ def test_real_readings_alerts_swap_and_shutdown(rabbitmq: RabbitNode, tmp_path: 
 
 
 @pytest.mark.timeout(300)
-def test_killed_and_restarted_gives_the_same_alerts(
+def test_killed_or_stopped_and_restarted_gives_the_same_alerts(
     rabbitmq: RabbitNode, tmp_path: Path, registry: str
 ) -> None:
     messages = bodies(from_dataset("shuttle"), range(ROWS))
@@ -260,9 +264,12 @@ def test_killed_and_restarted_gives_the_same_alerts(
         rng = np.random.default_rng(seed := int.from_bytes(os.urandom(4)))
         print(f"seed {seed}")
         run(publish(shot.url, messages))
-        for _ in range(3):
+        for end in ("kill", "terminate", "kill"):
             threading.Event().wait(rng.uniform(0.0, 0.4))
-            shot.kill()
+            if end == "kill":
+                shot.kill()
+            else:
+                assert shot.stop() == 0
             shot.start()
 
         def position() -> int:
