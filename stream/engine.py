@@ -20,7 +20,7 @@ from stream.alerts import Alert, ModelInfo, alert_message
 from stream.brokers.base import Broker, Delivery, Intake
 from stream.checkpoint import Changes, Checkpoint, Saved, StreamPosition
 from stream.deadletters import dead_letter
-from stream.errors import CommandRefused, ReadingRejected
+from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected
 from stream.metrics import TopologyMetrics
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
@@ -95,7 +95,7 @@ class Engine:
         self._single = topology.source.max_batch if single else 0
         self._decoder = Decoder(topology.source, clock.now)
         self._turns: list[tuple[Callable[[], Changes], asyncio.Future[float]]] = []
-        self._lag_due = 0.0
+        self._intake: Intake | None = None
         scorer.restore(saved.machines, saved.components)
         metrics.paused.set(self.paused)
         for name, lane in scorer.lanes.items():
@@ -110,11 +110,11 @@ class Engine:
         intake = await self._broker.consume(queue, offset=start, prefetch=4 * source.max_batch)
         try:
             deliveries = await self._first(intake)
+            self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
             while not stop.is_set():
                 await self._take_turns()
-                await self._measure_lag(intake)
                 if self.paused:
                     await asyncio.sleep(_IDLE)
                     continue
@@ -124,12 +124,28 @@ class Engine:
                 if deliveries:
                     await self._batch(intake, deliveries[:most])
                     deliveries = deliveries[most:]
+            self._intake = None
             await intake.close()
         finally:
-            self.consuming = False
+            self._intake, self.consuming = None, False
             self._metrics.consuming.set(0)
             for _, done in self._turns:
                 done.cancel()
+
+    async def watch_lag(self) -> None:
+        """Measure now and then how far the source is ahead, until cancelled: beside the path, for it waits."""
+        while True:
+            intake = self._intake
+            if intake is not None:
+                try:
+                    end = await intake.end()
+                except BrokerUnreachable:
+                    if self._intake is None:  # stopped meanwhile
+                        return
+                    raise
+                self.lag = max(end - self.position.next_offset, 0)
+                self._metrics.lag.set(self.lag)
+            await asyncio.sleep(_LAG_INTERVAL if intake is not None else _IDLE)
 
     async def between_batches(self, act: Callable[[], Changes]) -> float:
         """Run `act` between two batches and commit what it changed; seconds that the stream stood still."""
@@ -237,12 +253,6 @@ class Engine:
             self._metrics.gaps.inc(lost)
             log.get().error("readings_lost", topology=self.topology.name, lost=lost, cause="retention")
         return found
-
-    async def _measure_lag(self, intake: Intake) -> None:
-        if (now := self._clock.monotonic()) >= self._lag_due:
-            self._lag_due = now + _LAG_INTERVAL
-            self.lag = max(await intake.end() - self.position.next_offset, 0)
-            self._metrics.lag.set(self.lag)
 
     def _count_scored(self, fresh: Sequence[Delivery], batch: Batch, scored: Scored) -> None:
         now = self._clock.monotonic()

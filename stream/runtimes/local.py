@@ -199,9 +199,10 @@ class Worker:
                 guarantee="exactly once: stream input, state and position in one checkpoint",
             )
             async with asyncio.TaskGroup() as tasks:
-                serving = tasks.create_task(control.run())
+                beside = [tasks.create_task(control.run()), tasks.create_task(engine.watch_lag())]
                 await engine.run(stop)
-                serving.cancel()
+                for task in beside:
+                    task.cancel()
         log.get().info("topology_stopped", topology=topology.name, next_offset=engine.position.next_offset)
 
     async def _models(
