@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from datetime import UTC, datetime
 
 import msgspec
 
-from stream.brokers.base import Message
+from stream.brokers.base import Message, routing_word
 
 __all__ = [
     "Alert",
@@ -20,8 +19,6 @@ __all__ = [
     "episode_id",
     "rfc3339",
 ]
-
-_WORD = re.compile(r"[.*#\s]")
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -93,11 +90,10 @@ def episode_id(topology: str, machine: str, detector: str, partition: int, offse
 
 def alert_message(alert: Alert, exchange: str) -> Message:
     """The message that carries an alert. Its `ce-id` is deterministic: deduplicate by it."""
-    machine = _WORD.sub("_", alert.machine)[:120]
     ce_id = f"{alert.id}-{alert.sequence}"
     return Message(
         exchange=exchange,
-        routing_key=f"alert.{alert.severity}.{alert.topology}.{machine}",
+        routing_key=f"alert.{alert.severity}.{alert.topology}.{routing_word(alert.machine)}",
         body=msgspec.json.encode(alert),
         message_id=ce_id,
         headers={

@@ -143,6 +143,9 @@ def show_outcome(
         for alert in (episode.opened, episode.closed):
             if alert is not None:
                 console.print(alert_line(alert), soft_wrap=True)
+    if recording.dead_letters:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in recording.dead_letters.items())
+        console.print(f"  [yellow]messages that could not be used:[/yellow] {reasons}")
     if not episodes:
         series = recording.series()
         for detector, scores in series.scores.items():
@@ -164,6 +167,8 @@ def show_outcome(
         "closed again": f"{closed:,}",
         "machines": f"{len(set(table.machines)):,}",
     }
+    if recording.dead_letters:
+        cards["could not be used"] = f"{sum(recording.dead_letters.values()):,}"
     text = dump_yaml(job.topology)
     title = f"{name}: {job.topology.description}" if job.topology.description else name
     return Section(title, recording, table.labels, rows, notes, text, cards)

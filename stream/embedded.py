@@ -74,6 +74,8 @@ async def run(
             for job in jobs:
                 machines.create_task(_play(job, server, worker, recordings[job.topology.name], progress))
         stop.set()
+    for name, recording in recordings.items():
+        recording.dead_letters = worker.metrics.dead_letters(name)
     return recordings
 
 

@@ -152,6 +152,12 @@ class Metrics:
         """The metrics with this topology's label; every child of a closed label set exists from now on."""
         return TopologyMetrics(self, topology, tuple(detectors))
 
+    def dead_letters(self, topology: str) -> dict[str, int]:
+        """How many messages of a topology became dead letters, by reason; only reasons that occurred."""
+        counts = {reason: self.deadlettered.labels(topology, reason) for reason in get_args(Reason)}
+        found = {reason: int(next(iter(c.collect())).samples[0].value) for reason, c in counts.items()}
+        return {reason: count for reason, count in found.items() if count}
+
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -12,12 +11,11 @@ from typing import Literal
 import msgspec
 
 from stream.alerts import rfc3339
-from stream.brokers.base import Broker, Message
+from stream.brokers.base import Broker, Message, routing_word
 from stream.tables import Table
 
 __all__ = ["messages", "publish"]
 
-_WORD = re.compile(r"[.*#\s]")
 _CHUNK = 200
 
 
@@ -48,7 +46,7 @@ def messages(
             body = {"machine": who, "time": [rfc3339(moment) for moment in moments], "values": values}
         yield Message(
             exchange=exchange,
-            routing_key=f"sensor.{_WORD.sub('_', who)}.readings",
+            routing_key=f"sensor.{routing_word(who)}.readings",
             body=encode(body),
             content_type=f"application/{form}",
         )

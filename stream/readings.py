@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats
-from stream.brokers.base import Delivery
+from stream.brokers.base import Delivery, routing_word
 from stream.errors import ReadingRejected
 from stream.layouts import Row, rows_of
 from stream.topology import Source
@@ -175,7 +175,7 @@ class Decoder:
             raise ReadingRejected("missing_machine", "neither the body nor the routing key names a machine")
         if not isinstance(stated, str) or not _MACHINE.fullmatch(stated):
             raise ReadingRejected("bad_machine", f"{_short(stated)} is not 1 to 255 printable characters")
-        if by_key is not None and by_key != stated:
+        if by_key is not None and by_key not in (stated, routing_word(stated)):
             detail = f'the body says "{_short(stated)}", the routing key "{_short(by_key)}"'
             raise ReadingRejected("machine_mismatch", detail)
         return stated

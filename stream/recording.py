@@ -48,6 +48,8 @@ class Recording:
     alerts: list[Alert] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     readings: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    """Messages that could not be used, by reason."""
 
     def add(self, scored: Scored) -> None:
         """Note one batch."""

@@ -83,7 +83,7 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
         labels = pd.to_numeric(rest.pop(label_name), errors="coerce").fillna(0).to_numpy() > 0
         notes.append(f'labels: column "{label_name}" (not shown to the detectors)')
         rest = rest.drop(columns=[c for c in rest.columns if c.lower() in _LABEL_NAMES])
-    numbers = rest.apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    numbers = rest.apply(_numbers).astype(np.float64)
     numbers = numbers.replace([np.inf, -np.inf], np.nan)
     usable = [c for c in numbers.columns if numbers[c].notna().mean() >= 0.5]
     if left_out := [c for c in numbers.columns if c not in usable]:
@@ -132,11 +132,19 @@ def _parse_times(column: pd.Series) -> Floats | None:
     return None if parsed.isna().any() else _seconds(parsed)
 
 
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column as numbers, NaN where it holds none; a comma may be the decimal mark (`3,14`)."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().mean() >= 0.5 or pd.api.types.is_numeric_dtype(column):
+        return numbers
+    return pd.to_numeric(column.astype(str).str.strip().str.replace(",", ".", regex=False), errors="coerce")
+
+
 def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[list[str], str | None]:
     """The machine of every row: a column named so, else the only column of text, else one machine."""
     named = [c for c in frame.columns if c.lower().strip() in _MACHINE_NAMES]
     texts = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
-    texts = [c for c in texts if pd.to_numeric(frame[c], errors="coerce").notna().mean() < 0.5]
+    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
     for column in named + (texts if len(texts) == 1 else []):
         if 1 <= frame[column].nunique() <= max(len(frame) // 5, 1) and frame[column].notna().all():
             machines = frame[column].astype(str).str.strip().tolist()

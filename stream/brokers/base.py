@@ -7,13 +7,26 @@ append-only queue read by offset and never emptied by reading.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 import msgspec
 
-__all__ = ["Binding", "Broker", "Delivery", "Exchange", "Intake", "Message", "Plan", "Queue"]
+__all__ = ["Binding", "Broker", "Delivery", "Exchange", "Intake", "Message", "Plan", "Queue", "routing_word"]
+
+
+_NO_WORD = re.compile(r"[.*#\s]")
+
+
+def routing_word(name: str) -> str:
+    """A name as one word of a routing key: dots, white space and wildcards become `_`.
+
+    >>> routing_word("hall 2.pump")
+    'hall_2_pump'
+    """
+    return _NO_WORD.sub("_", name)[:120]
 
 
 class Exchange(msgspec.Struct, frozen=True):

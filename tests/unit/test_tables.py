@@ -1,0 +1,72 @@
+"""CSV files as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream.brokers.base import Delivery
+from stream.errors import ConfigError
+from stream.publisher import messages
+from stream.readings import Decoder
+from stream.tables import Table, from_dataset, read_csv
+from stream.topology import Sensor, Source
+
+
+def table(tmp_path: Path, text: str) -> Table:
+    (tmp_path / "plant.csv").write_text(text, encoding="utf-8")
+    return read_csv(tmp_path / "plant.csv")
+
+
+def test_european_file_is_read(tmp_path: Path) -> None:
+    rows = "".join(f"31.12.2025 10:0{i};3,1{i};P1\n" for i in range(10))
+    found = table(tmp_path, "Zeit;Druck;Maschine\n" + rows)
+    assert found.sensors == ("Druck",)
+    assert set(found.machines) == {"P1"}
+    assert found.values[4, 0] == 3.14
+    assert found.times[0] == 1767175200.0
+
+
+@pytest.mark.parametrize(
+    ("column", "first"),
+    [("1767175200", 1767175200.0), ("1767175200000", 1767175200.0), ("2025-12-31T10:00:00Z", 1767175200.0)],
+)
+def test_times_in_every_common_form(tmp_path: Path, column: str, first: float) -> None:
+    assert table(tmp_path, f"ts,a\n{column},1\n{column},2\n").times[0] == first
+
+
+def test_file_without_time_is_numbered_by_seconds(tmp_path: Path) -> None:
+    found = table(tmp_path, "a\n1\n2\n")
+    assert np.diff(found.times).tolist() == [1.0]
+    assert any("none found" in note for note in found.notes)
+
+
+def test_missing_values_stay_missing_and_labels_are_kept_apart(tmp_path: Path) -> None:
+    found = table(tmp_path, "time,a,b,anomaly\n2026-01-01,1,,0\n2026-01-02,,2,1\n2026-01-03,3,4,0\n")
+    assert found.sensors == ("a", "b")
+    np.testing.assert_array_equal(found.values, [[1, np.nan], [np.nan, 2], [3, 4]])
+    assert found.labels is not None
+    assert found.labels.tolist() == [False, True, False]
+
+
+def test_unknown_data_set_is_one_clear_problem() -> None:
+    with pytest.raises(ConfigError, match='Did you mean "shuttle"'):
+        from_dataset("shutle")
+
+
+@pytest.mark.parametrize("machine", ["pump/1", "pump 2", "hall.3.pump", "Pümpe #4"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_we_publish_we_can_read_whatever_the_machine_is_called(machine: str, rows: int) -> None:
+    values = np.array([[1.0, np.nan], [2.0, 3.0]])
+    readings = Table("t", ("a", "line/2 b"), [machine] * 2, np.array([1.7e9, 1.7e9 + 1]), values, None)
+    decoder = Decoder(Source(sensors=(Sensor("a"), Sensor("line/2 b"))), lambda: 1.8e9)
+    deliveries = [
+        Delivery(body=m.body, exchange="", routing_key=m.routing_key, offset=i, tag=i, received=0.0)
+        for i, m in enumerate(messages(readings, "mmlw.sensors", rows=rows))
+    ]
+    batch, rejected = decoder.decode(deliveries)
+    assert not rejected
+    assert batch.machines == [machine] * 2
+    np.testing.assert_array_equal(batch.values, values)
