@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -21,8 +20,10 @@ from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import FieldTable
 
-from stream.brokers.base import Binding, Delivery, Intake, Message, Plan, Queue
-from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
+from stream.brokers.base import Binding, Intake, Message, Plan, Queue
+from stream.brokers.rabbitmq_errors import DriverErrors, one_line
+from stream.brokers.rabbitmq_intake import RabbitIntake
+from stream.errors import BrokerError, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
 
@@ -44,13 +45,14 @@ class RabbitBroker:
             f"{parts.hostname or 'localhost'}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
         )
         self._vhost = unquote(parts.path.removeprefix("/")) or "/"
+        self._errors = DriverErrors(self._where, self._user, self._vhost, timeout)
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
         self._out: AbstractChannel | None = None
         self._out_closed: asyncio.Future[object]
         self._exchanges: dict[str, Any] = {}
         self._opening = asyncio.Lock()
-        self._intakes: set[_RabbitIntake] = set()
+        self._intakes: set[RabbitIntake] = set()
         self.lost: BrokerUnreachable | None = None
 
     def __repr__(self) -> str:
@@ -87,15 +89,15 @@ class RabbitBroker:
         """See `Broker`. A reply queue is made by consuming it."""
         return await self._read(queue, "first" if offset is None else offset, prefetch)
 
-    async def _read(self, queue: Queue, start: int | str, prefetch: int) -> _RabbitIntake:
+    async def _read(self, queue: Queue, start: int | str, prefetch: int) -> RabbitIntake:
         connection = self._connected()
-        with self._mapped(f'queue "{queue.name}"'):
+        with self.mapped(f'queue "{queue.name}"'):
             async with asyncio.timeout(self.timeout):
                 channel = await connection.channel(publisher_confirms=False)
                 if queue.kind == "reply":
                     await self._declare_queue(channel, queue, passive=False)
                 await channel.set_qos(prefetch_count=prefetch)
-                intake = _RabbitIntake(self, channel, queue)
+                intake = RabbitIntake(self, channel, queue)
                 self._intakes.add(intake)
                 await intake.start(start)
         return intake
@@ -116,7 +118,7 @@ class RabbitBroker:
 
     async def _publish_one(self, channel: AbstractChannel, message: Message, unroutable: list[str]) -> None:
         exchange = self._exchanges.get(message.exchange)
-        with self._mapped(f'publishing to "{message.exchange or message.routing_key}"'):
+        with self.mapped(f'publishing to "{message.exchange or message.routing_key}"'):
             if exchange is None:
                 exchange = channel.default_exchange
                 if message.exchange:
@@ -144,7 +146,7 @@ class RabbitBroker:
     async def _raise_cause(self, channel: AbstractChannel, errors: Sequence[BaseException]) -> None:
         """Why a publishing failed: what the server said as it closed the channel, not what followed from that."""
         if channel.is_closed:
-            with self._mapped("publishing"), contextlib.suppress(TimeoutError):
+            with self.mapped("publishing"), contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.timeout):
                     cause = await asyncio.shield(self._out_closed)
                 if isinstance(cause, Exception):
@@ -159,7 +161,7 @@ class RabbitBroker:
             if self._out is None or self._out.is_closed:  # a refused publishing closes its channel
                 self._exchanges.clear()
                 self._out_closed = asyncio.get_running_loop().create_future()
-                with self._mapped("a channel"):
+                with self.mapped("a channel"):
                     async with asyncio.timeout(self.timeout):
                         self._out = await self._publishing.channel(
                             publisher_confirms=True, on_return_raises=True
@@ -173,7 +175,7 @@ class RabbitBroker:
 
     async def _open(self, purpose: str) -> AbstractConnection:
         properties: FieldTable = {"connection_name": f"{self._name} {purpose}"}
-        with self._mapped("the connection"):
+        with self.mapped("the connection"):
             async with asyncio.timeout(self.timeout):
                 connection = await aio_pika.connect(
                     self._url, client_properties=properties, heartbeat=self._heartbeat, timeout=self.timeout
@@ -197,7 +199,7 @@ class RabbitBroker:
     async def _channel(self, what: str) -> AsyncIterator[AbstractChannel]:
         """A channel for one question: a refused one closes its channel."""
         connection = self._connected()
-        with self._mapped(what):
+        with self.mapped(what):
             async with asyncio.timeout(self.timeout):
                 channel = await connection.channel(publisher_confirms=False)
                 yield channel
@@ -218,7 +220,7 @@ class RabbitBroker:
             declared = await self._declare_queue(channel, queue, passive=True)
             return int(declared.declaration_result.message_count or 0)
 
-    def forget(self, intake: _RabbitIntake) -> None:
+    def forget(self, intake: RabbitIntake) -> None:
         """An intake was closed."""
         self._intakes.discard(intake)
 
@@ -233,165 +235,14 @@ class RabbitBroker:
         """From now on everything raises; who waits is woken."""
         if self.lost is None:
             silent = isinstance(cause, asyncio.CancelledError)  # how the driver reports missing heartbeats
-            detail = ": no heartbeat came" if silent else f": {_text(cause)}" if cause else ""
+            detail = ": no heartbeat came" if silent else f": {one_line(cause)}" if cause else ""
             self.lost = BrokerUnreachable(f"{self._where}: the connection was lost{detail}")
         for intake in self._intakes:
             intake.arrived.set()
 
-    @contextlib.contextmanager
-    def _mapped(self, what: str) -> Iterator[None]:
-        """The driver's exceptions as ours, each one line that says what to do."""
-        try:
-            yield
-        except BrokerError:
-            raise
-        except asyncio.CancelledError:  # ours, or the driver's: so it ends waits on a lost connection
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise BrokerUnreachable(f"{self._where}: {what}: the connection was lost") from None
-        except (amqp.AuthenticationError, amqp.ProbableAuthenticationError) as error:
-            message = f'{self._where}: user "{self._user}" was refused: check user name and password'
-            raise BrokerRefused(message) from error
-        except amqp.ChannelNotFoundEntity as error:
-            remedy = "declare it on the broker, or run with declare: true"
-            if named := re.search(r"no (exchange|queue) '([^']*)'", _text(error)):
-                what = f'{named[1]} "{named[2]}"'
-            raise BrokerMissing(f"{self._where}: {what} is missing; {remedy}") from error
-        except amqp.ChannelPreconditionFailed as error:
-            hint = "delete it, or use its settings"
-            raise BrokerRefused(
-                f"{self._where}: {what} conflicts with what is there: {hint} ({_text(error)})"
-            ) from error
-        except amqp.InvalidFrameError as error:
-            if "OpenOk" not in str(error):
-                raise BrokerUnreachable(f"{self._where}: {what}: {_text(error)}") from error
-            hint = f'make it, or give the user "{self._user}" permission on it'
-            raise BrokerRefused(f'{self._where}: virtual host "{self._vhost}" was refused: {hint}') from error
-        except (amqp.ChannelClosed, amqp.ConnectionClosed) as error:
-            text = _text(error)
-            if "ACCESS_REFUSED" not in text:
-                raise BrokerUnreachable(f"{self._where}: {what}: {text}") from error
-            hint = f'give the user "{self._user}" permission on it'
-            if named := re.search(r"access to (\w+) '([^']*)'", text):
-                what = f'{named[1]} "{named[2]}"'
-            raise BrokerRefused(f"{self._where}: {what} was refused: {hint} ({text})") from error
-        except TimeoutError as error:
-            hint = "see `rabbitmq-diagnostics alarms`" if self._consuming else "is RabbitMQ running there?"
-            raise BrokerUnreachable(
-                f"{self._where}: no answer within {self.timeout:g} s ({what}); {hint}"
-            ) from error
-        except (amqp.AMQPError, ConnectionError, OSError, RuntimeError) as error:
-            if self._consuming is None:
-                hint = "is RabbitMQ running there? Start it, or correct --broker"
-                raise BrokerUnreachable(f"{self._where}: nothing answers ({_text(error)}); {hint}") from error
-            raise BrokerUnreachable(f"{self._where}: {what}: {_text(error)}") from error
-
-
-class _RabbitIntake:
-    """Deliveries of one queue on a channel of its own, so delivery tags count from one."""
-
-    def __init__(self, broker: RabbitBroker, channel: AbstractChannel, queue: Queue) -> None:
-        self.arrived = asyncio.Event()
-        self._broker = broker
-        self._channel = channel
-        self._queue = queue
-        self._driver: Any = None
-        self._consumer = ""
-        self._closed: BrokerUnreachable | None = None
-        self._waiting: deque[Delivery] = deque()
-        self._next = 0
-
-    async def start(self, offset: int | str) -> None:
-        """Begin to consume; the driver's lower layer, because it costs a third less a message."""
-        self._channel.close_callbacks.add(self._on_close)
-        self._driver = await self._channel.get_underlay_channel()
-        self._driver.on_consumer_cancel_callbacks.add(lambda _: self.arrived.set())  # `_check` says why
-        arguments = {"x-stream-offset": offset} if self._queue.kind == "stream" else None
-        ok = await self._driver.basic_consume(self._queue.name, self._on_message, arguments=arguments)
-        self._consumer = ok.consumer_tag
-
-    async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
-        """See `Intake`."""
-        now = asyncio.get_running_loop().time
-        if not await self._wait_for(1, now() + timeout):
-            return []
-        if linger > 0 and len(self._waiting) < most:
-            await self._wait_for(most, now() + linger)
-        found = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-        self._next = found[-1].offset + 1
-        return found
-
-    async def ack(self, tag: int) -> None:
-        """See `Intake`."""
-        self._check()
-        with self._broker._mapped(f'queue "{self._queue.name}"'):
-            async with asyncio.timeout(self._broker.timeout):
-                await self._driver.basic_ack(delivery_tag=tag, multiple=True)
-
-    async def end(self) -> int:
-        """See `Intake`."""
-        self._check()
-        if self._queue.kind != "stream":
-            return await self._broker.message_count(self._queue)
-        return max(await self._broker.end_of_stream(self._queue), self._next)
-
-    async def close(self) -> None:
-        """See `Intake`."""
-        self._broker.forget(self)
-        self._closed = self._closed or BrokerUnreachable("this intake was closed")
-        with contextlib.suppress(Exception):  # a channel that cannot be closed is gone already
-            async with asyncio.timeout(self._broker.timeout):
-                await self._channel.close()
-
-    async def _wait_for(self, count: int, deadline: float) -> int:
-        """Wait until so many deliveries are here, or the deadline; how many there are."""
-        self._check()
-        try:
-            async with asyncio.timeout_at(deadline):
-                while len(self._waiting) < count:
-                    self.arrived.clear()
-                    await self.arrived.wait()
-                    self._check()
-        except TimeoutError:
-            self._check()
-        return len(self._waiting)
-
-    def _check(self) -> None:
-        if (error := self._broker.lost or self._closed) is not None:
-            raise error
-        if self._consumer and self._consumer not in self._driver.consumers:
-            raise BrokerUnreachable(
-                f'the broker ended the reading of "{self._queue.name}": was the queue deleted?'
-            )
-
-    def _on_close(self, _: Any, error: BaseException | None) -> None:
-        if self._closed is None:
-            self._closed = BrokerUnreachable(f'the reading of "{self._queue.name}" was ended: {_text(error)}')
-        self.arrived.set()
-
-    async def _on_message(self, message: Any) -> None:
-        """Called by the driver for each message: only put it in line."""
-        properties = message.header.properties
-        headers = properties.headers or {}
-        delivery = message.delivery
-        self._waiting.append(
-            Delivery(
-                body=message.body,
-                exchange=delivery.exchange,
-                routing_key=delivery.routing_key,
-                offset=headers.get("x-stream-offset", -1),
-                tag=delivery.delivery_tag,
-                received=time.monotonic(),
-                content_type=properties.content_type or "",
-                headers=headers,
-                message_id=properties.message_id,
-                correlation_id=properties.correlation_id,
-                reply_to=properties.reply_to,
-                user_id=properties.user_id,
-            )
-        )
-        self.arrived.set()
+    def mapped(self, what: str) -> AbstractContextManager[None]:
+        """Turns what the driver raises in this block into our errors; `what` names what was tried."""
+        return self._errors.mapped(what, connected=self._consuming is not None)
 
 
 def _arguments(queue: Queue) -> dict[str, Any]:
@@ -412,9 +263,3 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
-
-
-def _text(error: object) -> str:
-    """A driver's error in one line, without what might be secret: only its own words."""
-    text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__

@@ -114,7 +114,7 @@ def test_rules_evaluate_on_real_series_and_keep_quiet_while_all_is_well(plant: P
     assert {rule["name"]: rule.get("lastError", "") for rule in rules if rule["health"] != "ok"} == {}
     consumers = ask(plant.prometheus, "query", query='rabbitmq_detailed_queue_consumers{queue=~"mmlw[.].+"}')
     by_queue = {it["metric"]["queue"]: it["value"][1] for it in consumers["result"]}
-    assert by_queue["mmlw.readings.water_flow"] == "1"
+    assert by_queue["mmlw.readings.water_flow"] in ("1", "2")  # for moments a second one looks for the end
     assert by_queue["mmlw.control.water_flow"] == "1"
     assert firing(plant.prometheus) <= {"MmlwAlertStorm"}  # a year of alarms a minute is a storm indeed
 

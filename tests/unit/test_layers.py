@@ -19,8 +19,12 @@ DETECTORS_MAY = {"msgspec", "numba", "numpy", "pandas", "river", "scipy", "sklea
 DETECTORS_MAY_NOT = {"asyncio", "time", "logging", "socket", "subprocess", "threading"}
 STREAM_KNOWS = {"base", "registry", "features", "quality", "datasets"}
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
-ONE_PLACE = {
-    "aio_pika": {"stream.brokers.rabbitmq"},
+ONE_PLACE = {  # the modules of its adapter, and no others
+    "aio_pika": {
+        "stream.brokers.rabbitmq",
+        "stream.brokers.rabbitmq_errors",
+        "stream.brokers.rabbitmq_intake",
+    },
     "aiormq": {"stream.brokers.rabbitmq"},
     "mlflow": {"stream.models"},
     "starlette": {"stream.http"},
