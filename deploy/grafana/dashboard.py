@@ -160,7 +160,7 @@ def panels() -> Iterator[Any]:
     )
     yield graph(
         "Consumers",
-        "Each queue of readings and of commands needs one.",
+        "Each queue of readings and of commands needs one. A second on readings, for moments, measures the lag.",
         (f"sum by (queue) (rabbitmq_detailed_queue_consumers{queues})", "{{queue}}"),
         width=6,
     )
