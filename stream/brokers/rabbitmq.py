@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import warnings
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -26,6 +27,9 @@ from stream.brokers.rabbitmq_intake import RabbitIntake
 from stream.errors import BrokerError, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
+
+# A driver's connection that never came about is closed when it is collected, sometimes outside the event loop.
+warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited", RuntimeWarning)
 
 _WINDOW = 200
 """Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
