@@ -17,7 +17,7 @@ from stream.errors import ConfigError, Problem
 
 __all__ = ["Table", "from_dataset", "read_csv"]
 
-_TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "ts", "t")
+_TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "ts", "t", "zeit", "zeitstempel")
 _MACHINE_NAMES = (
     "machine",
     "machine_id",
@@ -27,9 +27,24 @@ _MACHINE_NAMES = (
     "asset_id",
     "unit",
     "unit_id",
+    "maschine",
+    "anlage",
     "id",
 )
 _LABEL_NAMES = ("anomaly", "label", "is_anomaly", "outlier", "changepoint")
+_SENSOR_NAMES = (
+    "sensor",
+    "sensor_id",
+    "tag",
+    "signal",
+    "channel",
+    "variable",
+    "metric",
+    "target",
+    "parameter",
+)
+_VALUE_NAMES = ("value", "reading", "measurement", "val")
+_MOST_SENSORS = 500
 _STEP = 1.0
 
 
@@ -60,19 +75,11 @@ def from_dataset(name: str) -> Table:
 
 def read_csv(path: Path, *, machine: str | None = None) -> Table:
     """Readings of a CSV file, its columns found out by name and content. Raises ConfigError with the remedy."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
-        separator = max(",;\t|", key=head.count)
-        frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file")]) from None
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read as CSV: {error}")]) from error
+    notes: list[str] = []
+    frame = _read(path, notes)
     if not len(frame):
         raise ConfigError([Problem(str(path), "holds no rows")])
-    frame.columns = pd.Index([str(column) for column in frame.columns])
-    notes: list[str] = []
+    frame = _widen(frame, notes)
     times, time_name = _find_time(frame, notes)
     rest = frame.drop(columns=[time_name] if time_name else [])
     machines, machine_name = _find_machine(rest, machine or path.stem, notes)
@@ -85,6 +92,7 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
         rest = rest.drop(columns=[c for c in rest.columns if c.lower() in _LABEL_NAMES])
     numbers = rest.apply(_numbers).astype(np.float64)
     numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    bad = int((numbers[rest.columns].isna() & rest.notna()).to_numpy().sum())
     usable = [c for c in numbers.columns if numbers[c].notna().mean() >= 0.5]
     if left_out := [c for c in numbers.columns if c not in usable]:
         notes.append(f"left out (not numbers): {', '.join(left_out)}")
@@ -92,12 +100,60 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
         raise ConfigError(
             [Problem(str(path), "has no column of numbers besides the time; sensors must be numbers")]
         )
+    if bad and not left_out:
+        notes.append(f"cells that are no numbers, taken as missing: {bad:,}")
     notes.append(f"sensors: {', '.join(usable)}")
     order = np.argsort(times, kind="stable")
     values = numbers[usable].to_numpy()[order]
     ordered = [machines[i] for i in order]
     sorted_labels = None if labels is None else labels[order]
     return Table(path.stem, tuple(usable), ordered, times[order], values, sorted_labels, tuple(notes))
+
+
+def _read(path: Path, notes: list[str]) -> pd.DataFrame:
+    """The file as it is: separator and encoding found out, a header only where there is one."""
+    encoding = "utf-8-sig"
+    try:
+        try:
+            head = path.read_text(encoding).split("\n", 1)[0]
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+            head = path.read_text(encoding).split("\n", 1)[0]
+            notes.append("text: not UTF-8, read as Windows-1252")
+        if "\0" in head:
+            raise ConfigError([Problem(str(path), "cannot be read as CSV: it is no text; unpack it first?")])
+        separator = max(",;\t|", key=head.count)
+        cells = [cell.strip().strip('"') for cell in head.split(separator)]
+        headless = pd.to_numeric(pd.Series(cells), errors="coerce").notna().all()
+        frame = pd.read_csv(path, sep=separator, encoding=encoding, header=None if headless else 0)
+    except ConfigError:
+        raise
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(path), "no such file")]) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            [Problem(str(path), "cannot be read as CSV: it is no text; unpack it first?")]
+        ) from None
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read as CSV: {error}")]) from error
+    if headless:
+        frame.columns = pd.Index([f"column_{i + 1}" for i in range(frame.shape[1])])
+        notes.append("header: none found, columns are numbered")
+    frame.columns = pd.Index([str(column) for column in frame.columns])
+    return frame
+
+
+def _widen(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """A long table (time, sensor, value) with one column a sensor instead; any other as it is."""
+    sensor = next((c for c in frame.columns if c.lower().strip() in _SENSOR_NAMES), None)
+    value = next((c for c in frame.columns if c.lower().strip() in _VALUE_NAMES), None)
+    if sensor is None or value is None or not 1 < frame[sensor].nunique() <= _MOST_SENSORS:
+        return frame
+    rest = [c for c in frame.columns if c not in (sensor, value)]
+    values = frame.assign(**{value: _numbers(frame[value])})
+    wide = values.pivot_table(index=rest, columns=sensor, values=value, aggfunc="last", sort=False)
+    notes.append(f'long table: one row a value; sensors named by column "{sensor}"')
+    return wide.reset_index().rename_axis(columns=None).rename(columns=str)
 
 
 def _find_time(frame: pd.DataFrame, notes: list[str]) -> tuple[Floats, str | None]:
@@ -145,10 +201,11 @@ def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[
     named = [c for c in frame.columns if c.lower().strip() in _MACHINE_NAMES]
     texts = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
     texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
-    for column in named + (texts if len(texts) == 1 else []):
+    several = [c for c in texts if frame[c].nunique() > 1]  # one value everywhere may be anything
+    for column in named + (several if len(texts) == 1 else []):
         if 1 <= frame[column].nunique() <= max(len(frame) // 5, 1) and frame[column].notna().all():
             machines = frame[column].astype(str).str.strip().tolist()
-            notes.append(f'machine: column "{column}" ({len(set(machines))} machines)')
+            notes.append(f'machine: column "{column}" (machines: {len(set(machines))})')
             return machines, column
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", default).strip("-") or "machine-1"
     notes.append(f'machine: none found, all rows belong to "{name}"')

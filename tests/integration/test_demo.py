@@ -67,7 +67,7 @@ def test_try_finds_the_columns_writes_a_topology_and_a_report(tmp_path: Path) ->
     pumps(tmp_path / "My Pumps.csv")
     said = mmlw(tmp_path, "try", "My Pumps.csv").stdout
     assert 'time: column "timestamp"' in said
-    assert 'machine: column "machine" (2 machines)' in said
+    assert 'machine: column "machine" (machines: 2)' in said
     assert "left out (not numbers): comment" in said
     assert re.search(r"opened +critical +pump-1 +spike .*pressure \(bar\) is high at 5", said)
     topology = load(tmp_path / "My Pumps.mmlw.yaml")

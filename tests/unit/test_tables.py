@@ -70,3 +70,29 @@ def test_what_we_publish_we_can_read_whatever_the_machine_is_called(machine: str
     assert not rejected
     assert batch.machines == [machine] * 2
     np.testing.assert_array_equal(batch.values, values)
+
+
+def test_long_table_becomes_one_column_a_sensor(tmp_path: Path) -> None:
+    rows = "".join(f"2026-01-01T00:00:0{i},{s},{i}\n" for i in range(5) for s in ("p", "q"))
+    found = table(tmp_path, "time,tag,value\n" + rows)
+    assert found.sensors == ("p", "q")
+    assert found.values.tolist() == [[float(i), float(i)] for i in range(5)]
+
+
+def test_file_without_a_header_keeps_its_first_row(tmp_path: Path) -> None:
+    found = table(tmp_path, "1,2\n3,4\n5,6\n")
+    assert found.values.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_text_that_is_always_the_same_names_no_machine(tmp_path: Path) -> None:
+    found = table(tmp_path, "time,state,a\n" + "".join(f"2026-01-0{i},on,{i}\n" for i in range(1, 9)))
+    assert set(found.machines) == {"plant"}
+
+
+def test_windows_text_is_read_and_bad_cells_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "plant.csv").write_bytes(
+        "time;Öl\n2026-01-01;1,5\n2026-01-02;ERR\n2026-01-03;2\n".encode("cp1252")
+    )
+    found = read_csv(tmp_path / "plant.csv")
+    assert found.sensors == ("Öl",)
+    assert any("taken as missing: 1" in note for note in found.notes)
