@@ -105,7 +105,17 @@ def demo(data: Path, report: Path, rows: int | None) -> None:
 )
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the report.")
 @click.option("--force", is_flag=True, help="Overwrite a topology file that is there.")
-def try_(file: Path, machine: str | None, output: Path | None, report: Path | None, force: bool) -> None:
+@registry_options
+@data_option
+def try_(
+    file: Path,
+    machine: str | None,
+    output: Path | None,
+    report: Path | None,
+    force: bool,
+    registry_uri: str | None,
+    data: Path,
+) -> None:
     """Look for anomalies in your own readings.
 
     FILE is a CSV file with a time and one column a sensor. Writes a starter topology beside the file (edit
@@ -116,7 +126,8 @@ def try_(file: Path, machine: str | None, output: Path | None, report: Path | No
     from stream.starter import run_try
 
     log.configure("auto", "warning")
-    asyncio.run(run_try(file, machine=machine, output=output, report=report, force=force))
+    shelf = partial(shelf_of, registry_uri, data)
+    asyncio.run(run_try(file, machine=machine, output=output, report=report, force=force, shelf=shelf))
 
 
 @cli.command()

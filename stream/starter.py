@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,10 +19,13 @@ from stream.demo import LiveProgress, show_outcome, wide_console
 from stream.embedded import Job, run
 from stream.errors import ConfigError, Problem
 from stream.report import write_report
+from stream.shelf import Shelf
 from stream.tables import Table, read_csv
 from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
 
-__all__ = ["run_try", "starter_topology"]
+__all__ = ["ShelfOf", "run_try", "starter_topology"]
+
+ShelfOf = Callable[[tuple[Topology, ...]], Shelf | None]
 
 _UNUSUAL = 0.005
 """Share of readings that a starter's thresholds let through, at least."""
@@ -30,9 +34,12 @@ _LEAST = 0.6
 
 
 async def run_try(
-    file: Path, *, machine: str | None, output: Path | None, report: Path | None, force: bool
+    file: Path, *, machine: str | None, output: Path | None, report: Path | None, force: bool, shelf: ShelfOf
 ) -> None:
-    """Read the table, write the topology unless one is there, run it, write the report."""
+    """Read the table, write the topology unless one is there, run it, write the report.
+
+    `shelf` gives the models of topologies that have trained detectors. Raises ConfigError, ModelError.
+    """
     console = wide_console()
     table = read_csv(file, machine=machine)
     console.print(f"[bold]{file}[/bold]: {len(table.times):,} rows")
@@ -43,9 +50,6 @@ async def run_try(
     if output.exists() and not force:
         console.print(f"using the topology {output} (--force writes it anew)")
         topology = load(output)
-        if topology.registry_models:
-            problem = "has batch detectors, which mmlw try does not load; use mmlw run"
-            raise ConfigError([Problem(str(output), problem)])
     else:
         topology = starter_topology(table)
         head = (
@@ -60,7 +64,8 @@ async def run_try(
     job = Job(topology, table)
     live = LiveProgress([job])
     with tempfile.TemporaryDirectory() as folder, Live(live.view, console=console, refresh_per_second=8):
-        recordings = await run([job], data=Path(folder), progress=live.update)
+        models = shelf((topology,))
+        recordings = await run([job], data=Path(folder), shelf=models, progress=live.update)
     section = show_outcome(console, job, recordings[topology.name], live)
     write_report(report, f"MMLW: {file.name}", f"{file.name} on the embedded broker", [section])
     console.print(f"\nreport   {report.absolute()}", soft_wrap=True)

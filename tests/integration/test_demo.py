@@ -76,6 +76,13 @@ def test_try_finds_the_columns_writes_a_topology_and_a_report(tmp_path: Path) ->
     mmlw(tmp_path, "check", "My Pumps.mmlw.yaml")
     again = mmlw(tmp_path, "try", "My Pumps.csv").stdout
     assert "using the topology My Pumps.mmlw.yaml" in again
+    path = tmp_path / "My Pumps.mmlw.yaml"
+    trained = "detectors:\n  type: {model: models:/pumps@champion, fit: {kind: pca}}\n"
+    path.write_text(path.read_text().replace("detectors:\n", trained))
+    missing = mmlw(tmp_path, "try", "My Pumps.csv", check=False)
+    assert (missing.returncode, "pumps" in missing.stderr) == (2, True)
+    mmlw(tmp_path, "train", "My Pumps.mmlw.yaml", "--input", "My Pumps.csv", "--rows", "1500")
+    assert re.search(r"opened .* type scored", mmlw(tmp_path, "try", "My Pumps.csv").stdout)
 
 
 @pytest.mark.parametrize(
