@@ -214,8 +214,10 @@ class RabbitBroker:
 
         The broker's own count lags by seconds and is off by one for each segment begun or forgotten."""
         intake = await self._read(queue, "last", 1000)
-        found = await intake.receive(1000, 0.01, 1.0)
-        await intake.close()
+        try:
+            found = await intake.receive(1000, 0.01, 1.0)
+        finally:
+            await intake.close()
         return found[-1].offset + 1 if found else 0
 
     async def message_count(self, queue: Queue) -> int:
