@@ -101,8 +101,11 @@ def _load_yaml(path: Path) -> Topology:
         what = getattr(error, "problem", None) or str(error)
         raise ConfigError([Problem(place, f"is not valid YAML: {what}")]) from error
     reader = _Reader()
-    reader.find_duplicates(node, "")
-    topology = reader.read(Topology, data, "")
+    try:
+        reader.find_duplicates(node, "")
+        topology = reader.read(Topology, data, "")
+    except RecursionError as error:
+        raise ConfigError([Problem(str(path), "refers to itself, or is nested too deeply")]) from error
     if reader.problems:
         lines = _lines(node, "")
         raise ConfigError([_located(path, problem, lines) for problem in reader.problems])

@@ -233,7 +233,9 @@ class Decoder:
                 values[mask] = np.nan
                 continue
             for row, column in np.argwhere(mask).tolist():
-                detail = f'"{self._names[column]}" is {values[row, column]!r} in row {batch.rows[row]}'
+                value = float(values[row, column])
+                shown = "infinite or not a number" if value in (np.inf, -np.inf) else f"{value:g}"
+                detail = f'"{self._names[column]}" is {shown} in row {batch.rows[row]}'
                 refused.setdefault(int(batch.messages[row]), ReadingRejected(reason, detail))
         if not refused:
             return batch, rejected

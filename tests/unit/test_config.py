@@ -126,6 +126,7 @@ alert: {hold: 0}
         ("", ": expected settings (a mapping), found nothing"),
         ("[1]", ": expected settings (a mapping), found a list"),
         ("a: b: c", ":1: is not valid YAML"),
+        ("name: x\nsource: &a {sensors: *a}\n", "refers to itself"),
         (
             "name: x\nname: y\nsource: {sensors: [a]}\ndetectors: {d: {kind: adaptive_z}}",
             ":2: name: is written twice",
