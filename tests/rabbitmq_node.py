@@ -152,9 +152,16 @@ class RabbitNode:
             os.killpg(self._process.pid, signal.SIGSTOP)
 
     def stop(self) -> None:
-        """Stop the node and its port mapper."""
+        """Stop the node and its port mapper, which refuses while it still lists a node that just died."""
         self._signal(signal.SIGTERM)
-        subprocess.run(["epmd", "-kill"], env=self._env, capture_output=True, timeout=20, check=False)
+        for _ in range(50):
+            done = subprocess.run(
+                ["epmd", "-kill"], env=self._env, capture_output=True, timeout=20, check=False
+            )
+            if b"living nodes" not in done.stdout:
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"the port mapper of {self._name} on port {self._epmd} does not end")
 
     def _signal(self, number: int) -> None:
         process, self._process = self._process, None
@@ -162,6 +169,7 @@ class RabbitNode:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGCONT)  # a frozen node would not hear it
         try:
             process.wait(timeout=40)
         except subprocess.TimeoutExpired:
