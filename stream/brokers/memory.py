@@ -37,8 +37,8 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])
 
 
-_Entry = tuple[float, Message, str]
-"""When a message came, the message, and who published it."""
+_Entry = tuple[int, float, Message, str]
+"""A message's place in its queue, when it came, the message, and who published it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +52,24 @@ class _Store:
     """Index of the oldest message: what lies before it is forgotten and removed now and then."""
     first: int = 0
     size: int = 0
+    count: int = 0
+    """Messages that ever came: the place of the next one."""
     readers: set[_Intake] = field(default_factory=set)
     deleted: bool = False
+
+    def expire(self, now: float) -> None:
+        """A queue drops the messages at its head whose time is over."""
+        while self.head < len(self.messages):
+            _, came, message, _ = self.messages[self.head]
+            if message.expiration is None or now <= came + message.expiration:
+                return
+            self.head += 1
+
+    def give_back(self, entries: list[_Entry]) -> None:
+        """Take unacknowledged messages again, each to the place it had."""
+        self.messages = sorted(entries + self.messages[self.head :], key=lambda entry: entry[0])
+        self.head = 0
+        self.wake()
 
     def wake(self) -> None:
         for reader in self.readers:
@@ -117,6 +133,8 @@ class MemoryServer:
             if store is None:
                 owner = broker if queue.kind == "reply" else None
                 self._stores[queue.name] = _Store(queue, owner)
+            elif store.owner not in (None, broker):
+                raise BrokerUnreachable(f'queue "{queue.name}" belongs to another connection')
             elif store.queue.kind != queue.kind or (queue.kind == "stream" and store.queue != queue):
                 raise BrokerRefused(
                     f'queue "{queue.name}" exists with other settings; delete it, or use its settings'
@@ -167,7 +185,8 @@ class MemoryServer:
             if not stores and lost is None:
                 lost = message
             for store in stores:
-                store.messages.append((now, message, user))
+                store.messages.append((store.count, now, message, user))
+                store.count += 1
                 store.size += len(message.body)
                 woken[id(store)] = store
         for store in woken.values():
@@ -182,9 +201,9 @@ class MemoryServer:
             return
         while len(messages) - store.head > 1 and (
             (queue.max_bytes is not None and store.size > queue.max_bytes)
-            or (queue.max_age is not None and now - messages[store.head][0] > queue.max_age)
+            or (queue.max_age is not None and now - messages[store.head][1] > queue.max_age)
         ):
-            store.size -= len(messages[store.head][1].body)
+            store.size -= len(messages[store.head][2].body)
             store.head += 1
             store.first += 1
         if store.head > 1000 and store.head > len(messages) // 2:
@@ -206,6 +225,7 @@ class _Intake:
         self._waiting: list[Delivery] = []
         self._unacked: deque[tuple[int, _Entry]] = deque()
         self._open = True
+        self._why = "this intake was closed"
         store.readers.add(self)
 
     async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
@@ -235,8 +255,14 @@ class _Intake:
         return len(self._waiting)
 
     async def ack(self, tag: int) -> None:
-        """See `Intake`."""
+        """See `Intake`. As in RabbitMQ, a tag that is not outstanding ends the intake: its next use raises."""
         self._check()
+        if tag < 1:
+            raise ValueError(f"a delivery tag begins at 1, not {tag}: to RabbitMQ 0 means every one")
+        if not self._unacked or not self._unacked[0][0] <= tag <= self._tag:
+            self.settle()
+            self._why = f'the reading of "{self._store.queue.name}" was ended: unknown delivery tag {tag}'
+            return
         while self._unacked and self._unacked[0][0] <= tag:
             self._unacked.popleft()
         self.arrived.set()
@@ -245,6 +271,8 @@ class _Intake:
         """See `Intake`."""
         self._check()
         store = self._store
+        if not self._stream:
+            store.expire(self.broker.server.now())
         ready = len(store.messages) - store.head
         return store.first + ready if self._stream else ready
 
@@ -261,17 +289,14 @@ class _Intake:
         store = self._store
         store.readers.discard(self)
         if not self._stream and self._unacked:
-            del store.messages[: store.head]
-            store.head = 0
-            store.messages[:0] = [entry for _, entry in self._unacked]
-            store.wake()
+            store.give_back([entry for _, entry in self._unacked])
         self._unacked.clear()
 
     def _check(self) -> None:
         if not self.broker.connected:
             raise BrokerUnreachable("the connection to the embedded broker was lost")
         if not self._open:
-            raise BrokerUnreachable("this intake was closed")
+            raise BrokerUnreachable(self._why)
         if self._store.deleted:
             raise BrokerUnreachable(
                 f'the broker ended the reading of "{self._store.queue.name}": was the queue deleted?'
@@ -290,11 +315,12 @@ class _Intake:
             self._next += len(entries)
         else:
             entries, first = [], -1
-            while len(entries) < most and store.head < len(store.messages):
-                entry = store.messages[store.head]
+            while len(entries) < most:
+                store.expire(now)
+                if store.head == len(store.messages):
+                    break
+                entries.append(store.messages[store.head])
                 store.head += 1
-                if entry[1].expiration is None or now <= entry[0] + entry[1].expiration:
-                    entries.append(entry)
             if store.head > 1000:
                 del store.messages[: store.head]
                 store.head = 0
@@ -307,7 +333,10 @@ class _Intake:
 
 
 def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery:
-    _, message, user = entry
+    _, _, message, user = entry
+    headers = message.headers
+    if "x-stream-offset" in headers:  # the broker's own word, not the publisher's
+        headers = {name: value for name, value in headers.items() if name != "x-stream-offset"}
     return Delivery(
         body=message.body,
         exchange=message.exchange,
@@ -316,7 +345,7 @@ def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery
         tag=tag,
         received=received,
         content_type=message.content_type,
-        headers=message.headers,
+        headers=headers,
         message_id=message.message_id,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
@@ -355,6 +384,8 @@ class MemoryBroker:
         self._check()
         if queue.kind == "reply":
             self.server.declare(Plan(queues=(queue,)), self)
+        if queue.kind == "stream" and prefetch < 1:
+            raise BrokerRefused(f'queue "{queue.name}" is a stream: reading it needs a prefetch above 0')
         return _Intake(self, self.server.store(queue.name), offset, prefetch)
 
     async def publish(self, messages: Sequence[Message]) -> None:

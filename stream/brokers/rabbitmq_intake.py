@@ -49,6 +49,7 @@ class RabbitIntake:
         self._broker = broker
         self._channel = channel
         self._queue = queue
+        self._stream = queue.kind == "stream"
         self._driver: Any = None
         self._consumer = ""
         self._closed: BrokerUnreachable | None = None
@@ -78,6 +79,8 @@ class RabbitIntake:
     async def ack(self, tag: int) -> None:
         """See `Intake`."""
         self._check()
+        if tag < 1:
+            raise ValueError(f"a delivery tag begins at 1, not {tag}: to RabbitMQ 0 means every one")
         with self._broker.mapped(f'queue "{self._queue.name}"'):
             async with asyncio.timeout(self._broker.timeout):
                 await self._driver.basic_ack(delivery_tag=tag, multiple=True)
@@ -129,13 +132,14 @@ class RabbitIntake:
         """Called by the driver for each message: only put it in line."""
         properties = message.header.properties
         headers = properties.headers or {}
+        offset = headers.pop("x-stream-offset", -1)  # the broker's on a stream; on a queue, anybody's
         delivery = message.delivery
         self._waiting.append(
             Delivery(
                 body=message.body,
                 exchange=delivery.exchange,
                 routing_key=delivery.routing_key,
-                offset=headers.get("x-stream-offset", -1),
+                offset=offset if self._stream else -1,
                 tag=delivery.delivery_tag,
                 received=time.monotonic(),
                 content_type=properties.content_type or "",

@@ -907,3 +907,112 @@ def test_closed_intake_cannot_be_used_and_can_be_closed_again(bench: Bench) -> N
             await intake.close()
 
     run(main())
+
+
+# What the embedded broker must not forgive: RabbitMQ does not
+
+
+def test_stream_is_not_read_without_prefetch(bench: Bench) -> None:
+    async def main() -> None:
+        stream = bench.stream()
+        async with bench.connect("alice") as broker:
+            await declared(broker, stream)
+            with pytest.raises(BrokerRefused, match="prefetch"):
+                await broker.consume(stream, offset=None, prefetch=0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("wrong", ["settled", "unknown"])
+def test_ack_of_a_tag_that_is_not_outstanding_ends_the_reading(bench: Bench, wrong: str) -> None:
+    async def main() -> None:
+        queue = bench.classic()
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            await broker.publish(to(queue, b"one"))
+            intake = await broker.consume(queue, offset=None, prefetch=5)
+            (found,) = await take(intake, 1)
+            await intake.ack(found.tag if wrong == "settled" else found.tag + 7)
+            assert "delivery tag" in str(await soon(intake))
+            await intake.close()
+            await broker.publish(to(queue, b"two"))
+            assert await bodies(broker, queue, 1) == [b"two"]
+
+    run(main())
+
+
+def test_unacknowledged_deliveries_of_two_consumers_come_again_in_their_first_order(bench: Bench) -> None:
+    async def main() -> None:
+        queue = bench.classic()
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            await broker.publish(to(queue, *numbered(6)))
+            intakes = [await broker.consume(queue, offset=None, prefetch=3) for _ in range(2)]
+            for intake in intakes:
+                await collect(intake, 3)
+            for intake in intakes:
+                await intake.close()
+            assert await bodies(broker, queue, 6) == numbered(6)
+
+    run(main())
+
+
+def test_expired_message_is_not_counted_as_ready(bench: Bench) -> None:
+    async def main() -> None:
+        queue = bench.classic()
+        message = Message(exchange="", routing_key=queue.name, body=b"old", expiration=0.05)
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            await broker.publish([message])
+            await asyncio.sleep(0.2)
+            intake = await broker.consume(queue, offset=None, prefetch=5)
+            await reaches(intake, 0)
+
+    run(main())
+
+
+def test_reply_queue_is_refused_to_another_connection(bench: Bench) -> None:
+    async def main() -> None:
+        reply = bench.reply()
+        async with bench.connect("alice") as broker, bench.connect("bob") as other:
+            await broker.consume(reply, offset=None, prefetch=5)
+            with pytest.raises(BrokerUnreachable, match=reply.name):
+                await other.consume(reply, offset=None, prefetch=5)
+
+    run(main())
+
+
+def test_tag_zero_settles_nothing(bench: Bench) -> None:
+    async def main() -> None:
+        queue = bench.classic()
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            await broker.publish(to(queue, b"one", b"two"))
+            intake = await broker.consume(queue, offset=None, prefetch=5)
+            await collect(intake, 2)
+            with pytest.raises(ValueError, match="begins at 1"):
+                await intake.ack(0)
+            await intake.close()
+            assert await bodies(broker, queue, 2) == [b"one", b"two"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["stream", "classic"])
+def test_publisher_cannot_forge_an_offset(bench: Bench, kind: str) -> None:
+    async def main() -> None:
+        queue = bench.stream() if kind == "stream" else bench.classic()
+        forged: list[str | int] = [999, "abc"]
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            for value in forged:
+                headers = {"x-stream-offset": value, "unit": "bar"}
+                await broker.publish(
+                    [Message(exchange="", routing_key=queue.name, body=b"x", headers=headers)]
+                )
+            intake = await broker.consume(queue, offset=None, prefetch=5)
+            found = await take(intake, 2)
+            assert [d.offset for d in found] == ([0, 1] if kind == "stream" else [-1, -1])
+            assert [d.headers for d in found] == [{"unit": "bar"}] * 2
+
+    run(main())
