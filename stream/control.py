@@ -25,11 +25,13 @@ from stream.errors import (
     BrokerMissing,
     BrokerUnreachable,
     CommandRefused,
+    MmlwError,
     ModelError,
     Unroutable,
 )
 from stream.metrics import TopologyMetrics
 from stream.models import ModelRef
+from stream.references import parse_uri
 from stream.shelf import Shelf, info_of
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
 
@@ -105,8 +107,12 @@ class Control:
             if command.id in self._receipts:
                 return {**self._receipts[command.id], "duplicate": True}
             receipt |= {"status": "applied", **await self._carry_out(verb, command, receipt)}
-        except (CommandRefused, ModelError) as refused:
-            receipt |= {"status": "refused", "reason": str(refused)}
+        except Exception as error:  # whatever a command brings up must not stop the topology, nor come again
+            if isinstance(error, MmlwError) and not isinstance(error, (CommandRefused, ModelError)):
+                raise  # broker or checkpoint: the runtime starts anew, and the command is delivered again
+            if not isinstance(error, MmlwError):
+                log.get().error("command_failed", topology=self._topology.name, verb=verb, error=repr(error))
+            receipt |= {"status": "refused", "reason": str(error) or repr(error)}
             if verb in ("swap", "rollback"):
                 for name in self._models.keys() & {receipt.get("detector")}:
                     self._metrics.swapped(name, "refused")
@@ -149,6 +155,10 @@ class Control:
         elif command.model is None:
             raise CommandRefused('swap needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION')
         else:
+            try:
+                parse_uri(command.model)
+            except ValueError as error:
+                raise CommandRefused(str(error)) from None
             ref = await asyncio.to_thread(shelf.resolve, command.model)
             if ref.name != (wanted := self._topology.registry_models[detector].name):
                 raise CommandRefused(f'"{detector}" takes versions of "{wanted}", not of "{ref.name}"')

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from stream.errors import ConfigError, Problem
 from stream.options import Command, broker_options, connector, interruptible
 
 __all__ = ["add_to"]
@@ -59,8 +60,14 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
     ) -> None:
         from stream.config import load
         from stream.control import request
+        from stream.references import parse_uri
         from stream.watch import show_receipt
 
+        if (address := arguments.get("model")) is not None:
+            try:
+                parse_uri(address)
+            except ValueError as error:
+                raise ConfigError([Problem("MODEL", str(error))]) from None
         name = load(topology).name if topology.endswith((".yaml", ".yml", ".py")) else topology
         connect = connector(broker_url, broker_password_file)
         user = urlsplit(broker_url).username or "guest"

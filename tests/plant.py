@@ -103,6 +103,8 @@ class ScaleShelf:
         return ModelRef(name, version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")
 
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
+        if ref.version == 66:
+            raise ZeroDivisionError("ZeroDivisionError: sabotage")
         if ref.version == 70:
             raise ModelRejected("its sensors differ")
         self.loaded.append(ref.version)

@@ -368,6 +368,7 @@ def test_mistakes_of_a_beginner_get_one_clear_line(
         (["publish", "--dataset", "shutle", "--broker", worker.url], 'Did you mean "shuttle"'),
         (["publish", "--broker", worker.url], "--dataset"),
         (["status", "nosuch", "--broker", worker.url], "mmlw run"),
+        (["swap", "shuttle", "foo", "--broker", worker.url], "is not a model address"),
     ]
     for arguments, expected in cases:
         done = worker.mmlw(*arguments, check=False)

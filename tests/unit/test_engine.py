@@ -270,6 +270,10 @@ def test_restart_resumes_the_version_that_was_swapped_in(tmp_path: Path) -> None
         ("pause", "mallory", {}, "list of operators"),
         ("stats", "operator", {}, 'Did you mean "status"'),
         ("swap", "operator", {"modle": "x"}, "not a command"),
+        ("swap", "operator", {"model": "foo"}, "is not a model address"),
+        ("swap", "operator", {"model": "models:/scale/0"}, "is not a model address"),
+        ("swap", "operator", {"model": f"models:/scale/{'9' * 5000}"}, "is not a model address"),
+        ("swap", "operator", {"model": "models:/scale/66"}, "ZeroDivisionError"),
     ],
 )
 def test_bad_command_is_refused_with_a_reason_and_changes_nothing(
