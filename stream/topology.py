@@ -6,14 +6,17 @@ Python and YAML say the same thing and load as equal objects; see `stream.config
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import structs
 from msgspec.structs import force_setattr
 
 from detectors.base import Detector, TrainableDetector
 from stream.brokers.base import Binding, Exchange, Plan, Queue
+from stream.references import parse_uri
 
 __all__ = [
     "CONTROL_EXCHANGE",
@@ -24,6 +27,7 @@ __all__ = [
     "RegistryModel",
     "Seconds",
     "Sensor",
+    "Settings",
     "Sink",
     "Source",
     "Topology",
@@ -42,7 +46,23 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 CONTROL_EXCHANGE = "mmlw.control"
 DEADLETTER_EXCHANGE = "mmlw.deadletters"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_MODEL_URI = re.compile(r"models:/[^/@\s]+(@[A-Za-z0-9_.-]+|/[0-9]+)")
+Settings = Mapping[str, Any]
+"""Settings of a struct by name, those that could be read: what `check` looks at. It yields each problem as
+`setting: what is wrong`, all of them, also where other settings of the struct are missing or unreadable."""
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raises ValueError with a line for each problem, if there are any."""
+    if found := list(problems):
+        raise ValueError("\n".join(found))
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,10 +76,16 @@ class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where its value stands in a message of a foreign layout, as a dotted path (`payload.p1`)."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("a sensor needs a name")
-        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
-            raise ValueError(f'sensor "{self.name}": minimum must be below maximum')
+        _refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        if settings.get("name") == "":
+            yield "name: a sensor needs a name"
+        low, high = settings.get("minimum"), settings.get("maximum")
+        if low is not None and high is not None and low >= high:
+            yield "minimum: must be below maximum"
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,16 +136,27 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         sensors = tuple(Sensor(item) if isinstance(item, str) else item for item in given)
         force_setattr(self, "sensors", sensors)
         force_setattr(self, "bindings", tuple(self.bindings))
-        if not sensors:
-            raise ValueError("sensors: name at least one sensor")
-        names = [sensor.name for sensor in sensors]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"sensors: named twice: {', '.join(twice)}")
-        words = self.routing_key.split(".")
-        if self.layout == "narrow" and "{sensor}" not in words:
-            raise ValueError(
-                'routing_key: the narrow layout needs "{sensor}" as a word, such as sensor.{machine}.{sensor}'
-            )
+        _refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        if "sensors" in settings:
+            names = [sensor.name for sensor in settings["sensors"]]
+            if not names:
+                yield "sensors: name at least one sensor"
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                yield f"sensors: named twice: {', '.join(twice)}"
+        if "bindings" in settings and not settings["bindings"]:
+            yield "bindings: name at least one, such as sensor.#"
+        if "earliest" in settings and not _is_time(settings["earliest"]):
+            yield f'earliest: "{settings["earliest"]}" is not an RFC 3339 time such as 1990-01-01T00:00:00Z'
+        words = str(settings.get("routing_key", "{sensor}")).split(".")
+        if unknown := [word for word in words if "{" in word and word not in ("{machine}", "{sensor}")]:
+            yield f'routing_key: "{unknown[0]}" is not known; a word may be {{machine}}, {{sensor}}, * or a text'
+        if settings.get("layout") == "narrow" and "{sensor}" not in words:
+            example = "sensor.{machine}.{sensor}"
+            yield f'routing_key: the narrow layout needs "{{sensor}}" as a word, such as {example}'
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,20 +175,25 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How `mmlw train` trains it."""
 
     def __post_init__(self) -> None:
-        if not _MODEL_URI.fullmatch(self.model):
-            raise ValueError(
-                f'model: "{self.model}" is not a model address such as models:/NAME@ALIAS or models:/NAME/3'
-            )
+        _refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        try:
+            parse_uri(settings.get("model", "models:/x/1"))
+        except ValueError as error:
+            yield f"model: {error}"
 
     @property
     def name(self) -> str:
         """The registered model's name."""
-        return re.split(r"[/@]", self.model.removeprefix("models:/"))[0]
+        return parse_uri(self.model).name
 
     @property
     def alias(self) -> str | None:
         """The alias asked for, None where a version is named."""
-        return self.model.rpartition("@")[2] if "@" in self.model else None
+        return parse_uri(self.model).alias
 
 
 class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,11 +211,18 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Severity from score / threshold, lowest first; the highest reached is the alert's."""
 
     def __post_init__(self) -> None:
-        ratios = list(self.severities.values())
-        if not ratios or ratios != sorted(ratios) or ratios[0] != 1.0:
-            raise ValueError("severities: write them lowest first, the first at 1.0")
-        if bad := [name for name in self.severities if not _NAME.fullmatch(name)]:
-            raise ValueError(f'severities: "{bad[0]}" must be lower-case letters, digits, - or _')
+        _refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        severities = settings.get("severities", {"warning": 1.0})
+        ratios = [ratio for ratio in severities.values() if ratio is not None]
+        if not severities or ratios != sorted(ratios) or ratios[:1] != [1.0]:
+            yield "severities: write them lowest first, the first at 1.0"
+        for name in severities:
+            if not _NAME.fullmatch(name):
+                yield f'severities: "{name}" must be lower-case letters, digits, - or _'
 
 
 class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,15 +251,22 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         force_setattr(self, "operators", tuple(self.operators))
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f'name: "{self.name}" must be lower-case letters, digits, - or _, at most 64')
-        if not self.detectors:
-            raise ValueError("detectors: declare at least one detector")
-        for name in self.detectors:
+        _refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        rule = "must be lower-case letters, digits, - or _, at most 64"
+        if "name" in settings and not _NAME.fullmatch(settings["name"]):
+            yield f'name: "{settings["name"]}" {rule}'
+        if "detectors" in settings and not settings["detectors"]:
+            yield "detectors: declare at least one detector"
+        for name in settings.get("detectors", ()):
             if not _NAME.fullmatch(name):
-                raise ValueError(
-                    f'detectors: "{name}" must be lower-case letters, digits, - or _, at most 64'
-                )
+                yield f'detectors: "{name}" {rule}'
+        source, sink = settings.get("source"), settings.get("sink")
+        if source is not None and sink is not None and source.exchange == sink.exchange:
+            yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
 
     @property
     def registry_models(self) -> Mapping[str, RegistryModel]:
