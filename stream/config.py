@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -39,6 +40,8 @@ def load(path: str | Path) -> Topology:
 def load_all(path: str | Path) -> tuple[Topology, ...]:
     """All topologies in a file: a YAML mapping, or the `Topology` objects a Python file leaves as globals."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError([Problem(str(path), "is a folder; name the topology files in it")])
     if not path.is_file():
         raise ConfigError([Problem(str(path), "no such file" + suggest(path.name, _neighbours(path)))])
     if path.suffix == ".py":
@@ -180,20 +183,30 @@ class _Reader:
                 data = {"name": data}
             return self._struct(kind, data, place)
         if get_origin(kind) is tuple and isinstance(data, list):
-            return tuple(self.read(get_args(kind)[0], item, f"{place}.{i}") for i, item in enumerate(data))
+            items = [self.read(get_args(kind)[0], item, f"{place}.{i}") for i, item in enumerate(data)]
+            return tuple(item for item in items if item is not None)
         if get_origin(kind) is dict and isinstance(data, dict):
             return {
                 str(key): self.read(get_args(kind)[1], item, f"{place}.{key}") for key, item in data.items()
             }
-        try:
-            return msgspec.convert(data, kind)
-        except msgspec.ValidationError as error:
-            self.wrong(place, str(error).split(" - at ")[0].replace("`", ""))
+        if get_origin(kind) is Literal and data not in get_args(kind):
+            words = [str(word) for word in get_args(kind)]
+            hint = suggest(data, words) if isinstance(data, str) else ""
+            self.wrong(place, f"expected one of {', '.join(words)}; found {_shown(data)}{hint}")
             return None
+        try:
+            value = msgspec.convert(data, kind)
+        except msgspec.ValidationError as error:
+            self.wrong(place, _expected(kind, data) or str(error).split(" - at ")[0].replace("`", ""))
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self.wrong(place, f"expected a finite number, found {data}")
+            return None
+        return value
 
     def _quantity(self, kind: Any, data: Any) -> Any:
         """`10m` or `5GB` as a number, where the setting has such a unit."""
-        units = next((m.extra["unit"] for m in get_args(kind)[1:] if m.extra and "unit" in m.extra), None)
+        units = _units(kind)
         if units is None or not isinstance(data, str) or not (match := _QUANTITY.fullmatch(data)):
             return data
         factor = _UNITS[units].get(match[2])
@@ -212,23 +225,33 @@ class _Reader:
         for key in data:
             if key not in fields:
                 self.wrong(_join(place, str(key)), f'unknown setting "{key}"{suggest(str(key), fields)}')
-        values = {
-            name: self.read(hints[name], data[name], _join(place, name)) for name in fields if name in data
-        }
+        values: dict[str, Any] = {}
+        sound: dict[str, Any] = {}
         for name, field in fields.items():
-            if name not in data and field.required:
+            if name in data:
+                known = len(self.problems)
+                values[name] = self.read(hints[name], data[name], _join(place, name))
+                if len(self.problems) == known or isinstance(values[name], (tuple, dict)):
+                    sound[name] = values[name]
+            elif field.required:
                 self.wrong(place, f'the setting "{name}" is missing')
-        if len(self.problems) > before:
-            return None
-        try:
-            return kind(**values)
-        except (ValueError, TypeError) as error:
-            setting, colon, text = str(error).partition(": ")
+            else:
+                sound[name] = _default(field)
+        if len(self.problems) == before:
+            try:
+                return kind(**values)
+            except (ValueError, TypeError) as error:
+                found = str(error).splitlines()
+        else:  # what can be read is checked all the same, so that nothing hides behind another problem
+            check = getattr(kind, "check", None)
+            found = [] if check is None else list(check(sound))
+        for line in found:
+            setting, colon, text = line.partition(": ")
             if colon and setting in fields:
                 self.wrong(_join(place, setting), text)
             else:
-                self.wrong(place, str(error))
-            return None
+                self.wrong(place, line)
+        return None
 
     def _detector(self, data: Any, place: str) -> Any:
         if not isinstance(data, dict):
@@ -253,9 +276,36 @@ class _Reader:
             return None
         kind = data["kind"]
         if kind not in kinds:
-            self.wrong(_join(place, "kind"), f'unknown kind "{kind}"{suggest(kind, kinds)}')
+            hint = suggest(kind, kinds)
+            if kind in registry.TRAINABLE and kinds is not registry.TRAINABLE:
+                hint = f". It is trained: write model: models:/NAME@champion and fit: {{kind: {kind}}}"
+            self.wrong(_join(place, "kind"), f'unknown kind "{kind}"{hint}')
             return None
         return self._struct(kinds[kind], {k: v for k, v in data.items() if k != "kind"}, place)
+
+
+def _units(kind: Any) -> str | None:
+    """`seconds` or `bytes` for a setting that has such a unit."""
+    notes = (note.extra for note in get_args(kind)[1:] if isinstance(note, msgspec.Meta) and note.extra)
+    return next((extra["unit"] for extra in notes if "unit" in extra), None)
+
+
+def _expected(kind: Any, data: Any) -> str | None:
+    """What a setting with a unit takes, where a text was given that is none of it."""
+    units = _units(kind) if get_origin(kind) is Annotated else None
+    if units is None or not isinstance(data, str):
+        return None
+    forms = "500ms, 30s, 10m, 12h or 7d" if units == "seconds" else "64kB, 10MB or 5GB"
+    return f'expected a number of {units}, or such as {forms}; found "{data}"'
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    factory = field.default_factory
+    return field.default if factory is msgspec.NODEFAULT else factory()
+
+
+def _shown(data: Any) -> str:
+    return f'"{data}"' if isinstance(data, str) else _type_name(data)
 
 
 def _join(place: str, name: str) -> str:
@@ -276,9 +326,7 @@ def _plain(value: Any) -> Any:
         plain: dict[str, Any] = {"kind": value.kind} if recipe and value.kind != "river" else {}  # type: ignore[attr-defined]
         for field in msgspec.structs.fields(value):
             item = getattr(value, field.name)
-            factory = field.default_factory
-            default = field.default if factory is msgspec.NODEFAULT else factory()
-            if field.required or item != default:
+            if field.required or item != _default(field):
                 plain[field.name] = _plain(item)
         return plain
     if isinstance(value, Mapping):

@@ -103,9 +103,10 @@ alert: {hold: 0}
     found = problems(tmp_path, text)
     expected = [
         ':2: sorce: unknown setting "sorce". Did you mean "source"?',
-        ':4: source.sensors.1: sensor "b": minimum must be below maximum',
+        ":4: source.sensors.1.minimum: must be below maximum",
         ":5: source.max_batch: Expected int, got str",
-        ":6: source.linger: Expected float, got str",
+        ':6: source.linger: expected a number of seconds, or such as 500ms, 30s, 10m, 12h or 7d; found "5 par',
+        ':1: name: "Pumps!" must be lower-case letters',
         ':10: detectors.spike.warmpu: unknown setting "warmpu". Did you mean "warmup"?',
         ':11: detectors.tree.kind: unknown kind "half_space_tree". Did you mean "half_space_trees"?',
         ":12: detectors.odd: say exactly one of kind:",
@@ -148,6 +149,54 @@ alert: {hold: 0}
 )
 def test_problem_says_what_and_where(tmp_path: Path, text: str, expected: str) -> None:
     assert any(expected in problem for problem in problems(tmp_path, text))
+
+
+def test_no_problem_hides_behind_another(tmp_path: Path) -> None:
+    text = """\
+name: A b
+source:
+  sensors: [a, a]
+  bindings: []
+  earliest: yesterday
+  layout: wide
+  routing_key: sensor.{machin}.*
+detectors:
+  spike: {kind: adaptive_z, threshold: .nan}
+  bad name/x: {kind: adaptive_z, threshold: .inf}
+  forest: {kind: isolation_forest}
+alert: {cooldown: -5, severities: {warning: 2}}
+sink: {exchange: mmlw.sensors}
+"""
+    expected = [
+        ':1: name: "A b" must be',
+        ":3: source.sensors: named twice: a",
+        ":4: source.bindings: name at least one",
+        ':5: source.earliest: "yesterday" is not an RFC 3339 time',
+        ':6: source.layout: expected one of auto, narrow; found "wide"',
+        ':7: source.routing_key: "{machin}" is not known',
+        ":9: detectors.spike.threshold: expected a finite number",
+        ":10: detectors.bad name/x.threshold: expected a finite number",
+        ':8: detectors: "bad name/x" must be',
+        ':11: detectors.forest.kind: unknown kind "isolation_forest". It is trained: write model:',
+        ":12: alert.cooldown: Expected float >= 0.0",
+        ":12: alert.severities: write them lowest first",
+    ]
+    found = problems(tmp_path, text)
+    for line in expected:
+        assert any(item.startswith(line) for item in found), f"{line} not in {found}"
+    assert len(found) == len(expected)
+
+
+def test_alerts_may_not_be_read_as_readings(tmp_path: Path) -> None:
+    text = "name: x\nsource: {sensors: [a]}\ndetectors: {d: {kind: adaptive_z}}\nsink: {exchange: mmlw.sensors}\n"
+    assert problems(tmp_path, text) == [
+        ':4: sink: its exchange "mmlw.sensors" is the source\'s; alerts would be read as readings'
+    ]
+
+
+def test_folder_is_no_topology(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(tmp_path)
 
 
 def test_python_topology_is_checked_as_strictly_as_yaml(tmp_path: Path) -> None:
