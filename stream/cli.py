@@ -76,6 +76,7 @@ def cli() -> None:
       mmlw status TOPOLOGY      and swap, rollback, pause, resume: steer a running one
       mmlw alerts               watch alerts as they come
     """
+    log.configure("auto", "warning")  # drivers' own words stay silent; what went wrong is said once, by us
 
 
 @cli.command()
@@ -93,7 +94,6 @@ def demo(data: Path, report: Path, rows: int | None) -> None:
     """
     from stream.demo import run_demo
 
-    log.configure("auto", "warning")
     asyncio.run(run_demo(data / "demo", report, rows))
 
 
@@ -125,7 +125,6 @@ def try_(
     """
     from stream.starter import run_try
 
-    log.configure("auto", "warning")
     shelf = partial(shelf_of, registry_uri, data)
     asyncio.run(run_try(file, machine=machine, output=output, report=report, force=force, shelf=shelf))
 

@@ -18,7 +18,6 @@ from detectors.base import Model
 from stream import log
 from stream.brokers.base import Broker, Delivery, Message, Queue
 from stream.checkpoint import Changes
-from stream.config import suggest
 from stream.engine import Clock, Engine, Swap
 from stream.errors import (
     BrokerError,
@@ -34,6 +33,7 @@ from stream.models import ModelRef
 from stream.references import parse_uri
 from stream.shelf import Shelf, info_of
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
+from stream.validation import suggest
 
 __all__ = ["VERBS", "Command", "Control", "ModelHistory", "Receipt", "reference", "request"]
 

@@ -173,8 +173,10 @@ class Decoder:
             stated = by_key or self._source.machine
         if stated is None:
             raise ReadingRejected("missing_machine", "neither the body nor the routing key names a machine")
-        if not isinstance(stated, str) or not _MACHINE.fullmatch(stated):
-            raise ReadingRejected("bad_machine", f"{_short(stated)} is not 1 to 255 printable characters")
+        if not isinstance(stated, str):
+            raise ReadingRejected("bad_machine", f"{_short(stated)} is not a text; write it in quotes")
+        if not _MACHINE.fullmatch(stated):
+            raise ReadingRejected("bad_machine", f'"{_short(stated)}" is not 1 to 255 printable characters')
         if by_key is not None and by_key not in (stated, routing_word(stated)):
             detail = f'the body says "{_short(stated)}", the routing key "{_short(by_key)}"'
             raise ReadingRejected("machine_mismatch", detail)
@@ -211,8 +213,8 @@ class Decoder:
         except RecursionError:
             raise ReadingRejected("not_decodable", "nested too deeply") from None
         except (ValueError, msgspec.DecodeError) as error:
-            form = "MessagePack" if packed else "JSON"
-            raise ReadingRejected("not_decodable", f"not {form}: {_short(str(error))}") from None
+            form = "neither JSON in UTF-8 nor MessagePack" if packed else "not JSON"
+            raise ReadingRejected("not_decodable", f"{form}: {_short(str(error))}") from None
 
     def _check_values(
         self, batch: Batch, deliveries: Sequence[Delivery], rejected: list[Rejection]

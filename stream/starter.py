@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,8 @@ async def run_try(
     console.print(f"[bold]{file}[/bold]: {len(table.times):,} rows")
     for note in table.notes:
         console.print(f"  {note}", markup=False)
-    output = output or file.with_name(f"{file.stem}.mmlw.yaml")
+    beside = file.with_name(f"{file.stem}.mmlw.yaml")
+    output = output or beside
     report = report or file.with_name(f"{file.stem}.mmlw.html")
     if output.exists() and not force:
         console.print(f"using the topology {output} (--force writes it anew)")
@@ -69,7 +71,8 @@ async def run_try(
     section = show_outcome(console, job, recordings[topology.name], live)
     write_report(report, f"MMLW: {file.name}", f"{file.name} on the embedded broker", [section])
     console.print(f"\nreport   {report.absolute()}", soft_wrap=True)
-    click.echo(f"next     edit {output}, then: mmlw try {file}")
+    hint = "" if output == beside else f" --topology {shlex.quote(str(output))}"
+    click.echo(f"next     edit {output}, then: mmlw try {shlex.quote(str(file))}{hint}")
 
 
 def starter_topology(table: Table) -> Topology:

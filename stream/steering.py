@@ -27,7 +27,7 @@ def add_to(group: click.Group) -> None:
 @broker_options("a consumer")
 @click.option("--queue", default="mmlw.alerts", show_default=True, help="The stream that keeps the alerts.")
 @click.option("--from-start", is_flag=True, help="Show what is kept, too.")
-@click.option("--limit", type=click.IntRange(min=1), help="Leave after so many.")
+@click.option("--limit", type=click.IntRange(min=1), help="Leave after so many events, repeats not counted.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def alerts(
     broker_url: str,

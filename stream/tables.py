@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats
 from detectors.datasets import DATASETS
-from stream.config import suggest
 from stream.errors import ConfigError, Problem
+from stream.validation import suggest
 
 __all__ = ["Table", "from_dataset", "read_csv"]
 

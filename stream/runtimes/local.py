@@ -36,7 +36,7 @@ from stream.metrics import Metrics, TopologyMetrics
 from stream.models import ModelRef
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
-from stream.topology import Topology, broker_plan
+from stream.topology import RegistryModel, Topology, broker_plan
 
 __all__ = ["SYSTEM_CLOCK", "Worker", "first_error"]
 
@@ -218,17 +218,25 @@ class Worker:
                 built[name] = (spec.build(sensors), online_info(spec))
                 continue
             assert shelf is not None  # noqa: S101 - checked when the worker was made
-            past = saved.models.get(name)
-            if past is not None and past[0]["declared"] == spec.model:
-                history[name] = ModelHistory(_ref(past[0]), _ref(past[1]) if past[1] else None)
-            else:
-                ref = await asyncio.to_thread(shelf.resolve, spec.model)
-                history[name] = ModelHistory(ref)
-                changes = Changes(saved.position, models={name: (reference(ref, spec.model), None)})
-                await asyncio.to_thread(lane.checkpoint.commit, changes)
-            ref = history[name].current
-            built[name] = (await asyncio.to_thread(shelf.model, ref, sensors), info_of(ref))
+            try:
+                history[name] = await self._pinned(lane, saved, name, spec, shelf)
+                ref = history[name].current
+                built[name] = (await asyncio.to_thread(shelf.model, ref, sensors), info_of(ref))
+            except ModelError as error:
+                raise type(error)(f"{topology.name}: detectors.{name} ({spec.model}): {error}") from error
         return built, history
+
+    async def _pinned(
+        self, lane: _Lane, saved: Saved, name: str, spec: RegistryModel, shelf: Shelf
+    ) -> ModelHistory:
+        """The version in the checkpoint, unless the topology names another address since; else resolved now."""
+        past = saved.models.get(name)
+        if past is not None and past[0]["declared"] == spec.model:
+            return ModelHistory(_ref(past[0]), _ref(past[1]) if past[1] else None)
+        ref = await asyncio.to_thread(shelf.resolve, spec.model)
+        changes = Changes(saved.position, models={name: (reference(ref, spec.model), None)})
+        await asyncio.to_thread(lane.checkpoint.commit, changes)
+        return ModelHistory(ref)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
