@@ -17,6 +17,7 @@ import click
 from stream import log
 from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
 from stream.options import (
+    BrokerOptions,
     broker_options,
     connector,
     data_option,
@@ -188,8 +189,7 @@ def graph(file: Path) -> None:
 )
 def run(
     files: tuple[Path, ...],
-    broker_url: str,
-    broker_password_file: Path | None,
+    broker: BrokerOptions,
     registry_uri: str | None,
     data: Path,
     http: str,
@@ -209,7 +209,7 @@ def run(
 
     log.configure(log_form, log_level)
     topologies = tuple(topology for file in files for topology in load_all(file))
-    connect = connector(broker_url, broker_password_file)
+    connect = connector(broker)
     asyncio.run(_run(topologies, connect, shelf_of(registry_uri, data, topologies), data, http, wait, grace))
 
 
@@ -339,8 +339,7 @@ def publish(
     rows: int,
     limit: int | None,
     again: bool,
-    broker_url: str,
-    broker_password_file: Path | None,
+    broker: BrokerOptions,
 ) -> None:
     """Play machines: publish a table's rows as readings.
 
@@ -356,7 +355,7 @@ def publish(
     table = table_of(file, dataset)
     one = partial(messages, table, exchange, form=form, rows=rows, machine=machine, restamp=again)
     source = itertools.chain.from_iterable(one() for _ in (itertools.count() if again else range(1)))
-    connect = connector(broker_url, broker_password_file)
+    connect = connector(broker)
 
     async def play() -> int:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -364,10 +363,10 @@ def publish(
         columns = (SpinnerColumn(), TextColumn("{task.completed} messages published"), TimeElapsedColumn())
         with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
             task = bar.add_task("publish", total=None)
-            async with connect() as broker:
+            async with connect() as link:
                 chosen = itertools.islice(source, limit)
                 return await publish_messages(
-                    broker, chosen, rate=rate, report=lambda n: bar.update(task, completed=n)
+                    link, chosen, rate=rate, report=lambda n: bar.update(task, completed=n)
                 )
 
     click.echo(f"{interruptible(play())} messages published to {exchange}")

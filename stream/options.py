@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from functools import partial
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import click
 
+from stream.brokers.tls import Tls
 from stream.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from stream.topology import Topology
 
 __all__ = [
+    "BrokerOptions",
     "Command",
+    "Connector",
     "broker_options",
     "connector",
     "data_option",
@@ -34,18 +38,71 @@ __all__ = [
 ]
 
 _BROKER = "amqp://guest:guest@localhost:5672/"
+_BROKER_FILES = {
+    "--broker-password-file": "File with the broker password, so that it stands in no command line.",
+    "--broker-ca": "PEM file of the authorities trusted to sign an amqps:// broker's certificate.  "
+    "[default: the system's]",
+    "--broker-cert": "PEM file of a client certificate to log in with, in place of a password (SASL EXTERNAL).",
+    "--broker-key": "PEM file of that certificate's key.  [default: in the same file]",
+}
 Command = Callable[..., Any]
 
 
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """What a command was told about the broker, not checked yet."""
+
+    url: str = field(repr=False)
+    password_file: Path | None
+    tls: Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """Makes a fresh connection each time it is called, with the files as they then are."""
+
+    url: str = field(repr=False)
+    tls: Tls
+
+    def __call__(self) -> Broker:
+        """A connection not yet opened."""
+        from stream.brokers import connect
+
+        return connect(self.url, self.tls)
+
+    @property
+    def user(self) -> str:
+        """As whom it connects."""
+        return unquote(urlsplit(self.url).username or "guest")
+
+
 def broker_options(role: str) -> Callable[[Command], Command]:
-    """Adds `--broker` and `--broker-password-file`; `role` says as whom one connects."""
+    """Adds `--broker` and what belongs to it, given to the command as `broker`; `role` says as whom one connects."""
 
     def add(command: Command) -> Command:
-        command = click.option(
-            "--broker-password-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="File with the broker password, so that it stands in no command line.",
-        )(command)
+        @wraps(command)
+        def given(
+            *arguments: Any,
+            broker_url: str,
+            broker_password_file: Path | None,
+            broker_ca: Path | None,
+            broker_cert: Path | None,
+            broker_key: Path | None,
+            **options: Any,
+        ) -> Any:
+            tls = Tls(broker_ca, broker_cert, broker_key)
+            broker = BrokerOptions(broker_url, broker_password_file, tls)
+            return command(*arguments, broker=broker, **options)
+
+        with_files: Command = given
+        for name, text in reversed(_BROKER_FILES.items()):
+            with_files = click.option(
+                name,
+                type=click.Path(path_type=Path),
+                envvar="MMLW_" + name.removeprefix("--").replace("-", "_").upper(),
+                show_envvar=True,
+                help=text,
+            )(with_files)
         return click.option(
             "--broker",
             "broker_url",
@@ -53,7 +110,7 @@ def broker_options(role: str) -> Callable[[Command], Command]:
             envvar="MMLW_BROKER",
             show_envvar=True,
             help=f"amqp:// or amqps:// address, as {role}.  [default: guest on localhost]",
-        )(command)
+        )(with_files)
 
     return add
 
@@ -89,20 +146,24 @@ def interruptible(work: Coroutine[Any, Any, Any]) -> Any:
         sys.exit(0)
 
 
-def connector(url: str, password_file: Path | None) -> Callable[[], Broker]:
-    """Makes a fresh connection each time it is called. Raises ConfigError on a bad address or file."""
-    from stream.brokers import connect
+def connector(broker: BrokerOptions) -> Connector:
+    """Makes connections to the broker. Raises ConfigError on an address or a file that cannot be used."""
+    from stream.brokers import address
 
-    if password_file is not None:
+    url = address(broker.url, broker.tls)
+    if broker.password_file is not None:
         try:
-            password = password_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
+            password = broker.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([Problem("--broker-password-file", str(error))]) from error
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
         user = parts.username or "guest"
         url = urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
-    return partial(connect, url)
+        url = address(url, broker.tls)
+    if urlsplit(url).scheme == "amqps":
+        broker.tls.context()
+    return Connector(url, broker.tls)
 
 
 def registry_of(uri: str | None, data: Path) -> Registry:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from stream.errors import ConfigError, Problem
-from stream.options import Command, broker_options, connector, interruptible
+from stream.options import BrokerOptions, Command, broker_options, connector, interruptible
 
 __all__ = ["add_to"]
 
@@ -30,8 +28,7 @@ def add_to(group: click.Group) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="Leave after so many events, repeats not counted.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def alerts(
-    broker_url: str,
-    broker_password_file: Path | None,
+    broker: BrokerOptions,
     queue: str,
     from_start: bool,
     limit: int | None,
@@ -40,7 +37,7 @@ def alerts(
     """Show alerts live, until Ctrl-C."""
     from stream.watch import watch_alerts
 
-    connect = connector(broker_url, broker_password_file)
+    connect = connector(broker)
     interruptible(watch_alerts(connect, queue, from_start=from_start, limit=limit, as_json=as_json))
 
 
@@ -52,8 +49,7 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
 
     def command(
         topology: str,
-        broker_url: str,
-        broker_password_file: Path | None,
+        broker: BrokerOptions,
         timeout: float,
         as_json: bool,
         **arguments: str | None,
@@ -69,12 +65,11 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
             except ValueError as error:
                 raise ConfigError([Problem("MODEL", str(error))]) from None
         name = load(topology).name if topology.endswith((".yaml", ".yml", ".py")) else topology
-        connect = connector(broker_url, broker_password_file)
-        user = urlsplit(broker_url).username or "guest"
+        connect = connector(broker)
 
         async def send() -> Any:
-            async with connect() as broker:
-                return await request(broker, name, verb, user=user, timeout=timeout, **arguments)
+            async with connect() as link:
+                return await request(link, name, verb, user=connect.user, timeout=timeout, **arguments)
 
         receipt = asyncio.run(send())
         if as_json:

@@ -28,10 +28,17 @@ def free_port() -> int:
 
 
 class RabbitNode:
-    """A running node. `port` AMQP; `prometheus_port` metrics, where that plugin is enabled."""
+    """A running node. `port` AMQP; `prometheus_port` metrics, where that plugin is enabled.
+
+    `settings` are further lines of its rabbitmq.conf; `tls` adds listeners to a node that runs.
+    """
 
     def __init__(
-        self, folder: Path, plugins: Sequence[str], definitions: Mapping[str, object] | None
+        self,
+        folder: Path,
+        plugins: Sequence[str],
+        definitions: Mapping[str, object] | None,
+        settings: Sequence[str] = (),
     ) -> None:
         if not (_BIN / "rabbitmq-server").exists():
             raise RuntimeError(
@@ -58,7 +65,7 @@ class RabbitNode:
             keep += [line for line in lines if line.startswith("management")]
         if any("prometheus" in plugin for plugin in plugins):
             keep += [line for line in lines if line.startswith("prometheus")]
-        (folder / "rabbitmq.conf").write_text("\n".join(keep) + "\n")
+        (folder / "rabbitmq.conf").write_text("\n".join([*keep, *settings]) + "\n")
         (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         (folder / "home").mkdir()
         self._name = f"mmlw{self.port}@localhost"
@@ -133,6 +140,20 @@ class RabbitNode:
         )
         return name
 
+    def tls(self, listeners: Sequence[tuple[Path, Path, Path]]) -> list[int]:
+        """Ports of new TLS listeners, each with authorities, certificate and key; clients need show none.
+
+        One command, because each costs a second.
+        """
+        ports = [free_port() for _ in listeners]
+        started = [
+            f'ok = rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, [{{cacertfile, "{ca}"}}, '
+            f'{{certfile, "{cert}"}}, {{keyfile, "{key}"}}, {{verify, verify_peer}}], 2)'
+            for port, (ca, cert, key) in zip(ports, listeners, strict=True)
+        ]
+        self.ctl("eval", ", ".join(started) + ".")
+        return ports
+
     def kill(self) -> None:
         """Die as in a power cut."""
         self._signal(signal.SIGKILL)
@@ -179,11 +200,14 @@ class RabbitNode:
 
 @contextlib.contextmanager
 def rabbit_node(
-    *, plugins: Sequence[str] = (), definitions: Mapping[str, object] | None = None
+    *,
+    plugins: Sequence[str] = (),
+    definitions: Mapping[str, object] | None = None,
+    settings: Sequence[str] = (),
 ) -> Iterator[RabbitNode]:
     """A node of one's own, stopped at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mmlw-rabbit-"))
-    node = RabbitNode(folder, plugins, definitions)
+    node = RabbitNode(folder, plugins, definitions, settings)
     try:
         node.start()
         yield node

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 import warnings
 from collections.abc import AsyncIterator, Sequence
@@ -22,8 +23,9 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import FieldTable
 
 from stream.brokers.base import Binding, Intake, Message, Plan, Queue
-from stream.brokers.rabbitmq_errors import DriverErrors, one_line
+from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, one_line
 from stream.brokers.rabbitmq_intake import RabbitIntake
+from stream.brokers.tls import Tls, refusal
 from stream.errors import BrokerError, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
@@ -31,14 +33,28 @@ __all__ = ["RabbitBroker"]
 # A driver's connection that never came about is closed when it is collected, sometimes outside the event loop.
 warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited", RuntimeWarning)
 
+_LISTEN = 2.0
+"""Seconds to listen for why a TLS connection was ended."""
+
 _WINDOW = 200
 """Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
 
 
 class RabbitBroker:
-    """A connection to RabbitMQ, `amqp://` or `amqps://`. `timeout` bounds each wait, in seconds."""
+    """A connection to RabbitMQ, `amqp://` or `amqps://`. `timeout` bounds each wait, in seconds.
 
-    def __init__(self, url: str, *, timeout: float = 10.0, heartbeat: int = 10, name: str = "mmlw") -> None:
+    With a client certificate in `tls` it logs in by that; the address then names the certificate's user.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 10.0,
+        heartbeat: int = 10,
+        name: str = "mmlw",
+        tls: Tls | None = None,
+    ) -> None:
         parts = urlsplit(url)
         self._url = url
         self.timeout = timeout
@@ -49,7 +65,9 @@ class RabbitBroker:
             f"{parts.hostname or 'localhost'}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
         )
         self._vhost = unquote(parts.path.removeprefix("/")) or "/"
-        self._errors = DriverErrors(self._where, self._user, self._vhost, timeout)
+        self._tls = (tls or Tls()) if parts.scheme == "amqps" else None
+        self._context: ssl.SSLContext | None = None
+        self._errors = DriverErrors(self._where, self._user, self._vhost, timeout, self._tls)
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
         self._out: AbstractChannel | None = None
@@ -63,6 +81,8 @@ class RabbitBroker:
         return f"RabbitBroker({self._user}@{self._where}{self._vhost})"
 
     async def __aenter__(self) -> Self:
+        if self._tls is not None:
+            self._context = await asyncio.to_thread(self._tls.context)
         self._consuming = await self._open("consume")
         return self
 
@@ -179,13 +199,33 @@ class RabbitBroker:
 
     async def _open(self, purpose: str) -> AbstractConnection:
         properties: FieldTable = {"connection_name": f"{self._name} {purpose}"}
-        with self.mapped("the connection"):
-            async with asyncio.timeout(self.timeout):
-                connection = await aio_pika.connect(
-                    self._url, client_properties=properties, heartbeat=self._heartbeat, timeout=self.timeout
-                )
+        mechanism = "EXTERNAL" if self._tls is not None and self._tls.cert is not None else "PLAIN"
+        try:
+            with self.mapped("the connection"):
+                async with asyncio.timeout(self.timeout):
+                    connection = await aio_pika.connect(
+                        self._url,
+                        ssl_context=self._context,
+                        auth=mechanism,
+                        client_properties=properties,
+                        heartbeat=self._heartbeat,
+                        timeout=self.timeout,
+                    )
+        except BrokerUnreachable as error:
+            await self._raise_refusal(error)
+            raise
         connection.close_callbacks.add(lambda _, error: self._lose(error))
         return connection
+
+    async def _raise_refusal(self, error: BrokerUnreachable) -> None:
+        """Ask why the server ended the TLS handshake, where it did."""
+        if self._context is not None and hung_up(error):
+            parts = urlsplit(self._url)
+            found = await refusal(
+                parts.hostname or "localhost", parts.port or 5671, self._context, seconds=_LISTEN
+            )
+            if found is not None:
+                raise self._errors.tls_refused(found) from None
 
     async def _declare_queue(self, channel: AbstractChannel, queue: Queue, *, passive: bool) -> Any:
         if passive:
