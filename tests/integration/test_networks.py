@@ -1,0 +1,407 @@
+"""A worker whose network fails in every way we know goes on by itself, and nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aio_pika
+import msgspec
+import pytest
+
+from stream.alerts import Alert
+from stream.brokers.base import Message, Queue
+from stream.brokers.rabbitmq import RabbitBroker
+from stream.errors import BrokerUnreachable
+from stream.runtimes.local import Worker
+from stream.topology import broker_plan, readings_queue
+from tests.aio import run
+from tests.plant import Plant, readings, topology
+from tests.rabbitmq_node import RabbitNode
+from tests.tcp_proxy import PASS, RESET, STALL, Fault, TcpProxy, Way, tcp_proxy
+
+HEARTBEAT = 2
+TIMEOUT = 3.0
+"""Seconds, short so that the tests are; what the worker does is the same."""
+BATCHES = 3
+SIZE = 200
+_NUMBERS = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Hall:
+    """A worker behind a proxy, on a virtual host of its own, and a machine that publishes past the proxy."""
+
+    node: RabbitNode
+    vhost: str
+    proxy: TcpProxy
+    plant: Plant
+    user: str = "guest"
+    messages: Sequence[Message] = field(default_factory=lambda: readings(BATCHES * SIZE, bad_every=50))
+
+    def broker(self) -> RabbitBroker:
+        """A fresh connection of the worker's, through the proxy."""
+        url = f"amqp://{self.user}:{self.user}@127.0.0.1:{self.proxy.port}/{self.vhost}"
+        return RabbitBroker(url, timeout=TIMEOUT, heartbeat=HEARTBEAT)
+
+    def past_the_proxy(self) -> RabbitBroker:
+        """A connection straight to the node."""
+        return RabbitBroker(self.node.url(vhost=self.vhost))
+
+    @property
+    def restarts(self) -> float:
+        """How often the worker began anew."""
+        return self.total("mmlw_restarts_total")
+
+    def total(self, name: str) -> float:
+        """The sum of a metric's series."""
+        families = self.plant.metrics.registry.collect()
+        return sum(s.value for family in families for s in family.samples if s.name == name)
+
+    async def publish(self, part: int, *, pause: float = 0.0) -> None:
+        """Publish a part of the readings, each confirmed, with an ordinary client."""
+        async with await aio_pika.connect(self.node.url(vhost=self.vhost)) as connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange("mmlw.sensors")
+            for message in self.messages[part * SIZE : (part + 1) * SIZE]:
+                await exchange.publish(aio_pika.Message(message.body), message.routing_key, timeout=30.0)
+                await asyncio.sleep(pause)
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, wait: float = 0.0) -> AsyncIterator[Worker]:
+        """The worker, reading unless it may wait for its broker; it must stop by itself when told to."""
+        plant, stop = self.plant, asyncio.Event()
+        worker = Worker(
+            (plant.topology,), connect=self.broker, data=plant.data, metrics=plant.metrics, wait=wait
+        )
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(worker.run(stop))
+            if not wait:
+                await until(lambda: worker.ready or task.done())
+            yield worker
+            stop.set()
+            async with asyncio.timeout(10):
+                await task
+
+    async def processed(self, parts: int, *, within: float = 30.0) -> None:
+        """Wait until the worker has processed so many parts."""
+        total = parts * SIZE
+        await until(lambda: sum(self.fates().values()) >= total, within)
+
+    def fates(self) -> dict[str, float]:
+        """What became of the messages that were published: how many have which effect."""
+        dead = self.total("mmlw_messages_deadlettered_total")
+        return {"processed": self.total("mmlw_messages_processed_total"), "dead-lettered": dead}
+
+    async def alerts(self) -> list[Alert]:
+        """What the alerts' stream on the node holds, each event once."""
+        seen: dict[str, Alert] = {}
+        async with self.past_the_proxy() as broker:
+            intake = await broker.consume(Queue(name="mmlw.alerts"), offset=None, prefetch=2000)
+            while found := await intake.receive(2000, 0.0, 0.5):
+                for delivery in found:
+                    assert delivery.message_id is not None
+                    seen.setdefault(delivery.message_id, msgspec.json.decode(delivery.body, type=Alert))
+                await intake.ack(found[-1].tag)
+        return list(seen.values())
+
+
+@contextlib.asynccontextmanager
+async def hall(node: RabbitNode, data: Path, user: str = "guest") -> AsyncIterator[Hall]:
+    vhost = await asyncio.to_thread(node.vhost)
+    if user != "guest":
+        await asyncio.to_thread(node.user, user, user, vhost)
+    async with tcp_proxy(node.port) as proxy:
+        plant = Plant(data, topology(max_batch=32))
+        made = Hall(node, vhost, proxy, plant, user)
+        plant.connect = made.broker
+        async with made.past_the_proxy() as broker:
+            await broker.declare(broker_plan(plant.topology), mode="declare")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Alert]:
+    """The alerts of a run that nothing interrupts."""
+
+    async def main() -> list[Alert]:
+        plant = Plant(tmp_path_factory.mktemp("calm"), topology(max_batch=32))
+        await plant.declare()
+        await plant.publish(readings(BATCHES * SIZE, bad_every=50))
+        await plant.process(BATCHES * SIZE)
+        return await plant.alerts()
+
+    found = run(main())
+    assert len(found) > 20
+    return found
+
+
+async def until(condition: Callable[[], bool], within: float = 30.0) -> float:
+    """Wait until it holds; how many seconds that took."""
+    started = time.monotonic()
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return time.monotonic() - started
+
+
+async def nothing_lost(hall: Hall, expected: Sequence[Alert]) -> None:
+    """Every alert of an uninterrupted run is there and no other, and every message is accounted for once."""
+    assert sorted(map(_key, await hall.alerts())) == sorted(map(_key, expected))
+    conserved(hall)
+
+
+def conserved(hall: Hall) -> None:
+    """Every message published has one fate; every message received has one, or was passed over."""
+    bad = BATCHES * SIZE // 50
+    assert hall.fates() == {"processed": BATCHES * SIZE - bad, "dead-lettered": bad}
+    passed_over = hall.total("mmlw_messages_passed_over_total")
+    assert hall.total("mmlw_messages_received_total") == BATCHES * SIZE + passed_over
+
+
+def _key(alert: Alert) -> bytes:
+    return msgspec.json.encode(alert)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault that lasts until the worker began anew so many times, which takes at most `within` seconds."""
+
+    fault: Fault
+    within: float
+    restarts: int = 1
+
+
+# Missing heartbeats are noticed after three of them; what was sent and not answered, after the broker's timeout.
+FAULTS = {
+    "reset": Case(RESET, 5.0, 3),
+    "FIN to the worker": Case(Fault(ended=Way.TO_WORKER), 5.0, 3),
+    "FIN to the broker": Case(Fault(ended=Way.TO_BROKER), 5.0, 2),
+    "stall": Case(STALL, 15.0),
+    "silence to the worker": Case(Fault(held=frozenset({Way.TO_WORKER})), 15.0),
+    "silence to the broker": Case(Fault(held=frozenset({Way.TO_BROKER})), 15.0),
+    **{f"cut after {n} bytes": Case(Fault(reset_after=n), 5.0, 3) for n in (1, 7, 300, 560)},
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_worker_goes_on_by_itself_after(
+    name: str, rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    async def main() -> None:
+        case = FAULTS[name]
+        async with hall(rabbitmq, tmp_path) as at:
+            async with at.running():
+                await at.publish(0)
+                await at.processed(1)
+                began = time.monotonic()
+                at.proxy.switch(case.fault)
+                await at.publish(1)
+                await until(lambda: at.restarts >= 1, case.within)
+                noticed = time.monotonic() - began
+                await until(lambda: at.restarts >= case.restarts, case.within)
+                at.proxy.switch(PASS)
+                began = time.monotonic()
+                await at.publish(2)
+                await at.processed(3, within=15.0)
+                print(f"@@ {name}: noticed in {noticed:.2f} s, well in {time.monotonic() - began:.2f} s")
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["reset", "stall", "cut after 300 bytes"])
+def test_worker_waits_at_its_start_for_a_network_that_is_broken(
+    name: str, rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at:
+            at.proxy.switch(FAULTS[name].fault)
+            async with at.running(wait=30.0) as worker:
+                for part in range(BATCHES):
+                    await at.publish(part)
+                await until(lambda: at.restarts >= 1, 15.0)
+                assert not worker.ready
+                at.proxy.switch(PASS)
+                await at.processed(3, within=15.0)
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
+@pytest.mark.parametrize("fault", [Fault(rate=40_000.0), STALL], ids=["slow", "stalled for a second"])
+def test_worker_stays_connected_while_the_network_is(
+    fault: Fault, rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at:
+            async with at.running():
+                await at.publish(0)
+                at.proxy.switch(fault)
+                await at.publish(1)
+                if fault is STALL:
+                    await asyncio.sleep(1.0)
+                    at.proxy.switch(PASS)
+                await at.publish(2)
+                await at.processed(3)
+                assert at.restarts == 0
+                at.proxy.switch(PASS)
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
+def test_nothing_is_lost_when_the_network_fails_again_and_again(
+    rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    faults = [RESET, STALL, *(case.fault for case in FAULTS.values() if case.fault.ended)]
+
+    async def break_it(at: Hall) -> None:
+        for _ in range(12):
+            fault = dice.choice([*faults, Fault(reset_after=dice.randrange(20_000))])
+            at.proxy.switch(fault)
+            await asyncio.sleep(dice.uniform(0.0, 0.2))
+            at.proxy.switch(PASS)
+            await asyncio.sleep(dice.uniform(0.0, 0.6))
+
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at:
+            async with at.running(), asyncio.TaskGroup() as tasks:
+                await at.publish(0)
+                tasks.create_task(break_it(at))
+                for part in range(1, BATCHES):
+                    await at.publish(part, pause=0.01)
+                await at.processed(3)
+                assert at.restarts >= 1
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
+# What the broker does to a worker
+
+
+@contextlib.asynccontextmanager
+async def memory_alarm(node: RabbitNode) -> AsyncIterator[None]:
+    """RabbitMQ has no memory left: it reads nothing more from connections that publish."""
+    try:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.00001")
+        yield
+    finally:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+
+
+def test_publishing_on_a_blocked_connection_ends_in_the_timeout(rabbitmq: RabbitNode, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at, at.broker() as broker:
+            letter = Message(exchange="mmlw.sensors", routing_key="sensor.m0.readings", body=b"{}")
+            await broker.publish([letter])
+            async with memory_alarm(rabbitmq):
+                for _ in range(2):
+                    began = time.monotonic()
+                    with pytest.raises(BrokerUnreachable, match="alarms"):
+                        await broker.publish([letter] * 300)
+                    assert time.monotonic() - began < TIMEOUT + 1.0
+                began = time.monotonic()
+                await broker.__aexit__(None, None, None)
+                assert time.monotonic() - began < 2 * TIMEOUT + 1.0
+
+    run(main())
+
+
+def test_worker_stands_still_during_a_memory_alarm_and_goes_on_after_it(
+    rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at:
+            async with at.running(), asyncio.TaskGroup() as tasks:
+                await at.publish(0)
+                await at.processed(1)
+                at.proxy.switch(STALL)  # so that readings are here, and their alerts are not
+                await at.publish(1)
+                async with memory_alarm(rabbitmq):
+                    at.proxy.switch(PASS)
+                    machines = tasks.create_task(at.publish(2))
+                    await until(lambda: at.restarts >= 1, 3 * TIMEOUT)
+                    assert sum(at.fates().values()) < 2 * SIZE
+                    assert not machines.done()
+                began = time.monotonic()
+                await at.processed(3)
+                print(f"@@ memory alarm: well in {time.monotonic() - began:.2f} s")
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
+def test_worker_makes_a_deleted_stream_anew_and_keeps_its_state(
+    rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    def content(alert: Alert) -> bytes:
+        return _key(msgspec.structs.replace(alert, id="", position=expected[0].position))
+
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path) as at:
+            async with at.running() as worker:
+                await at.publish(0)
+                await at.processed(1)
+                name = readings_queue(at.plant.topology).name
+                async with await aio_pika.connect(at.node.url(vhost=at.vhost)) as connection:
+                    await (await connection.channel()).queue_delete(name)
+                began = time.monotonic()
+                await until(lambda: at.restarts >= 1 and worker.ready)
+                for part in range(1, BATCHES):
+                    await at.publish(part)
+                await at.processed(3)
+                print(f"@@ stream deleted: well in {time.monotonic() - began:.2f} s")
+            assert sorted(map(content, await at.alerts())) == sorted(map(content, expected))
+            conserved(at)
+
+    run(main())
+
+
+@pytest.mark.parametrize("revoked", ["password", "permissions"])
+def test_worker_goes_on_when_it_is_let_in_again(
+    revoked: str, rabbitmq: RabbitNode, tmp_path: Path, expected: list[Alert]
+) -> None:
+    user = f"worker{next(_NUMBERS)}-of-networks"
+
+    async def main() -> None:
+        async with hall(rabbitmq, tmp_path, user) as at:
+
+            def lock_out() -> None:
+                if revoked == "password":
+                    rabbitmq.ctl("change_password", user, "another")
+                    rabbitmq.ctl("close_all_user_connections", user, "revoked")
+                else:
+                    rabbitmq.ctl("clear_permissions", "--vhost", at.vhost, user)
+
+            def let_in() -> None:
+                if revoked == "password":
+                    rabbitmq.ctl("change_password", user, user)
+                else:
+                    rabbitmq.ctl("set_permissions", "--vhost", at.vhost, user, ".*", ".*", ".*")
+
+            async with at.running():
+                await at.publish(0)
+                await at.processed(1)
+                await asyncio.to_thread(lock_out)
+                await at.publish(1)
+                await until(lambda: at.restarts >= 2)
+                await asyncio.to_thread(let_in)
+                began = time.monotonic()
+                await at.publish(2)
+                await at.processed(3)
+                print(f"@@ {revoked} revoked: well in {time.monotonic() - began:.2f} s")
+            await nothing_lost(at, expected)
+
+    run(main())
