@@ -82,9 +82,14 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     window: Window
 
 
-def episode_id(topology: str, machine: str, detector: str, partition: int, offset: int, row: int) -> str:
-    """The alert's id, a function of where it opened: a replay gives the same."""
-    text = "\x1f".join((topology, machine, detector, str(partition), str(offset), str(row)))
+def episode_id(
+    topology: str, machine: str, detector: str, partition: int, offset: int, row: int, first_seen: float
+) -> str:
+    """The alert's id, a function of where it opened: a replay gives the same.
+
+    The time of its first reading (epoch seconds) tells two episodes apart where a number comes again: a counter
+    that began anew, a stream that was made anew."""
+    text = "\x1f".join((topology, machine, detector, *map(str, (partition, offset, row)), repr(first_seen)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -17,8 +17,8 @@ import msgspec
 from detectors.base import Model
 from stream import log
 from stream.brokers.base import Broker, Delivery, Message, Queue
-from stream.checkpoint import Changes
-from stream.engine import Clock, Engine, Swap
+from stream.clock import Clock
+from stream.engine import Engine, Swap
 from stream.errors import (
     BrokerError,
     BrokerMissing,
@@ -32,6 +32,7 @@ from stream.metrics import TopologyMetrics
 from stream.models import ModelRef
 from stream.references import parse_uri
 from stream.shelf import Shelf, info_of
+from stream.state import Changes
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
 from stream.validation import suggest
 
@@ -227,7 +228,7 @@ class Control:
             "consuming": engine.consuming,
             "next_offset": engine.position.next_offset,
             "lag": engine.lag,
-            "machines": len(engine.scorer.machines),
+            "machines": engine.ledger.machines,
             "alerts_open": {name: len(lane.alerts.open_slots()) for name, lane in lanes.items()},
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
         }

@@ -1,45 +1,48 @@
-"""The engine: readings in, alerts out, state and position committed together, one batch at a time.
+"""The engine: readings in, alerts out, state and position committed together.
 
-It knows only ports: an intake to read from, a broker to publish to, a checkpoint to commit to and a clock. Any
-failure ends it; the runtime then builds a new one from the checkpoint, so a lost connection and a crash are
-one and the same case.
+It knows only ports: an intake to read from, a broker to publish to, a store to commit to and a clock. Any
+failure ends it; the runtime then builds a new one from the store, so a lost connection and a crash are one and
+the same case.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.base import Model
 from stream import log
 from stream.alerts import Alert, ModelInfo, alert_message
 from stream.brokers.base import Broker, Delivery, Intake
-from stream.checkpoint import Changes, Checkpoint, Saved, StreamPosition
-from stream.deadletters import dead_letter
-from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected
+from stream.clock import Clock
+from stream.deadletters import Origin, dead_letter, replayed
+from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
+from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
+from stream.state import Changes, Saved, Store, StreamPosition
+from stream.suspects import DEATHS, Suspects
 from stream.topology import Topology, readings_queue
 
-__all__ = ["Clock", "Engine", "Poison", "Swap"]
+__all__ = ["Engine", "Poison", "Swap"]
 
 _IDLE = 0.25
 """Seconds after which an engine without readings looks for commands and a stop."""
 _LAG_INTERVAL = 2.0
+_QOS_LIMIT = 65_535
+"""AMQP's largest prefetch."""
 
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """`now` epoch seconds, `monotonic` seconds for durations (the same clock as `Delivery.received`)."""
-
-    now: Callable[[], float]
-    monotonic: Callable[[], float]
+Refused = Sequence[tuple[int, ReadingRejected]]
+"""Messages of a batch that become dead letters, by index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,13 @@ class Swap:
 
 
 class Poison(Exception):
-    """A detector failed on a batch: run again from the checkpoint, one message at a time."""
+    """A detector failed on a batch: run again from the store, one message at a time."""
 
 
 class Engine:
-    """Runs one topology from a checkpoint. Throw it away after any exception.
+    """Runs one topology from what was saved. Throw it away after any exception.
 
-    `single` makes batches of one message for a while: how a message that makes a detector fail is found.
+    `suspects` says which messages to take by themselves; it outlives the engine.
     """
 
     def __init__(
@@ -70,70 +73,91 @@ class Engine:
         saved: Saved,
         *,
         broker: Broker,
-        checkpoint: Checkpoint,
+        store: Store,
         metrics: TopologyMetrics,
         clock: Clock,
+        suspects: Suspects,
         observer: Callable[[Scored], None] | None = None,
-        single: bool = False,
     ) -> None:
         self.topology = topology
         self.scorer = scorer
-        self.position = saved.position
         self.paused = saved.paused
         self.consuming = False
         self.started = False
         """True once readings were read: before that, a failure is a matter of configuration."""
-        self.batches = 0
-        """Batches committed."""
         self.lag = 0
-        self._whole = saved.whole
+        self.ledger = Ledger(store, scorer, saved, rule=topology.checkpoint, metrics=metrics, clock=clock)
+        self._queue = readings_queue(topology)
+        self._stream = self._queue.kind == "stream"
+        self._trying = saved.trying
         self._broker = broker
-        self._checkpoint = checkpoint
+        self._store = store
         self._metrics = metrics
         self._clock = clock
+        self._suspects = suspects
         self._observer = observer
-        self._single = topology.source.max_batch if single else 0
         self._decoder = Decoder(topology.source, clock.now)
+        self._replays = set(saved.replays)
         self._turns: list[tuple[Callable[[], Changes], asyncio.Future[float]]] = []
         self._intake: Intake | None = None
-        scorer.restore(saved.machines, saved.components)
+        self._tag = 0
+        """The last delivery of a queue that is processed and not acknowledged."""
+        self._taken = 0
+        self._in_hand = 0
+        for group in saved.groups:
+            scorer.admit(*group)
         metrics.paused.set(self.paused)
         for name, lane in scorer.lanes.items():
             metrics.active_model(name, *_labels(lane.info))
         self._show_state()
 
+    @property
+    def position(self) -> StreamPosition:
+        """The last message whose effect is in memory."""
+        return self.ledger.processed
+
     async def run(self, stop: asyncio.Event) -> None:
         """Read, score, publish, commit until `stop` is set; the batch at hand is finished first."""
-        source = self.topology.source
-        queue = readings_queue(self.topology)
+        source, rule = self.topology.source, self.topology.checkpoint
         start = self.position.last_offset if self.position.last_offset >= 0 else None
-        intake = await self._broker.consume(queue, offset=start, prefetch=4 * source.max_batch)
+        prefetch = 4 * source.max_batch if self._stream else 2 * source.max_batch + rule.after
+        intake = await self._broker.consume(self._queue, offset=start, prefetch=min(prefetch, _QOS_LIMIT))
         try:
-            deliveries = await self._first(intake)
+            deliveries = await self._first(intake) if self._stream else []
+            await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
             self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
             while not stop.is_set():
-                await self._take_turns()
+                await self._take_turns(intake)
                 if self.paused:
+                    await self._settle(intake)
                     await asyncio.sleep(_IDLE)
                     continue
-                most = 1 if self._single > 0 else source.max_batch
+                most = self._suspects.most(self.position.next_offset, source.max_batch)
                 if not deliveries:
-                    deliveries = await intake.receive(most, source.linger, _IDLE)
+                    deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
                 if deliveries:
                     await self._batch(intake, deliveries[:most])
                     deliveries = deliveries[most:]
+                if self.ledger.wait() <= 0:
+                    await self._settle(intake)
+            await self._settle(intake, Changes(self.position, running=False))
             self._intake = None
             await intake.close()
         finally:
             self._intake, self.consuming = None, False
             self._metrics.consuming.set(0)
+            self._metrics.passed_over("returned", self._in_hand)
             for _, done in self._turns:
                 done.cancel()
 
-    async def watch_lag(self) -> None:
-        """Measure now and then how far the source is ahead, until cancelled: beside the path, for it waits."""
+    async def watch(self) -> None:
+        """Measure how far the source is ahead, until cancelled; it waits for answers, so it runs beside the path.
+
+        Raises Stalled when the source holds messages and none came for the topology's `watchdog` seconds.
+        """
+        taken, since = -1, 0.0
         while True:
             intake = self._intake
             if intake is not None:
@@ -143,8 +167,15 @@ class Engine:
                     if self._intake is None:  # stopped meanwhile
                         return
                     raise
-                self.lag = max(end - self.position.next_offset, 0)
+                self.lag = max(end - self.position.next_offset, 0) if self._stream else end
                 self._metrics.lag.set(self.lag)
+                now = self._clock.monotonic()
+                if self.paused or not self.lag or self._taken != taken:
+                    taken, since = self._taken, now
+                elif now - since >= self.topology.watchdog:
+                    raise Stalled(
+                        f"nothing was delivered for {now - since:.0f} s, with {self.lag} messages waiting"
+                    )
             await asyncio.sleep(_LAG_INTERVAL if intake is not None else _IDLE)
 
     async def between_batches(self, act: Callable[[], Changes]) -> float:
@@ -162,75 +193,169 @@ class Engine:
     async def _batch(self, intake: Intake, deliveries: Sequence[Delivery]) -> None:
         """The way of one batch.
 
-        1. Drop what lies before the position: a replay, or the head of a chunk.
-        2. Decode; what cannot be used is a dead letter with its reason.
-        3. Score, learn, decide.
-        4. Publish dead letters and alerts; go on when the broker has confirmed every one.
-        5. Commit state and position in one transaction.
-        6. Acknowledge, which for a stream only grants credit.
+        1. Number the messages; drop what lies before the position: a replay, or the head of a chunk.
+        2. After a death: write down what is about to be processed, or put aside what killed thrice.
+        3. Decode; what cannot be used is a dead letter with its reason.
+        4. Take the batch's machines into memory; score, learn, decide.
+        5. Publish dead letters and alerts; go on when the broker has confirmed every one.
+        6. Enter it in the ledger, which commits state and position in one transaction when it is time.
+        7. Acknowledge: a stream at once, for that only grants credit; a queue after the commit.
         """
-        fresh = [delivery for delivery in deliveries if delivery.offset > self.position.last_offset]
+        self._taken += len(deliveries)
+        self._metrics.received.inc(len(deliveries))
+        fresh = self._number(deliveries)
         self._metrics.passed_over("replayed", len(deliveries) - len(fresh))
-        self._single -= len(fresh)
+        self._in_hand += len(fresh)
+        self._tag = deliveries[-1].tag
         if fresh:
-            self._metrics.received.inc(len(fresh))
-            batch, rejected = self._decoder.decode(fresh)
-            offsets = np.array([delivery.offset for delivery in fresh], dtype=np.int64)
-            try:
-                scored = self.scorer.process(batch, offsets[batch.messages])
-            except DetectorFailed as error:
-                await self._quarantine(fresh, error)
-                raise Poison(str(error)) from error
-            rejected += [(fresh[index], error) for index, error in dict(scored.refused).items()]
-            rejected.sort(key=lambda item: item[0].offset)
-            self._count_scored(fresh, batch, scored)
-            await self._publish(fresh, scored, rejected)
-            await self._commit(fresh[-1], scored)
-            self._count_committed(len(fresh), scored, rejected)
-            if self._observer is not None:
-                self._observer(scored)
-        await intake.ack(deliveries[-1].tag)
+            await self._process(intake, fresh)
+            self._suspects.done(len(fresh))
+        if self._stream:
+            await intake.ack(self._tag)
+
+    async def _process(self, intake: Intake, fresh: list[Delivery]) -> None:
+        trying = self._suspects.attempt(fresh[0].offset, fresh[-1].offset, fingerprint(fresh[0]))
+        if trying is not None:
+            await self._settle(intake)
+            if trying.deaths >= DEATHS:
+                killer = ReadingRejected("killed_worker", f"the process died {DEATHS} times over it")
+                await self._put_aside(intake, fresh[0], killer)
+                return
+            await self.ledger.note(trying)
+        origins, twice = self._origins(fresh)
+        decoded, rejected = self._decoder.decode(
+            [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
+        )
+        if twice:
+            decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
+            rejected = [item for item in rejected if item[0] not in twice]
+        batch, crowded = await self._admit(intake, decoded)
+        numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
+        offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
+        careful = self._suspects.careful
+        try:
+            scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
+        except DetectorFailed as error:
+            if len(fresh) == 1 and not self.ledger.messages:
+                await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
+            self._suspects.detector_failed(self.ledger.messages + len(fresh))
+            raise Poison(str(error)) from error
+        refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
+        self._count_scored(fresh, batch, scored)
+        await self._publish(fresh, scored, refused, offsets, batch)
+        self._enter(fresh, batch, scored, refused, origins, twice)
+        if self._observer is not None:
+            self._observer(scored)
+        if careful or trying is not None:
+            await self._settle(intake)
+
+    def _enter(
+        self,
+        fresh: Sequence[Delivery],
+        batch: Batch,
+        scored: Scored,
+        refused: Refused,
+        origins: Mapping[int, Origin],
+        twice: set[int],
+    ) -> None:
+        """Enter what became of a batch in the ledger."""
+        dead = {index for index, _ in refused}
+        silent = {**_silent(scored, batch, dead), **dict.fromkeys(twice, "duplicate")}
+        tally = Tally(
+            usable=len(fresh) - len(dead) - len(silent),
+            deadlettered=Counter(error.reason for _, error in refused),
+            passed_over=Counter(silent.values()),
+        )
+        letters = [origin.letter for i, origin in origins.items() if i not in dead | twice]
+        self._replays.update(letters)
+        position = StreamPosition(fresh[-1].offset, fingerprint(fresh[-1]) if self._stream else "")
+        self.ledger.add(position, scored.touched, tally, messages=len(fresh), replays=letters)
+        self._show_state()
+
+    def _origins(self, fresh: Sequence[Delivery]) -> tuple[dict[int, Origin], set[int]]:
+        """Replayed dead letters by index, and which of them were processed already."""
+        origins = {
+            i: origin for i, delivery in enumerate(fresh) if (origin := replayed(delivery)) is not None
+        }
+        seen, twice = set(self._replays) if origins else set(), set()
+        for i, origin in origins.items():
+            if origin.letter in seen:
+                twice.add(i)
+            seen.add(origin.letter)
+        return origins, twice
+
+    def _number(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """The messages not processed yet. Those of a queue are numbered by their place after the position."""
+        number = self.position.next_offset
+        if self._stream:
+            self._count_lost(deliveries)
+            return [delivery for delivery in deliveries if delivery.offset >= number]
+        return [msgspec.structs.replace(d, offset=number + i) for i, d in enumerate(deliveries)]
+
+    async def _admit(self, intake: Intake, batch: Batch) -> tuple[Batch, list[tuple[int, ReadingRejected]]]:
+        """Have every machine of the batch in memory; messages of machines beyond the limit are refused."""
+        residents, source = self.scorer.residents, self.topology.source
+        missing = residents.missing(batch.machines)
+        if not missing:
+            return batch, []
+        if (over := len(residents) + len(missing) - source.resident_machines) > 0:
+            await self._settle(intake)
+            here = [machine for machine in batch.machines if machine not in set(missing)]
+            self.scorer.evict(over + source.resident_machines // 16, residents.slots(here))
+        if self.ledger.machines > len(residents):
+            for group in await asyncio.to_thread(self._store.fetch, missing):
+                self.scorer.admit(*group)
+            missing = residents.missing(missing)
+        room = max(source.max_machines - self.ledger.machines, 0)
+        self.scorer.admit(missing[:room], {})
+        self.ledger.created(missing[:room])
+        if not (refused := set(missing[room:])):
+            return batch, []
+        detail = f"{source.max_machines} machines are known, which is the limit (max_machines)"
+        messages = dict.fromkeys(
+            int(m) for m, machine in zip(batch.messages, batch.machines, strict=True) if machine in refused
+        )
+        kept = batch.select(~np.isin(batch.messages, list(messages)))
+        return kept, [(message, ReadingRejected("too_many_machines", detail)) for message in messages]
 
     async def _publish(
-        self, fresh: Sequence[Delivery], scored: Scored, rejected: Sequence[tuple[Delivery, ReadingRejected]]
+        self,
+        fresh: Sequence[Delivery],
+        scored: Scored,
+        refused: Refused,
+        offsets: NDArray[np.int64],
+        batch: Batch,
     ) -> None:
-        messages = [dead_letter(self.topology.name, *item) for item in rejected]
+        messages = [dead_letter(self.topology.name, fresh[index], error) for index, error in refused]
         messages += [alert_message(alert, self.topology.sink.exchange) for alert in scored.alerts]
         if messages:
             await self._broker.publish(messages)
         if scored.alerts:
             now = self._clock.monotonic()
-            received = {delivery.offset: delivery.received for delivery in fresh}
+            came = dict(zip(offsets.tolist(), batch.messages.tolist(), strict=True))
             for alert in scored.alerts:
                 self._metrics.alerted(alert.detector, alert.event)
-                self._metrics.alert_latency.observe(now - received[alert.position.offset])
+                self._metrics.alert_latency.observe(now - fresh[came[alert.position.offset]].received)
                 _log_alert(alert)
 
-    async def _commit(self, last: Delivery, scored: Scored) -> None:
-        slots = np.arange(len(self.scorer.machines)) if self._whole else scored.touched
-        machines = [self.scorer.machines[slot] for slot in slots.tolist()]
-        position = StreamPosition(last.offset, fingerprint(last))
-        await self._save(Changes(position, slots.tolist(), machines, self.scorer.components(slots)))
-        self._whole = False
-        self.batches += 1
+    async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
+        """Commit what is pending, with these changes; then a queue may forget it."""
+        await self.ledger.commit(changes)
+        self._in_hand = 0
+        if self._tag and not self._stream:
+            tag, self._tag = self._tag, 0
+            await intake.ack(tag)
 
-    async def _save(self, changes: Changes) -> None:
-        before = self._clock.monotonic()
-        await asyncio.to_thread(self._checkpoint.commit, changes)
-        self.position = changes.position
-        self._metrics.checkpoint_duration.observe(self._clock.monotonic() - before)
-        self._metrics.checkpoint_time.set(self._clock.now())
+    async def _put_aside(self, intake: Intake, delivery: Delivery, error: ReadingRejected) -> None:
+        """A message by itself becomes a dead letter and leaves no state: what it may have left in memory is not
+        committed with it."""
+        await self._broker.publish([dead_letter(self.topology.name, delivery, error)])
+        position = StreamPosition(delivery.offset, fingerprint(delivery) if self._stream else "")
+        nothing = np.zeros(0, dtype=np.int64)
+        self.ledger.add(position, nothing, Tally(deadlettered=Counter([error.reason])), messages=1)
+        await self._settle(intake)
 
-    async def _quarantine(self, fresh: Sequence[Delivery], error: DetectorFailed) -> None:
-        """A single message that makes a detector fail becomes a dead letter and leaves no state."""
-        if len(fresh) > 1:
-            return
-        refused = ReadingRejected("detector_failed", str(error))
-        await self._broker.publish([dead_letter(self.topology.name, fresh[0], refused)])
-        await self._save(Changes(StreamPosition(fresh[0].offset, fingerprint(fresh[0]))))
-        self._metrics.deadlettered("detector_failed")
-
-    async def _take_turns(self) -> None:
+    async def _take_turns(self, intake: Intake) -> None:
         turns, self._turns = self._turns, []
         for act, done in turns:
             before = self._clock.monotonic()
@@ -242,17 +367,21 @@ class Engine:
             if changes.paused is not None:
                 self.paused = changes.paused
                 self._metrics.paused.set(self.paused)
-            await self._save(changes)
+            await self._settle(intake, changes)
             done.set_result(self._clock.monotonic() - before)
 
     async def _first(self, intake: Intake) -> list[Delivery]:
         """The first deliveries from the position on, once the stream is proven to be the same."""
         source = self.topology.source
-        found = await prove(intake, self.position, most=source.max_batch, linger=source.linger)
-        if found and (lost := found[0].offset - self.position.last_offset - 1) > 0:
+        return await prove(intake, self.position, most=source.max_batch, linger=source.linger)
+
+    def _count_lost(self, deliveries: Sequence[Delivery]) -> None:
+        """Retention may take messages before they are read. A stream skips one offset at the end of a segment."""
+        last = self.position.last_offset
+        steps = np.diff([last, *(delivery.offset for delivery in deliveries if delivery.offset > last)])
+        if last >= 0 and (lost := int((steps[steps > 2] - 1).sum())):
             self._metrics.gaps.inc(lost)
             log.get().error("readings_lost", topology=self.topology.name, lost=lost, cause="retention")
-        return found
 
     def _count_scored(self, fresh: Sequence[Delivery], batch: Batch, scored: Scored) -> None:
         now = self._clock.monotonic()
@@ -262,23 +391,31 @@ class Engine:
             self._metrics.scored_latency.observe(now - delivery.received)
         for name in scored.scores:
             self._metrics.scored(name, len(scored.batch))
+        for _, policy in scored.dropped:
+            self._metrics.dropped_readings(policy, 1)
+        for detector, machine in scored.unhealthy:
+            self._metrics.unhealthy(detector)
+            name = self.topology.name
+            log.limited(
+                "detector_unhealthy", f"{name}/{detector}", topology=name, detector=detector, machine=machine
+            )
         if len(scored.batch):
             self._metrics.last_reading.set(float(scored.batch.times[-1]))
 
-    def _count_committed(
-        self, received: int, scored: Scored, rejected: Sequence[tuple[Delivery, ReadingRejected]]
-    ) -> None:
-        self._metrics.processed.inc(received - len(rejected))
-        for _, error in rejected:
-            self._metrics.deadlettered(error.reason)
-        self._metrics.checkpoint_bytes.set(self._checkpoint.size())
-        if scored.alerts or len(scored.touched):
-            self._show_state()
-
     def _show_state(self) -> None:
-        self._metrics.machines.set(len(self.scorer.machines))
+        self._metrics.machines.set(self.ledger.machines)
+        self._metrics.resident.set(len(self.scorer.residents))
         for name, lane in self.scorer.lanes.items():
             self._metrics.open_alerts(name, len(lane.alerts.open_slots()))
+
+
+def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:
+    """Messages of which every reading was dropped, with the policy."""
+    if not scored.dropped:
+        return {}
+    dropped = Counter(message for message, _ in scored.dropped)
+    rows = Counter(batch.messages.tolist())
+    return {m: policy for m, policy in scored.dropped if dropped[m] == rows[m] and m not in others}
 
 
 def _labels(info: ModelInfo) -> tuple[str, str, str, str]:

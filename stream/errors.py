@@ -6,12 +6,14 @@ MmlwError
 │   ├── BrokerUnreachable    nothing answers, or the connection was lost: worth another try
 │   ├── BrokerRefused        wrong password, missing permission, conflicting declaration: a person must act
 │   │   └── BrokerMissing    an exchange or queue that does not exist
+│   ├── Stalled              connected, but nothing is delivered although there is something to read
 │   └── Unroutable           a mandatory message found no queue
 ├── ModelError           the registry or a model
 │   ├── ModelNotFound        no such name, version or alias
 │   ├── ModelRejected        found, but not usable: wrong digest, sensors, kind or content
 │   └── RegistryUnreachable  the registry does not answer
 ├── CheckpointError      the checkpoint file is damaged, or belongs to something else
+│   └── CheckpointFull       the disk is full: reading waits until there is room
 ├── CommandRefused       a control command that will not be carried out, with the reason
 └── ReadingRejected      a message that cannot be used; becomes a dead letter, never leaves the engine
 
@@ -29,6 +31,7 @@ __all__ = [
     "BrokerRefused",
     "BrokerUnreachable",
     "CheckpointError",
+    "CheckpointFull",
     "CommandRefused",
     "ConfigError",
     "MmlwError",
@@ -38,6 +41,7 @@ __all__ = [
     "Problem",
     "ReadingRejected",
     "RegistryUnreachable",
+    "Stalled",
     "Unroutable",
 ]
 
@@ -81,6 +85,10 @@ class BrokerMissing(BrokerRefused):
     """An exchange or queue that is named does not exist on the broker."""
 
 
+class Stalled(BrokerError):
+    """The source holds messages and delivers none: worth a new connection."""
+
+
 class Unroutable(BrokerError):
     """A mandatory message matched no queue: bind one, or let the topology declare its own."""
 
@@ -103,6 +111,10 @@ class RegistryUnreachable(ModelError):
 
 class CheckpointError(MmlwError):
     """The checkpoint file is damaged, or was written for another topology or stream."""
+
+
+class CheckpointFull(CheckpointError):
+    """There is no room on the disk for the checkpoint: make some, reading then goes on by itself."""
 
 
 class CommandRefused(MmlwError):

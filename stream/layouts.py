@@ -29,6 +29,7 @@ class Row:
     machine: object
     time: object
     values: Mapping[str, object]
+    seq: object = None
 
 
 def rows_of(message: object, source: Source, sensor: str | None = None) -> list[Row]:
@@ -74,10 +75,12 @@ def _row_or_columns(message: dict[str, Any], source: Source) -> list[Row]:
     if not isinstance(values, dict):
         detail = f'"{fields.values}" should be an object of sensor values, found {_kind(values)}'
         raise ReadingRejected("wrong_shape", detail)
+    seq = value_at(message, fields.seq)
     if not isinstance(time, list):
-        return [Row(machine, time, values)]
+        return [Row(machine, time, values, seq)]
     n = len(time)
-    columns = {"machine": machine, **values} if isinstance(machine, list) else values
+    named = {"machine": machine, fields.seq: seq}
+    columns = {**{name: column for name, column in named.items() if isinstance(column, list)}, **values}
     for name, column in columns.items():
         if not isinstance(column, list) or len(column) != n:
             found = f"{len(column)} values" if isinstance(column, list) else _kind(column)
@@ -85,18 +88,19 @@ def _row_or_columns(message: dict[str, Any], source: Source) -> list[Row]:
                 "wrong_shape", f'"{name}" should have {n} values, one per time; found {found}'
             )
     machines: Sequence[object] = machine if isinstance(machine, list) else [machine] * n
+    numbers: Sequence[object] = seq if isinstance(seq, list) else [seq] * n
     names = list(values)
     rows = zip(*values.values(), strict=True) if names else iter(())
     return [
-        Row(who, when, dict(zip(names, row, strict=True)))
-        for who, when, row in zip(machines, time, rows, strict=False)
+        Row(who, when, dict(zip(names, row, strict=True)), number)
+        for who, when, row, number in zip(machines, time, rows, numbers, strict=False)
     ]
 
 
 def _top_level(message: dict[str, Any], source: Source) -> dict[str, object]:
     """A flat message: every member that is neither the machine nor the time is a sensor."""
     fields = source.fields
-    apart = {fields.machine, fields.time, "seq"}
+    apart = {fields.machine, fields.time, fields.seq}
     return {name: value for name, value in message.items() if name not in apart}
 
 
@@ -130,7 +134,7 @@ def _table(message: dict[str, Any], source: Source) -> list[Row]:
 
 def _long(message: dict[str, Any], source: Source) -> list[Row]:
     """One row per time (and machine), in the order in which they first appear."""
-    machine = value_at(message, source.fields.machine)
+    machine, seq = (value_at(message, path) for path in (source.fields.machine, source.fields.seq))
     rows: dict[tuple[Any, Any], dict[str, object]] = {}
     for number, item in enumerate(message["tsdata"]):
         if not isinstance(item, dict) or not isinstance(item.get("target"), str):
@@ -139,7 +143,7 @@ def _long(message: dict[str, Any], source: Source) -> list[Row]:
         if not isinstance(when, (str, int, float)) or not isinstance(who, (str, type(None))):
             raise ReadingRejected("bad_time", f"tsdata[{number}] has no usable date")
         rows.setdefault((who, when), {})[item["target"]] = item.get("value")
-    return [Row(who, when, values) for (who, when), values in rows.items()]
+    return [Row(who, when, values, seq) for (who, when), values in rows.items()]
 
 
 def _narrow(message: dict[str, Any], source: Source, sensor: str | None) -> Row:
@@ -152,7 +156,8 @@ def _narrow(message: dict[str, Any], source: Source, sensor: str | None) -> Row:
         raise ReadingRejected("unknown_sensor", "neither the routing key nor the body names a sensor")
     if isinstance(value, (dict, list)) or value is None:
         raise ReadingRejected("wrong_shape", f'"value" should be one number, found {_kind(value)}')
-    return Row(value_at(message, fields.machine), value_at(message, fields.time), {name: value})
+    machine, time, seq = (value_at(message, path) for path in (fields.machine, fields.time, fields.seq))
+    return Row(machine, time, {name: value}, seq)
 
 
 def _kind(value: object) -> str:

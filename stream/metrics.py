@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-__all__ = ["CONTENT_TYPE", "Metrics", "Policy", "Reason", "TopologyMetrics"]
+__all__ = ["CONTENT_TYPE", "Cause", "Metrics", "Policy", "Reason", "TopologyMetrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, used by nobody
@@ -32,6 +32,9 @@ Reason = Literal[
     "missing_machine",
     "bad_machine",
     "machine_mismatch",
+    "too_many_machines",
+    "bad_sequence",
+    "duplicate",
     "bad_time",
     "time_out_of_range",
     "unknown_sensor",
@@ -41,11 +44,16 @@ Reason = Literal[
     "no_values",
     "late",
     "detector_failed",
+    "killed_worker",
 ]
 """Why a message became a dead letter."""
 
-Policy = Literal["replayed"]
-"""Why a delivery was passed over without effect: `replayed`, it lies before the checkpoint's position."""
+Policy = Literal["replayed", "returned", "duplicate", "late"]
+"""Why a message was passed over without effect: `replayed`, it lies before the checkpoint's position;
+`returned`, a failure came before its commit and it is read again; `duplicate` and `late`, as the source says."""
+
+Cause = Literal["broker", "stalled", "checkpoint", "registry", "detector"]
+"""What made a topology start anew from its checkpoint; `stalled`: connected, but nothing was delivered."""
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
@@ -89,6 +97,18 @@ class Metrics:
         self.scored = counter(
             "mmlw_readings_scored_total", "Readings scored, by detector.", "topology", "detector"
         )
+        self.readings_dropped = counter(
+            "mmlw_readings_dropped_total",
+            "Readings without effect under a named policy: duplicate, late.",
+            "topology",
+            "policy",
+        )
+        self.unhealthy = counter(
+            "mmlw_detector_unhealthy_total",
+            "Readings for which a detector gave no finite score; its machine's last good state was restored.",
+            "topology",
+            "detector",
+        )
         self.alerts = counter(
             "mmlw_alerts_total",
             "Alert events confirmed by the broker: opened, updated, closed.",
@@ -98,6 +118,10 @@ class Metrics:
         )
         self.alerts_open = gauge("mmlw_alerts_open", "Alerts open now.", "topology", "detector")
         self.machines = gauge("mmlw_machines", "Machines with state.", "topology")
+        self.resident = gauge("mmlw_machines_resident", "Machines whose state is in memory.", "topology")
+        self.replaced = counter(
+            "mmlw_streams_replaced_total", "Times our stream was gone and had to be made anew.", "topology"
+        )
         self.lag = gauge("mmlw_lag_messages", "Messages in the source not yet processed.", "topology")
         self.last_reading = gauge(
             "mmlw_last_reading_timestamp_seconds",
@@ -122,6 +146,11 @@ class Metrics:
             "topology",
         )
         self.checkpoint_bytes = gauge("mmlw_checkpoint_bytes", "Size of the checkpoint file.", "topology")
+        self.checkpoint_full = gauge(
+            "mmlw_checkpoint_full",
+            "1 while the disk has no room for the checkpoint: nothing is read.",
+            "topology",
+        )
         self.model = gauge(
             "mmlw_model_info",
             "1 for the model that scores now.",
@@ -172,6 +201,9 @@ class TopologyMetrics:
         self.gaps = metrics.gaps.labels(topology)
         self.decoded = metrics.decoded.labels(topology)
         self.machines = metrics.machines.labels(topology)
+        self.resident = metrics.resident.labels(topology)
+        self.replaced = metrics.replaced.labels(topology)
+        self.checkpoint_full = metrics.checkpoint_full.labels(topology)
         self.lag = metrics.lag.labels(topology)
         self.last_reading = metrics.last_reading.labels(topology)
         self.batch = metrics.batch.labels(topology)
@@ -184,6 +216,8 @@ class TopologyMetrics:
         self.paused = metrics.paused.labels(topology)
         self._deadlettered = {r: metrics.deadlettered.labels(topology, r) for r in get_args(Reason)}
         self._dropped = {p: metrics.dropped.labels(topology, p) for p in get_args(Policy)}
+        self._readings = {p: metrics.readings_dropped.labels(topology, p) for p in ("duplicate", "late")}
+        self._unhealthy = {d: metrics.unhealthy.labels(topology, d) for d in detectors}
         self._alerts = {
             (d, e): metrics.alerts.labels(topology, d, e)
             for d in detectors
@@ -200,16 +234,24 @@ class TopologyMetrics:
         for verb in ("status", "swap", "rollback", "pause", "resume"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
-        for cause in ("broker", "checkpoint", "registry", "detector"):
+        for cause in get_args(Cause):
             metrics.restarts.labels(topology, cause)
 
     def deadlettered(self, reason: str, count: int = 1) -> None:
         """Count messages that became dead letters for this reason (one of `Reason`)."""
         self._deadlettered[reason].inc(count)
 
-    def passed_over(self, policy: Policy, count: int = 1) -> None:
-        """Count messages without effect under this policy."""
+    def passed_over(self, policy: str, count: int = 1) -> None:
+        """Count messages without effect under this policy (one of `Policy`)."""
         self._dropped[policy].inc(count)
+
+    def dropped_readings(self, policy: str, count: int) -> None:
+        """Count readings without effect under this policy, `duplicate` or `late`."""
+        self._readings[policy].inc(count)
+
+    def unhealthy(self, detector: str) -> None:
+        """Count a reading for which a detector gave no finite score."""
+        self._unhealthy[detector].inc()
 
     def scored(self, detector: str, count: int) -> None:
         """Count readings scored by this detector."""
@@ -239,6 +281,6 @@ class TopologyMetrics:
         """Count a control command by outcome, `applied` or `refused`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
-    def restarted(self, cause: str) -> None:
-        """Count a start from the checkpoint after a failure: `broker`, `checkpoint`, `registry`, `detector`."""
+    def restarted(self, cause: Cause) -> None:
+        """Count a start from the checkpoint after a failure."""
         self._metrics.restarts.labels(self._topology, cause).inc()

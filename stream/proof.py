@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from stream.brokers.base import Delivery, Intake
-from stream.checkpoint import StreamPosition
 from stream.errors import CheckpointError
+from stream.state import StreamPosition
 
 __all__ = ["fingerprint", "prove"]
 
@@ -29,7 +29,7 @@ async def prove(intake: Intake, position: StreamPosition, *, most: int, linger: 
     last = position.last_offset
     if last < 0:
         return []
-    remedy = "Move the checkpoint file away to start over with this stream"
+    remedy = "Start over with this stream: mmlw checkpoint reset"
     while True:
         deliveries = await intake.receive(most, linger, _TIMEOUT)
         if not deliveries:

@@ -5,6 +5,7 @@ A message is the unit of acceptance: all of its readings are used, or it becomes
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,13 @@ from detectors.base import Floats
 from stream.brokers.base import Delivery, routing_word
 from stream.errors import ReadingRejected
 from stream.layouts import Row, rows_of
-from stream.topology import Source
+from stream.topology import Fields, Source
 
 __all__ = ["Batch", "Decoder", "epoch_seconds"]
 
-Rejection = tuple[Delivery, ReadingRejected]
+Rejection = tuple[int, ReadingRejected]
+"""Index of the delivery, and why it cannot be used."""
+_Parts = tuple[str, float, Sequence[float], int]
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 _MACHINE = re.compile(r"[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,253}[^\s\x00-\x1f\x7f])?")
@@ -35,7 +38,8 @@ class Batch:
     """Readings as columns, in arrival order.
 
     `machines` n names; `times` (n,) epoch seconds; `values` (n, n_sensors), NaN where a sensor is missing;
-    `messages` (n,) index of the delivery a row came from; `rows` (n,) its position within that message.
+    `messages` (n,) index of the delivery a row came from; `rows` (n,) its position within that message;
+    `seqs` (n,) what orders a machine's readings, -1 where it stated none.
     """
 
     machines: list[str]
@@ -43,6 +47,7 @@ class Batch:
     values: Floats
     messages: NDArray[np.int64]
     rows: NDArray[np.int64]
+    seqs: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.machines)
@@ -56,6 +61,7 @@ class Batch:
             self.values[index],
             self.messages[index],
             self.rows[index],
+            self.seqs[index],
         )
 
 
@@ -65,6 +71,7 @@ class _Reading(msgspec.Struct):
     values: dict[str, float]
     time: float | str
     machine: str | None = None
+    seq: int | None = None
 
 
 class Decoder:
@@ -79,13 +86,15 @@ class Decoder:
         self._key_words = source.routing_key.split(".")
         self._earliest = epoch_seconds(source.earliest)
         fields = source.fields
-        plain = (fields.machine, fields.time, fields.values) == ("machine", "time", "values")
+        plain = fields == Fields()
         self._fast = plain and source.layout == "auto" and not any(sensor.path for sensor in source.sensors)
         self._json = msgspec.json.Decoder(_Reading)
         self._msgpack = msgspec.msgpack.Decoder(_Reading)
         low = [-np.inf if s.minimum is None else s.minimum for s in source.sensors]
         high = [np.inf if s.maximum is None else s.maximum for s in source.sensors]
-        self._low, self._high = np.array(low), np.array(high)
+        self._low, self._high = np.maximum(low, -_LARGEST), np.minimum(high, _LARGEST)
+        anybody = "*" in source.machines
+        self._patterns = None if anybody else re.compile("|".join(map(fnmatch.translate, source.machines)))
 
     def decode(self, deliveries: Sequence[Delivery]) -> tuple[Batch, list[Rejection]]:
         """All usable readings as columns, and the deliveries that cannot be used, with their reasons."""
@@ -94,12 +103,14 @@ class Decoder:
         values: list[Sequence[float]] = []
         messages: list[int] = []
         rows: list[int] = []
+        seqs: list[int] = []
         rejected: list[Rejection] = []
+        by_time = self._source.order_by == "time"
         horizon = self._now() + self._source.max_ahead
         for index, delivery in enumerate(deliveries):
             start = len(times)
             try:
-                for number, (machine, time, row) in enumerate(self._rows(delivery)):
+                for number, (machine, time, row, seq) in enumerate(self._rows(delivery)):
                     if not self._earliest <= time <= horizon:
                         raise ReadingRejected("time_out_of_range", self._time_detail(time))
                     machines.append(machine)
@@ -107,21 +118,23 @@ class Decoder:
                     values.append(row)
                     messages.append(index)
                     rows.append(number)
+                    seqs.append(int(time * 1e6) if by_time else seq)
             except ReadingRejected as error:
-                for column in (machines, times, values, messages, rows):
+                for column in (machines, times, values, messages, rows, seqs):
                     del column[start:]
-                rejected.append((delivery, error))
+                rejected.append((index, error))
         batch = Batch(
             machines,
             np.array(times, dtype=np.float64),
             np.array(values, dtype=np.float64).reshape(len(times), len(self._names)),
             np.array(messages, dtype=np.int64),
             np.array(rows, dtype=np.int64),
+            np.array(seqs, dtype=np.int64),
         )
-        return self._check_values(batch, deliveries, rejected)
+        return self._check_values(batch, rejected)
 
-    def _rows(self, delivery: Delivery) -> list[tuple[str, float, Sequence[float]]]:
-        """The readings of one message: machine, epoch seconds, values in the order of the columns."""
+    def _rows(self, delivery: Delivery) -> list[_Parts]:
+        """The readings of one message: machine, epoch seconds, values in the order of the columns, number."""
         body = delivery.body
         if len(body) > self._source.max_body:
             limit = self._source.max_body
@@ -139,15 +152,16 @@ class Decoder:
                 if packed:  # MessagePack can carry a NaN, JSON cannot
                     reading.values = {k: np.inf if v != v else v for k, v in reading.values.items()}
                 values = self._columns(reading.values)
-                return [(machine, epoch_seconds(reading.time), values)]
+                return [(machine, epoch_seconds(reading.time), values, _sequence(reading.seq))]
         found = rows_of(self._parse(body, packed), self._source, self._sensor_of(delivery))
         if not found:
             raise ReadingRejected("no_values", "the message holds no reading")
         return [self._row(row, delivery) for row in found]
 
-    def _row(self, row: Row, delivery: Delivery) -> tuple[str, float, Sequence[float]]:
+    def _row(self, row: Row, delivery: Delivery) -> _Parts:
         numbers = {name: _number(name, value) for name, value in row.values.items() if value is not None}
-        return self._machine(row.machine, delivery), epoch_seconds(row.time), self._columns(numbers)
+        machine, time = self._machine(row.machine, delivery), epoch_seconds(row.time)
+        return machine, time, self._columns(numbers), _sequence(row.seq)
 
     def _columns(self, values: Mapping[str, float]) -> Sequence[float]:
         source = self._source
@@ -177,6 +191,11 @@ class Decoder:
             raise ReadingRejected("bad_machine", f"{_short(stated)} is not a text; write it in quotes")
         if not _MACHINE.fullmatch(stated):
             raise ReadingRejected("bad_machine", f'"{_short(stated)}" is not 1 to 255 printable characters')
+        if self._patterns is not None and not self._patterns.match(stated):
+            allowed = ", ".join(self._source.machines[:8])
+            raise ReadingRejected(
+                "bad_machine", f'"{_short(stated)}" may not send here (machines: {allowed})'
+            )
         if by_key is not None and by_key not in (stated, routing_word(stated)):
             detail = f'the body says "{_short(stated)}", the routing key "{_short(by_key)}"'
             raise ReadingRejected("machine_mismatch", detail)
@@ -216,9 +235,7 @@ class Decoder:
             form = "neither JSON in UTF-8 nor MessagePack" if packed else "not JSON"
             raise ReadingRejected("not_decodable", f"{form}: {_short(str(error))}") from None
 
-    def _check_values(
-        self, batch: Batch, deliveries: Sequence[Delivery], rejected: list[Rejection]
-    ) -> tuple[Batch, list[Rejection]]:
+    def _check_values(self, batch: Batch, rejected: list[Rejection]) -> tuple[Batch, list[Rejection]]:
         """Infinite, NaN and out-of-range values: a dead letter or a missing sensor, as the source says."""
         source, values = self._source, batch.values
         low, high = values < self._low, values > self._high
@@ -241,7 +258,7 @@ class Decoder:
                 refused.setdefault(int(batch.messages[row]), ReadingRejected(reason, detail))
         if not refused:
             return batch, rejected
-        rejected = rejected + [(deliveries[index], error) for index, error in refused.items()]
+        rejected = [*rejected, *refused.items()]
         return batch.select(~np.isin(batch.messages, list(refused))), rejected
 
     def _time_detail(self, time: float) -> str:
@@ -252,6 +269,8 @@ class Decoder:
         return f"{text} is before {self._source.earliest} or more than max_ahead in the future"
 
 
+_LARGEST = 3.4e38
+"""No sensor measures beyond single precision; the square of a larger number may not be finite."""
 _MISSING: Any = object()
 _MOST_KEYS = 100_000
 """Routing keys remembered at a time: bounds memory."""
@@ -284,6 +303,15 @@ def epoch_seconds(time: object) -> float:
     if size < 1e20:
         return time / 1e9
     raise ReadingRejected("bad_time", f"{_short(time)} is not a time")
+
+
+def _sequence(stated: object) -> int:
+    """A reading's number, -1 where it has none. Raises ReadingRejected."""
+    if stated is None:
+        return -1
+    if isinstance(stated, bool) or not isinstance(stated, int) or not 0 <= stated < 2**63:
+        raise ReadingRejected("bad_sequence", f"{_short(stated)} is not a whole number from 0 to 2^63 - 1")
+    return stated
 
 
 def _number(name: str, value: object) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,10 @@ from detectors.features import RecentWindow
 from stream.alerting import AlertTable, Event, severity
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
+from stream.arrivals import Arrivals, Verdict
 from stream.errors import ReadingRejected
 from stream.readings import Batch
+from stream.residents import Residents
 from stream.topology import RegistryModel, Topology
 
 __all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
@@ -54,8 +56,7 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
-    thresholds by detector, the alert events in order, messages refused on the way (by index), and the slots
-    whose state changed."""
+    thresholds by detector, the alert events in order, and the slots whose state changed."""
 
     batch: Batch
     slots: Slots
@@ -63,8 +64,13 @@ class Scored:
     scores: Mapping[str, Floats]
     thresholds: Mapping[str, float]
     alerts: Sequence[Alert]
-    refused: Sequence[tuple[int, ReadingRejected]]
     touched: Slots
+    refused: Sequence[tuple[int, ReadingRejected]] = ()
+    """Messages that become dead letters, by index."""
+    dropped: Sequence[tuple[int, str]] = ()
+    """Readings without effect: index of the message, and the policy."""
+    unhealthy: Sequence[tuple[str, str]] = ()
+    """Detector and machine where a score was not finite and the state before it was put back."""
 
 
 def online_info(recipe: Detector) -> ModelInfo:
@@ -78,24 +84,27 @@ class Scorer:
 
     def __init__(self, topology: Topology, models: Mapping[str, tuple[Model, ModelInfo]]) -> None:
         self._topology = topology
-        self._names = topology.source.names
-        self._slot_of: dict[str, int] = {}
-        self.machines: list[str] = []
+        source = topology.source
+        self._names = source.names
+        self.residents = Residents()
         self.lanes: dict[str, Lane] = {}
         for name in topology.detectors:
             model, info = models[name]
             threshold = self._threshold(name, model)
             self.lanes[name] = Lane(name, model, info, threshold, AlertTable(topology.alert))
+        narrow = source.layout == "narrow"
         self._recent = RecentWindow(len(self._names), _WINDOW)
-        narrow = topology.source.layout == "narrow"
-        self._aligner = Aligner(len(self._names), topology.source.align_within) if narrow else None
+        self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
+        self._aligner = Aligner(len(self._names), source.align_within) if narrow else None
+        self._fresh = {name: table.snapshot(np.zeros(1, dtype=np.int64)) for name, table in self._tables()}
 
     @staticmethod
     def recipes(topology: Topology) -> dict[str, str]:
         """The state tables by name, each with a text that changes when its state is no longer comparable."""
         sensors = "/".join(topology.source.names)
-        recipes = {"recent": sensors}
-        if topology.source.layout == "narrow":
+        narrow = topology.source.layout == "narrow"
+        recipes = {"recent": sensors, "arrivals": topology.source.order_by + (sensors if narrow else "")}
+        if narrow:
             recipes["align"] = sensors
         for name, spec in topology.detectors.items():
             recipes[f"alert:{name}"] = ""
@@ -103,21 +112,70 @@ class Scorer:
             recipes[f"model:{name}"] = sensors + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
         return recipes
 
-    def process(self, batch: Batch, offsets: NDArray[np.int64]) -> Scored:
+    def process(
+        self,
+        batch: Batch,
+        offsets: NDArray[np.int64],
+        *,
+        replayed: Collection[int] = (),
+        careful: bool = False,
+    ) -> Scored:
         """Score and learn a batch in arrival order and decide on alerts. `offsets` (n,) by row.
 
-        Splitting the stream anywhere gives the same scores, alerts and state. Raises DetectorFailed, after
-        which this object must be thrown away and built anew from the checkpoint.
+        Its machines must be in memory (`admit`). `replayed` messages, by index, are neither duplicate nor late.
+        Splitting the stream anywhere gives the same scores, alerts and state. `careful` scores row by row; where
+        a score is not finite, the state before it is put back. Raises DetectorFailed, after which this object
+        must be thrown away and built anew from the checkpoint.
         """
-        slots = np.array([self._slot(machine) for machine in batch.machines], dtype=np.int64)
+        slots = self.residents.slots(batch.machines)
         touched = np.unique(slots)
-        refused: list[tuple[int, ReadingRejected]] = []
+        batch, slots, offsets, refused, dropped = self._arrive(batch, slots, offsets, replayed)
         if self._aligner is not None:
-            batch, slots, offsets, refused = self._align(self._aligner, batch, slots, offsets)
+            batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets)
+            refused += late
+        whole = np.arange(len(batch))
+        parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
+        scores: dict[str, list[Floats]] = {name: [] for name in self.lanes}
+        alerts: list[Alert] = []
+        unhealthy: list[tuple[str, str]] = []
+        for part in parts:
+            piece = batch if part is whole else batch.select(part)
+            found = self._score_part(piece, slots[part], offsets[part], careful, alerts, unhealthy)
+            for name, column in found.items():
+                scores[name].append(column)
+        return Scored(
+            batch,
+            slots,
+            offsets,
+            {name: np.concatenate(columns) for name, columns in scores.items()},
+            {name: lane.threshold for name, lane in self.lanes.items()},
+            alerts,
+            touched,
+            refused,
+            dropped,
+            unhealthy,
+        )
+
+    def _score_part(
+        self,
+        batch: Batch,
+        slots: Slots,
+        offsets: NDArray[np.int64],
+        careful: bool,
+        alerts: list[Alert],
+        unhealthy: list[tuple[str, str]],
+    ) -> dict[str, Floats]:
         scores: dict[str, Floats] = {}
         events: list[tuple[int, int, Lane, Event, Contributions]] = []
         for order, lane in enumerate(self.lanes.values()):
+            before = lane.model.snapshot(slots) if careful else {}
             scores[lane.name] = self._score(lane, slots, batch)
+            if not np.isfinite(scores[lane.name]).all():
+                if not careful:
+                    raise DetectorFailed(lane.name, "gave a score that is not finite")
+                lane.model.restore(slots, before)
+                unhealthy += [(lane.name, machine) for machine in batch.machines]
+                continue
             found = lane.alerts.decide(
                 lane.threshold, slots, batch.times, scores[lane.name], offsets, batch.rows
             )
@@ -128,34 +186,42 @@ class Scorer:
                     for i, event in enumerate(found)
                 ]
         events.sort(key=lambda item: item[:2])
-        alerts = [
+        alerts += [
             self._alert(lane, event, why, batch, slots, offsets, float(scores[lane.name][event.index]))
             for _, _, lane, event, why in events
         ]
         self._recent.push(slots, batch.values, batch.times)
-        thresholds = {name: lane.threshold for name, lane in self.lanes.items()}
-        return Scored(batch, slots, offsets, scores, thresholds, alerts, refused, touched)
+        return scores
 
     def swap(self, detector: str, model: Model, info: ModelInfo) -> None:
         """From the next batch on this model scores. Its keys' alert episodes go on."""
         lane = self.lanes[detector]
         lane.model, lane.info, lane.threshold = model, info, self._threshold(detector, model)
+        self._fresh[f"model:{detector}"] = model.snapshot(np.zeros(1, dtype=np.int64))
 
     def components(self, slots: Slots) -> dict[str, Rows]:
         """The rows of these slots of every state table, for the checkpoint."""
         return {name: table.snapshot(slots) for name, table in self._tables()}
 
-    def restore(self, machines: Sequence[str], components: Mapping[str, Rows]) -> None:
-        """Continue from a checkpoint: these machines, in slot order, and their rows."""
-        self.machines = list(machines)
-        self._slot_of = {machine: slot for slot, machine in enumerate(machines)}
-        slots = np.arange(len(machines), dtype=np.int64)
+    def admit(self, machines: Sequence[str], components: Mapping[str, Rows]) -> None:
+        """Take machines into memory that are not: with these rows of their state, fresh where there are none."""
+        slots, used = self.residents.place(machines)
         for name, table in self._tables():
             if components.get(name):
                 table.restore(slots, components[name])
+            elif len(used) and self._fresh[name]:
+                table.restore(
+                    used, {key: np.repeat(row, len(used), 0) for key, row in self._fresh[name].items()}
+                )
+
+    def evict(self, count: int, keep: Slots) -> None:
+        """Let go of so many machines that are in the checkpoint, but of none in `keep` or with an open alert."""
+        open_ = [lane.alerts.open_slots() for lane in self.lanes.values()]
+        self.residents.evict(count, np.concatenate([keep, *open_]))
 
     def _tables(self) -> Iterator[tuple[str, _Table]]:
         yield "recent", self._recent
+        yield "arrivals", self._arrivals
         if self._aligner is not None:
             yield "align", self._aligner
         for lane in self.lanes.values():
@@ -166,21 +232,44 @@ class Scorer:
         stated = self._topology.detectors[detector].threshold
         return model.threshold if stated is None else stated
 
-    def _slot(self, machine: str) -> int:
-        slot = self._slot_of.get(machine)
-        if slot is None:
-            slot = self._slot_of[machine] = len(self.machines)
-            self.machines.append(machine)
-        return slot
-
     def _score(self, lane: Lane, slots: Slots, batch: Batch) -> Floats:
         try:
             scores = lane.model.score_learn(slots, batch.values, batch.times)
         except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
             raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
-        if scores.shape != slots.shape or not np.isfinite(scores).all():
-            raise DetectorFailed(lane.name, "gave a score that is not finite")
+        if scores.shape != slots.shape:
+            raise DetectorFailed(lane.name, f"gave {scores.shape} scores for {slots.shape} readings")
         return scores
+
+    def _arrive(
+        self, batch: Batch, slots: Slots, offsets: NDArray[np.int64], replayed: Collection[int]
+    ) -> tuple[Batch, Slots, NDArray[np.int64], list[tuple[int, ReadingRejected]], list[tuple[int, str]]]:
+        """Leave out duplicates and late readings, as the source says."""
+        source = self._topology.source
+        narrow = self._aligner is not None
+        columns = (
+            np.argmin(np.isnan(batch.values), axis=1) if narrow else np.zeros(len(batch), dtype=np.int64)
+        )
+        spared = np.isin(batch.messages, list(replayed))
+        judged = self._arrivals.judge(slots, columns, batch.times, batch.seqs, batch.rows, spared=spared)
+        if not judged.any():
+            return batch, slots, offsets, [], []
+        refused: dict[int, ReadingRejected] = {}
+        dropped: list[tuple[int, str]] = []
+        keep = np.ones(len(batch), dtype=bool)
+        policies = {Verdict.DUPLICATE: source.duplicate, Verdict.LATE: source.late}
+        for row in np.flatnonzero(judged).tolist():
+            verdict = Verdict(judged[row])
+            message, name = int(batch.messages[row]), verdict.name.lower()
+            if policies[verdict] == "deadletter":
+                detail = f"row {batch.rows[row]}: the machine's newest reading is newer"
+                refused.setdefault(message, ReadingRejected(name, detail))
+            elif policies[verdict] == "drop":
+                keep[row] = False
+                dropped.append((message, name))
+        keep &= ~np.isin(batch.messages, list(refused))
+        dropped = [(message, name) for message, name in dropped if message not in refused]
+        return batch.select(keep), slots[keep], offsets[keep], list(refused.items()), dropped
 
     def _align(
         self, aligner: Aligner, batch: Batch, slots: Slots, offsets: NDArray[np.int64]
@@ -208,6 +297,7 @@ class Scorer:
             np.array(values, dtype=np.float64).reshape(len(index), len(self._names)),
             batch.messages[index],
             np.array(rows, dtype=np.int64),
+            batch.seqs[index],
         )
         return aligned, slots[index], offsets[index], refused
 
@@ -230,7 +320,7 @@ class Scorer:
         here = (self._topology.name, machine, lane.name, 0)
         closed = event.kind == "closed"
         return Alert(
-            id=episode_id(*here, episode.offset, episode.row),
+            id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
             event=event.kind.value,
             sequence=episode.updates + (1 if closed else 0),
             topology=self._topology.name,

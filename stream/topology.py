@@ -23,6 +23,7 @@ __all__ = [
     "DEADLETTER_EXCHANGE",
     "AlertRule",
     "Bytes",
+    "CheckpointRule",
     "Fields",
     "RegistryModel",
     "Seconds",
@@ -95,6 +96,8 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     time: str = "time"
     values: str = "values"
     """An object of sensor values; empty means the message itself is that object."""
+    seq: str = "seq"
+    """A whole number that rises with each reading of a machine: how a duplicate is known."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +107,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The machine's sensors, in the order of the columns. A plain string names a sensor without limits."""
     exchange: str = "mmlw.sensors"
     bindings: tuple[str, ...] = ("sensor.#",)
+    queue: str | None = None
+    """An existing queue (classic or quorum) to read instead of the exchange: nothing is bound or declared for
+    it, and what is read is gone. Prefer the exchange: a stream of our own can be read again."""
+    exclusive: bool = True
+    """Nobody else may read that queue. Say false where it has `x-single-active-consumer`, or is shared."""
     routing_key: str = "sensor.{machine}.*"
     """How a routing key is read: `{machine}` and `{sensor}` name one word each, `*` any word."""
     layout: Literal["auto", "narrow"] = "auto"
@@ -112,11 +120,20 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fields: Fields = Fields()
     machine: str | None = None
     """The machine of messages that name none, neither in the body nor in the routing key."""
+    machines: tuple[str, ...] = ("*",)
+    """Names of machines that may send, as patterns (`pump-*`)."""
     unknown_sensor: Literal["deadletter", "ignore"] = "deadletter"
     missing_sensor: Literal["accept", "deadletter"] = "accept"
     not_finite: Literal["deadletter", "missing"] = "deadletter"
     """What a NaN, an infinity or a null is: a reason to refuse the message, or a missing sensor."""
     out_of_range: Literal["deadletter", "missing"] = "deadletter"
+    order_by: Literal["seq", "time"] = "seq"
+    """What tells a machine's readings apart: a sequence number, or its clock where that never goes back."""
+    duplicate: Literal["drop", "deadletter", "accept"] = "drop"
+    """What a reading is whose number is not above its machine's highest, and whose time is not newer."""
+    late: Literal["accept", "drop", "deadletter"] = "accept"
+    """What a reading is that is older than its machine's newest by more than `lateness`."""
+    lateness: Seconds = 0.0
     align_within: Seconds = 1.0
     """Narrow layout: values of one machine within this many seconds belong to one row."""
     earliest: str = "1990-01-01T00:00:00Z"
@@ -124,6 +141,10 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_ahead: Seconds = 86400.0
     """Readings further in the future than this are refused."""
     max_body: Bytes = 1_000_000
+    max_machines: Count = 1_000_000
+    """Machines that are known at the most; a message of one more is a dead letter."""
+    resident_machines: Count = 100_000
+    """Machines whose state is held in memory; the longest unseen wait in the checkpoint."""
     max_batch: Count = 512
     linger: Seconds = 0.002
     """How long a batch that is not full waits for more readings."""
@@ -136,6 +157,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         sensors = tuple(Sensor(item) if isinstance(item, str) else item for item in given)
         force_setattr(self, "sensors", sensors)
         force_setattr(self, "bindings", tuple(self.bindings))
+        force_setattr(self, "machines", tuple(self.machines))
         _refuse(self.check(structs.asdict(self)))
 
     @staticmethod
@@ -149,6 +171,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 yield f"sensors: named twice: {', '.join(twice)}"
         if "bindings" in settings and not settings["bindings"]:
             yield "bindings: name at least one, such as sensor.#"
+        if "machines" in settings and not settings["machines"]:
+            yield "machines: name at least one pattern, such as pump-*"
+        if settings.get("queue") == "":
+            yield "queue: name the queue, or leave it out to read the exchange"
+        if settings.get("queue") and settings.get("bindings", ("sensor.#",)) != ("sensor.#",):
+            yield "bindings: an existing queue has its own; remove either queue or bindings"
         if "earliest" in settings and not _is_time(settings["earliest"]):
             yield f'earliest: "{settings["earliest"]}" is not an RFC 3339 time such as 1990-01-01T00:00:00Z'
         words = str(settings.get("routing_key", "{sensor}")).split(".")
@@ -225,6 +253,15 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 yield f'severities: "{name}" must be lower-case letters, digits, - or _'
 
 
+class CheckpointRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often state and position are committed: whichever comes first, and whenever nothing is to be read."""
+
+    every: Seconds = 0.2
+    """0 commits after each batch."""
+    after: Count = 1000
+    """Messages."""
+
+
 class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where alerts go: an exchange, and a stream that keeps them for whoever comes later."""
 
@@ -244,6 +281,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     detectors: dict[str, Detector | RegistryModel]
     alert: AlertRule = AlertRule()
     sink: Sink = Sink()
+    checkpoint: CheckpointRule = CheckpointRule()
+    watchdog: Seconds = 30.0
+    """A source that holds messages and delivers none for so long is read anew."""
     operators: tuple[str, ...] = ("operator", "guest")
     """Broker users whose commands are obeyed (`guest` reaches RabbitMQ only from its own host)."""
     declare: bool = True
@@ -275,7 +315,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def readings_queue(topology: Topology) -> Queue:
-    """The stream of our own that the sensor exchange is bound to; the checkpoint's position is in it."""
+    """The stream of our own that the sensor exchange is bound to, or the existing queue that is named."""
+    if topology.source.queue is not None:
+        return Queue(name=topology.source.queue, kind="existing", exclusive=topology.source.exclusive)
     return Queue(
         name=f"mmlw.readings.{topology.name}",
         max_age=topology.source.keep_age,
@@ -299,15 +341,17 @@ def broker_plan(topology: Topology) -> Plan:
     readings, control = readings_queue(topology), control_queue(topology.name)
     dead, sink = deadletter_queue(), topology.sink
     queues = [readings, control, dead]
-    bindings = [
-        Binding(readings.name, topology.source.exchange, pattern) for pattern in topology.source.bindings
-    ]
+    bindings = []
+    exchanges = [sink.exchange, CONTROL_EXCHANGE, DEADLETTER_EXCHANGE]
+    if topology.source.queue is None:
+        exchanges.insert(0, topology.source.exchange)
+        bindings += [Binding(readings.name, exchanges[0], pattern) for pattern in topology.source.bindings]
     bindings.append(Binding(control.name, CONTROL_EXCHANGE, f"control.{topology.name}.*"))
     bindings.append(Binding(dead.name, DEADLETTER_EXCHANGE, "deadletter.#"))
     if sink.queue is not None:
         queues.append(Queue(name=sink.queue, max_age=sink.keep_age, max_bytes=sink.keep_bytes))
         bindings.append(Binding(sink.queue, sink.exchange, "alert.#"))
-    names = dict.fromkeys((topology.source.exchange, sink.exchange, CONTROL_EXCHANGE, DEADLETTER_EXCHANGE))
+    names = dict.fromkeys(exchanges)
     return Plan(
         exchanges=tuple(Exchange(name) for name in names), queues=tuple(queues), bindings=tuple(bindings)
     )

@@ -37,10 +37,12 @@ class Exchange(msgspec.Struct, frozen=True):
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """A queue. `stream` is durable and bounded by age (seconds) and bytes; `classic` is durable; `reply` is
-    exclusive to this connection, deleted with it, and its name is chosen by the caller."""
+    exclusive to this connection, deleted with it, and its name is chosen by the caller; `existing` is somebody
+    else's, classic or quorum, and never declared: read by nobody else at a time where `exclusive`."""
 
     name: str
-    kind: Literal["stream", "classic", "reply"] = "stream"
+    kind: Literal["stream", "classic", "reply", "existing"] = "stream"
+    exclusive: bool = False
     max_age: float | None = None
     max_bytes: int | None = None
     segment_bytes: int | None = None
@@ -131,8 +133,8 @@ class Broker(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
-        """Create what the plan names, or only check that it exists. Idempotent.
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> frozenset[str]:
+        """Create what the plan names, or only check that it exists. Idempotent. The streams that were missing.
 
         Raises BrokerRefused naming the object that is missing (check) or conflicts (declare)."""
         ...

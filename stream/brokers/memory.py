@@ -55,6 +55,8 @@ class _Store:
     count: int = 0
     """Messages that ever came: the place of the next one."""
     readers: set[_Intake] = field(default_factory=set)
+    exclusive: bool = False
+    """One reader has it for itself."""
     deleted: bool = False
 
     def expire(self, now: float) -> None:
@@ -124,13 +126,16 @@ class MemoryServer:
         store.deleted = True
         store.wake()
 
-    def declare(self, plan: Plan, broker: MemoryBroker) -> None:
-        """Make what the plan names. Raises BrokerRefused on a conflict."""
+    def declare(self, plan: Plan, broker: MemoryBroker) -> frozenset[str]:
+        """Make what the plan names; the streams that were missing. Raises BrokerRefused on a conflict."""
+        missing = frozenset(q.name for q in plan.queues if q.kind == "stream" and q.name not in self._stores)
         for exchange in plan.exchanges:
             self._bindings.setdefault(exchange.name, {})
         for queue in plan.queues:
             store = self._stores.get(queue.name)
-            if store is None:
+            if queue.kind == "existing":
+                self._check_existing(queue)
+            elif store is None:
                 owner = broker if queue.kind == "reply" else None
                 self._stores[queue.name] = _Store(queue, owner)
             elif store.owner not in (None, broker):
@@ -146,6 +151,11 @@ class MemoryServer:
                 )
             self._bindings[binding.exchange][binding.queue, binding.pattern] = None
         self._routes.clear()
+        return missing
+
+    def _check_existing(self, queue: Queue) -> None:
+        if self.store(queue.name).queue.kind == "stream":
+            raise BrokerRefused(f'queue "{queue.name}" is a stream; name its exchange instead of the queue')
 
     def check(self, plan: Plan) -> None:
         """Raises BrokerRefused naming what is missing."""
@@ -288,6 +298,7 @@ class _Intake:
         self.arrived.set()
         store = self._store
         store.readers.discard(self)
+        store.exclusive = False
         if not self._stream and self._unacked:
             store.give_back([entry for _, entry in self._unacked])
         self._unacked.clear()
@@ -371,13 +382,13 @@ class MemoryBroker:
     ) -> None:
         self.server.leave(self)
 
-    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> frozenset[str]:
         """See `Broker`."""
         self._check()
         if mode == "declare":
-            self.server.declare(plan, self)
-        else:
-            self.server.check(plan)
+            return self.server.declare(plan, self)
+        self.server.check(plan)
+        return frozenset()
 
     async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""
@@ -386,7 +397,11 @@ class MemoryBroker:
             self.server.declare(Plan(queues=(queue,)), self)
         if queue.kind == "stream" and prefetch < 1:
             raise BrokerRefused(f'queue "{queue.name}" is a stream: reading it needs a prefetch above 0')
-        return _Intake(self, self.server.store(queue.name), offset, prefetch)
+        store = self.server.store(queue.name)
+        if store.exclusive or (queue.exclusive and store.readers):
+            raise BrokerUnreachable(f'queue "{queue.name}" is read by another consumer, and not shared')
+        store.exclusive = queue.exclusive
+        return _Intake(self, store, offset, prefetch)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Broker`."""

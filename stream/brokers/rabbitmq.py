@@ -26,7 +26,7 @@ from stream.brokers.base import Binding, Intake, Message, Plan, Queue
 from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, one_line
 from stream.brokers.rabbitmq_intake import RabbitIntake
 from stream.brokers.tls import Tls, refusal
-from stream.errors import BrokerError, BrokerUnreachable, Unroutable
+from stream.errors import BrokerError, BrokerMissing, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
 
@@ -96,18 +96,30 @@ class RabbitBroker:
                     async with asyncio.timeout(self.timeout):
                         await connection.close()
 
-    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> None:
+    async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> frozenset[str]:
         """See `Broker`. In `check` mode bindings are not checked: AMQP cannot ask for them."""
         passive = mode == "check"
         for exchange in plan.exchanges:
             async with self._channel(f'exchange "{exchange.name}"') as channel:
                 await channel.declare_exchange(exchange.name, "topic", durable=True, passive=passive)
+        missing = [queue.name for queue in plan.queues if not passive and await self._is_missing(queue)]
         for queue in plan.queues:
             async with self._channel(f'queue "{queue.name}"') as channel:
-                await self._declare_queue(channel, queue, passive=passive)
+                await self._declare_queue(channel, queue, passive=passive or queue.kind == "existing")
         if not passive:
             for binding in plan.bindings:
                 await self._bind(binding)
+        return frozenset(missing)
+
+    async def _is_missing(self, queue: Queue) -> bool:
+        if queue.kind != "stream":
+            return False
+        try:
+            async with self._channel(f'queue "{queue.name}"') as channel:
+                await self._declare_queue(channel, queue, passive=True)
+        except BrokerMissing:
+            return True
+        return False
 
     async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""

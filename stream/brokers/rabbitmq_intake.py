@@ -62,7 +62,9 @@ class RabbitIntake:
         self._driver = await self._channel.get_underlay_channel()
         self._driver.on_consumer_cancel_callbacks.add(lambda _: self.arrived.set())  # `_check` says why
         arguments = {"x-stream-offset": offset} if self._queue.kind == "stream" else None
-        ok = await self._driver.basic_consume(self._queue.name, self._on_message, arguments=arguments)
+        ok = await self._driver.basic_consume(
+            self._queue.name, self._on_message, arguments=arguments, exclusive=self._queue.exclusive
+        )
         self._consumer = ok.consumer_tag
 
     async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,28 +19,32 @@ from detectors.base import Detector, Model
 from stream import log
 from stream.alerts import ModelInfo
 from stream.brokers.base import Broker
-from stream.checkpoint import Changes, Checkpoint, Saved
+from stream.checkpoint import Checkpoint
+from stream.clock import SYSTEM_CLOCK, Clock
 from stream.control import Control, ModelHistory, reference
-from stream.engine import Clock, Engine, Poison
+from stream.engine import Engine, Poison
 from stream.errors import (
     BrokerError,
     BrokerUnreachable,
     CheckpointError,
+    CheckpointFull,
     ConfigError,
     MmlwError,
     ModelError,
     Problem,
     RegistryUnreachable,
+    Stalled,
 )
-from stream.metrics import Metrics, TopologyMetrics
+from stream.metrics import Cause, Metrics, TopologyMetrics
 from stream.models import ModelRef
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
-from stream.topology import RegistryModel, Topology, broker_plan
+from stream.state import Changes, Saved, Store, StreamPosition
+from stream.suspects import Suspects
+from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
 
-__all__ = ["SYSTEM_CLOCK", "Worker", "first_error"]
+__all__ = ["Worker", "first_error", "guarantee"]
 
-SYSTEM_CLOCK = Clock(time.time, time.monotonic)
 _BACKOFF = (0.2, 30.0)
 """Seconds before the first retry, and at the most; jittered by up to a half."""
 
@@ -50,16 +54,19 @@ class _Lane:
     """One topology with what lasts over restarts."""
 
     topology: Topology
-    checkpoint: Checkpoint
+    store: Store
     metrics: TopologyMetrics
     engine: Engine | None = None
-    single: bool = False
+    suspects: Suspects | None = None
+    full: bool = False
+    """The disk has no room for the checkpoint."""
 
 
 class Worker:
     """Runs topologies until told to stop. `connect` makes a fresh broker connection each time it is called.
 
-    `wait` seconds are given to a broker or registry that is not there yet when the worker starts.
+    `wait` seconds are given to a broker or registry that is not there yet when the worker starts. `store` opens
+    where a topology's state is kept, by default a checkpoint file below `data`.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Worker:
         clock: Clock = SYSTEM_CLOCK,
         observer: Callable[[str, Scored], None] | None = None,
         wait: float = 0.0,
+        store: Callable[[Topology], Store] | None = None,
     ) -> None:
         names = [topology.name for topology in topologies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -83,7 +91,7 @@ class Worker:
                 raise ConfigError([problem])
         self._topologies = topologies
         self._connect = connect
-        self._data = data
+        self._store = store or partial(_checkpoint, data)
         self._shelf = shelf
         self.metrics = metrics or Metrics()
         self._clock = clock
@@ -101,7 +109,7 @@ class Worker:
     def problems(self) -> dict[str, str]:
         """Topologies that are not consuming now, for `/readyz`."""
         return {
-            lane.topology.name: "not consuming"
+            lane.topology.name: "no room on the disk for the checkpoint" if lane.full else "not consuming"
             for lane in self._lanes
             if lane.engine is None or not lane.engine.consuming
         }
@@ -120,9 +128,8 @@ class Worker:
         try:
             for topology in self._topologies:
                 metrics = self.metrics.of(topology.name, topology.detectors)
-                path = self._data / f"{topology.name}.checkpoint"
-                checkpoint = Checkpoint(path, topology.name, Scorer.recipes(topology))
-                self._lanes.append(_Lane(topology, checkpoint, metrics))
+                store = await asyncio.to_thread(self._store, topology)
+                self._lanes.append(_Lane(topology, store, metrics))
             async with asyncio.TaskGroup() as tasks:
                 for lane in self._lanes:
                     tasks.create_task(self._supervise(lane, stop))
@@ -130,7 +137,7 @@ class Worker:
             raise first_error(group) from group
         finally:
             for lane in self._lanes:
-                lane.checkpoint.close()
+                lane.store.close()
 
     async def _supervise(self, lane: _Lane, stop: asyncio.Event) -> None:
         started = False
@@ -147,37 +154,61 @@ class Worker:
                     raise error from None
             else:
                 return
-            progressed = lane.engine is not None and lane.engine.batches > 0
-            first = isinstance(error, Poison) and not lane.single
-            lane.engine, lane.single = None, isinstance(error, Poison)
+            progressed = lane.engine is not None and lane.engine.ledger.commits > 1
+            lane.engine = None
             lane.metrics.restarted(_cause(error))
             if progressed:
                 pauses = _pauses()
-            pause = 0.0 if first else next(pauses)
+            pause = 0.0 if progressed and isinstance(error, Poison) else next(pauses)
             log.get().warning(
                 "topology_restarting", topology=lane.topology.name, cause=str(error), pause_s=round(pause, 2)
             )
             await _wait(stop, pause)
+            if isinstance(error, CheckpointFull):
+                await self._until_room(lane, stop)
+
+    async def _until_room(self, lane: _Lane, stop: asyncio.Event) -> None:
+        """Read nothing until the checkpoint can be written again."""
+        lane.full = True
+        lane.metrics.checkpoint_full.set(1)
+        log.get().error("disk_full", topology=lane.topology.name, detail="reading waits until there is room")
+        pauses = _pauses()
+        while lane.full and not stop.is_set():
+            try:
+                saved = await asyncio.to_thread(lane.store.load, 0)
+                await asyncio.to_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+                lane.full = False
+            except CheckpointFull:
+                await _wait(stop, next(pauses))
+        lane.metrics.checkpoint_full.set(0)
 
     async def _run_once(self, lane: _Lane, stop: asyncio.Event) -> None:
         topology = lane.topology
-        saved = await asyncio.to_thread(lane.checkpoint.load)
+        saved = await asyncio.to_thread(lane.store.load, topology.source.resident_machines)
+        if lane.suspects is None:
+            window = topology.checkpoint.after + topology.source.max_batch if saved.died else 0
+            lane.suspects = Suspects(saved.trying, window=window)
         built, history = await self._models(lane, saved)
         if saved.forgotten:
             log.get().warning("state_forgotten", topology=topology.name, tables=saved.forgotten)
         observe = self._observer
         async with self._connect() as broker:
-            await broker.declare(broker_plan(topology), mode="declare" if topology.declare else "check")
+            made = await broker.declare(
+                broker_plan(topology), mode="declare" if topology.declare else "check"
+            )
+            if readings_queue(topology).name in made and saved.position.last_offset >= 0:
+                await self._begin_anew(lane, saved)
+            scorer = Scorer(topology, built)
             engine = Engine(
                 topology,
-                Scorer(topology, built),
+                scorer,
                 saved,
                 broker=broker,
-                checkpoint=lane.checkpoint,
+                store=lane.store,
                 metrics=lane.metrics,
                 clock=self._clock,
                 observer=(lambda scored: observe(topology.name, scored)) if observe else None,
-                single=lane.single,
+                suspects=lane.suspects,
             )
             control = Control(
                 topology,
@@ -195,15 +226,25 @@ class Worker:
                 topology=topology.name,
                 detectors=list(topology.detectors),
                 next_offset=saved.position.next_offset,
-                machines=len(saved.machines),
-                guarantee="exactly once: stream input, state and position in one checkpoint",
+                machines=saved.stored,
+                after_a_crash=saved.died,
+                guarantee=guarantee(topology),
             )
             async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(control.run()), tasks.create_task(engine.watch_lag())]
+                beside = [tasks.create_task(control.run()), tasks.create_task(engine.watch())]
                 await engine.run(stop)
                 for task in beside:
                     task.cancel()
         log.get().info("topology_stopped", topology=topology.name, next_offset=engine.position.next_offset)
+
+    async def _begin_anew(self, lane: _Lane, saved: Saved) -> None:
+        """Our stream was gone, with what it held unread, and was made anew: go on from its beginning."""
+        log.get().error(
+            "stream_replaced", topology=lane.topology.name, last_offset=saved.position.last_offset
+        )
+        lane.metrics.replaced.inc()
+        saved.position = StreamPosition()
+        await asyncio.to_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
 
     async def _models(
         self, lane: _Lane, saved: Saved
@@ -234,8 +275,10 @@ class Worker:
         if past is not None and past[0]["declared"] == spec.model:
             return ModelHistory(_ref(past[0]), _ref(past[1]) if past[1] else None)
         ref = await asyncio.to_thread(shelf.resolve, spec.model)
-        changes = Changes(saved.position, models={name: (reference(ref, spec.model), None)})
-        await asyncio.to_thread(lane.checkpoint.commit, changes)
+        changes = Changes(
+            saved.position, trying=saved.trying, models={name: (reference(ref, spec.model), None)}
+        )
+        await asyncio.to_thread(lane.store.commit, changes)
         return ModelHistory(ref)
 
 
@@ -251,7 +294,27 @@ def _ref(data: Mapping[str, object]) -> ModelRef:
     return msgspec.convert({key: value for key, value in data.items() if key != "declared"}, ModelRef)
 
 
-def _cause(error: BaseException) -> str:
+def guarantee(topology: Topology) -> str:
+    """What holds for this topology's readings, and why."""
+    source = topology.source
+    if source.queue is None:
+        return "exactly once: a stream of our own, its position and the state in one checkpoint"
+    told = "rising times" if source.order_by == "time" else "a sequence number"
+    once = (
+        f"exactly once for machines that send {told}, at least once for others: acknowledged after the commit"
+    )
+    if source.exclusive:
+        return f"{once}, one reader"
+    return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"
+
+
+def _checkpoint(data: Path, topology: Topology) -> Store:
+    return Checkpoint(data / f"{topology.name}.checkpoint", topology.name, Scorer.recipes(topology))
+
+
+def _cause(error: BaseException) -> Cause:
+    if isinstance(error, Stalled):
+        return "stalled"
     if isinstance(error, BrokerError):
         return "broker"
     if isinstance(error, CheckpointError):

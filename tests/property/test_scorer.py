@@ -76,15 +76,16 @@ def process(deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restar
         batch, rejected = decoder.decode(part)
         assert not rejected
         offsets = np.array([delivery.offset for delivery in part], dtype=np.int64)
+        scorer.admit(scorer.residents.missing(batch.machines), {})
         scored = scorer.process(batch, offsets[batch.messages])
         for name, column in scored.scores.items():
             scores[name] += column.tolist()
         alerts += scored.alerts
         refused += [part[index].offset for index, _ in scored.refused]
         if restart:
-            slots = np.arange(len(scorer.machines))
-            saved, scorer = (scorer.machines, scorer.components(slots)), fresh(wanted)
-            scorer.restore(*saved)
+            names = scorer.residents.names
+            saved, scorer = (names, scorer.components(scorer.residents.slots(names))), fresh(wanted)
+            scorer.admit(*saved)
     return scores, alerts, refused
 
 

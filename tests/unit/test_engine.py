@@ -13,10 +13,11 @@ import pytest
 
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
-from stream.checkpoint import Changes, Checkpoint
+from stream.checkpoint import Checkpoint
 from stream.errors import BrokerUnreachable, CheckpointError
 from stream.metrics import Metrics
 from stream.scorer import Scorer
+from stream.state import Changes
 from tests.aio import run
 from tests.plant import Plant, ScaleShelf, readings, topology
 
@@ -34,8 +35,10 @@ def state_of(plant: Plant) -> tuple[list[str], dict[str, Any]]:
         saved = checkpoint.load()
     finally:
         checkpoint.close()
-    return saved.machines, {
-        c: {n: a.tolist() for n, a in rows.items()} for c, rows in saved.components.items()
+    (group,) = saved.groups
+    order = np.argsort(group.machines)
+    return sorted(group.machines), {
+        c: {n: a[order].tolist() for n, a in rows.items()} for c, rows in group.components.items()
     }
 
 
@@ -137,17 +140,17 @@ def test_failed_commit_changes_nothing(
         one, other = Plant(tmp_path / "one", topology()), Plant(tmp_path / "other", topology())
         messages = readings(600)
         await uninterrupted(one, messages)
-        left = 3
+        left = 2
         commit = Checkpoint.commit
 
-        def failing(self: Checkpoint, changes: Changes) -> None:
+        def failing(self: Checkpoint, changes: Changes) -> int:
             nonlocal left
             left -= 1
             if left == 0:
                 if after:
                     commit(self, changes)
                 raise CheckpointError("sabotage")
-            commit(self, changes)
+            return commit(self, changes)
 
         monkeypatch.setattr(Checkpoint, "commit", failing)
         await uninterrupted(other, messages)

@@ -17,7 +17,7 @@ MODULES = sorted(
 )
 DETECTORS_MAY = {"msgspec", "numba", "numpy", "pandas", "river", "scipy", "sklearn", "detectors"}
 DETECTORS_MAY_NOT = {"asyncio", "time", "logging", "socket", "subprocess", "threading"}
-STREAM_KNOWS = {"base", "registry", "features", "quality", "datasets"}
+STREAM_KNOWS = {"base", "table", "registry", "features", "quality", "datasets"}
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {  # the modules of its adapter, and no others
     "aio_pika": {

@@ -1,0 +1,74 @@
+"""Which machines are in memory, and in which slot of the state tables; the longest unseen make room."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Slots
+
+__all__ = ["Residents"]
+
+
+class Residents:
+    """Machines by name and slot. A slot that became free is used again."""
+
+    def __init__(self) -> None:
+        self._slot_of: dict[str, int] = {}
+        self._names: list[str] = []
+        self._free: list[int] = []
+        self._seen: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._tick = 0
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    @property
+    def names(self) -> list[str]:
+        """The machines in memory, in the order in which they came."""
+        return list(self._slot_of)
+
+    def name(self, slot: int) -> str:
+        """Who is in a slot."""
+        return self._names[slot]
+
+    def missing(self, machines: Collection[str]) -> list[str]:
+        """Those that are not in memory, each once, in order."""
+        return [machine for machine in dict.fromkeys(machines) if machine not in self._slot_of]
+
+    def slots(self, machines: Sequence[str]) -> Slots:
+        """The slots of machines that are all in memory, (n,); they count as seen now."""
+        find = self._slot_of.__getitem__
+        slots = np.fromiter(map(find, machines), dtype=np.int64, count=len(machines))
+        self._tick += 1
+        self._seen[slots] = self._tick
+        return slots
+
+    def place(self, machines: Sequence[str]) -> tuple[Slots, Slots]:
+        """Slots for machines that are not in memory, (n,); and those of them that somebody used before."""
+        count = min(len(self._free), len(machines))
+        used = [self._free.pop() for _ in range(count)]
+        start = len(self._names)
+        fresh = range(start, start + len(machines) - count)
+        self._names += [""] * len(fresh)
+        if (more := len(self._names) - len(self._seen)) > 0:
+            self._seen = np.concatenate([self._seen, np.zeros(max(more, len(self._seen)), dtype=np.int64)])
+        slots = [*used, *fresh]
+        for machine, slot in zip(machines, slots, strict=True):
+            self._slot_of[machine] = slot
+            self._names[slot] = machine
+        return np.array(slots, dtype=np.int64), np.array(used, dtype=np.int64)
+
+    def evict(self, count: int, keep: Slots) -> None:
+        """Let go of so many machines, the longest unseen first, but of none in `keep`."""
+        spared = set(keep.tolist()) | set(self._free)
+        for slot in np.argsort(self._seen[: len(self._names)], kind="stable").tolist():
+            if count <= 0:
+                return
+            if slot not in spared:
+                del self._slot_of[self._names[slot]]
+                self._names[slot] = ""
+                self._free.append(slot)
+                count -= 1
