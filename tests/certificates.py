@@ -56,6 +56,20 @@ class Authority:
         subject = _name(name) if common_name else _name(name, NameOID.ORGANIZATION_NAME)
         return self._issue(f"client-{name}", subject, _CLIENT, [], expired=expired)
 
+    @staticmethod
+    def locked(pair: Pair, passphrase: str) -> Pair:
+        """The same pair with its key under a passphrase."""
+        key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+        locked = pair.key.with_suffix(".locked")
+        locked.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(passphrase.encode()),
+            )
+        )
+        return Pair(pair.cert, locked)
+
     def _issue(
         self,
         file: str,
