@@ -23,15 +23,17 @@ from stream.metrics import Metrics
 from stream.models import ModelRef
 from stream.runtimes.local import Worker
 from stream.scorer import Scored
-from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology, broker_plan
+from stream.topology import AlertRule, CheckpointRule, RegistryModel, Sensor, Source, Topology, broker_plan
 
 __all__ = ["Plant", "Scale", "ScaleShelf", "readings", "topology"]
 
 START = 1_722_988_800.0
 
 
-def topology(*, batch_model: bool = False, max_batch: int = 64, **source: Any) -> Topology:
-    """Two sensors, an online detector, and a batch detector if asked for."""
+def topology(
+    *, batch_model: bool = False, max_batch: int = 64, every: float = 0.2, **source: Any
+) -> Topology:
+    """Two sensors, an online detector, and a batch detector if asked for; a commit `every` so many seconds."""
     detectors: dict[str, Any] = {"spike": AdaptiveZ(warmup=10, half_life=50)}
     if batch_model:
         detectors["scale"] = RegistryModel(model="models:/scale@champion")
@@ -40,6 +42,7 @@ def topology(*, batch_model: bool = False, max_batch: int = 64, **source: Any) -
         source=Source(sensors=(Sensor("a"), Sensor("b")), max_batch=max_batch, linger=0.0, **source),
         detectors=detectors,
         alert=AlertRule(close_after=2),
+        checkpoint=CheckpointRule(every=every),
     )
 
 

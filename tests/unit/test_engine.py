@@ -137,10 +137,10 @@ def test_failed_commit_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
     async def story() -> None:
-        one, other = Plant(tmp_path / "one", topology()), Plant(tmp_path / "other", topology())
+        one, other = (Plant(tmp_path / name, topology(every=0.0)) for name in ("one", "other"))
         messages = readings(600)
         await uninterrupted(one, messages)
-        left = 2
+        left = 3
         commit = Checkpoint.commit
 
         def failing(self: Checkpoint, changes: Changes) -> int:
