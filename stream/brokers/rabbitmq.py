@@ -90,11 +90,10 @@ class RabbitBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lose("closed")
-        for connection in (self._publishing, self._consuming):
-            if connection is not None:
-                with contextlib.suppress(Exception):  # closing what may be broken already
-                    async with asyncio.timeout(self.timeout):
-                        await connection.close()
+        async with asyncio.TaskGroup() as tasks:  # together, for each waits for an answer that may never come
+            for connection in (self._publishing, self._consuming):
+                if connection is not None:
+                    tasks.create_task(self._close(connection))
 
     async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> frozenset[str]:
         """See `Broker`. In `check` mode bindings are not checked: AMQP cannot ask for them."""
@@ -238,6 +237,11 @@ class RabbitBroker:
             )
             if found is not None:
                 raise self._errors.tls_refused(found) from None
+
+    async def _close(self, connection: AbstractConnection) -> None:
+        with contextlib.suppress(Exception):  # what may be broken already
+            async with asyncio.timeout(self.timeout):
+                await connection.close()
 
     async def _declare_queue(self, channel: AbstractChannel, queue: Queue, *, passive: bool) -> Any:
         if passive:
