@@ -177,24 +177,29 @@ class Control:
         model: Model,
         prepared: float,
     ) -> Receipt:
-        before = self._models[detector].current
+        history = self._models[detector]
+        before = history.current
+        # Swapping to what serves already must not cost the way back.
+        earlier = history.previous if ref == before else before
         declared = self._topology.registry_models[detector].model
 
         def act() -> Changes:
             receipt["partitions"] = {"0": {"first_offset": self._engine.position.next_offset}}
-            swap = Swap(detector, model, info_of(ref), reference(ref, declared), reference(before, declared))
-            return self._engine.apply(swap)
+            previous = None if earlier is None else reference(earlier, declared)
+            return self._engine.apply(Swap(detector, model, info_of(ref), reference(ref, declared), previous))
 
         receipt |= {"model": _public(ref), "replaced": _public(before), "prepared_s": round(prepared, 4)}
-        done = await self._commit(receipt, command, act)
-        self._models[detector] = ModelHistory(ref, before)
+        done = await self._commit(receipt, command, act, settled=True)
+        self._models[detector] = ModelHistory(ref, earlier)
         self._metrics.swapped(detector, "applied")
         log.get().info(
             "model_swapped", topology=self._topology.name, detector=detector, **_public(ref), **done
         )
         return done
 
-    async def _commit(self, receipt: Receipt, command: Command, act: Any) -> Receipt:
+    async def _commit(
+        self, receipt: Receipt, command: Command, act: Any, *, settled: bool = False
+    ) -> Receipt:
         """Let the engine act between two batches, its receipt committed with the change."""
 
         def with_receipt() -> Changes:
@@ -202,7 +207,7 @@ class Control:
             changes.commands = {command.id: {**receipt, "status": "applied"}}
             return changes
 
-        pause = await self._engine.between_batches(with_receipt)
+        pause = await self._engine.between_batches(with_receipt, settled=settled)
         self._receipts[command.id] = {**receipt, "status": "applied"}
         return {"pause_s": round(pause, 4)}
 

@@ -31,6 +31,7 @@ from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
 from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import DEATHS, Suspects
+from stream.threads import in_thread
 from stream.topology import Topology, readings_queue
 
 __all__ = ["Engine", "Poison", "Swap"]
@@ -43,6 +44,16 @@ _QOS_LIMIT = 65_535
 
 Refused = Sequence[tuple[int, ReadingRejected]]
 """Messages of a batch that become dead letters, by index."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Something to be done between two batches."""
+
+    act: Callable[[], Changes]
+    done: asyncio.Future[float]
+    settled: bool
+    """Not before everything is scored again that may have been scored before a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,9 @@ class Engine:
         self._queue = readings_queue(topology)
         self._stream = self._queue.kind == "stream"
         self._trying = saved.trying
+        self._died = saved.died
+        self._floor = -1
+        """The last message that may have been scored before the last failure: no swap comes before it again."""
         self._broker = broker
         self._store = store
         self._metrics = metrics
@@ -98,12 +112,13 @@ class Engine:
         self._observer = observer
         self._decoder = Decoder(topology.source, clock.now)
         self._replays = set(saved.replays)
-        self._turns: list[tuple[Callable[[], Changes], asyncio.Future[float]]] = []
+        self._turns: list[_Turn] = []
         self._intake: Intake | None = None
         self._tag = 0
-        """The last delivery of a queue that is processed and not acknowledged."""
+        """The last delivery that is in the ledger; 0 once a queue was told."""
         self._taken = 0
         self._in_hand = 0
+        """Messages of the batch at hand that are not in the ledger."""
         for group in saved.groups:
             scorer.admit(*group)
         metrics.paused.set(self.paused)
@@ -124,19 +139,24 @@ class Engine:
         intake = await self._broker.consume(self._queue, offset=start, prefetch=min(prefetch, _QOS_LIMIT))
         try:
             deliveries = await self._first(intake) if self._stream else []
+            if self._died:
+                self._floor = self.position.last_offset + rule.after + source.max_batch
+                self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
             await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
             self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
             while not stop.is_set():
                 await self._take_turns(intake)
-                if self.paused:
+                if self.paused and not self._again:
                     await self._settle(intake)
                     await asyncio.sleep(_IDLE)
                     continue
                 most = self._suspects.most(self.position.next_offset, source.max_batch)
                 if not deliveries:
                     deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
+                    if not deliveries and not self._stream:
+                        self._floor = -1
                 if deliveries:
                     await self._batch(intake, deliveries[:most])
                     deliveries = deliveries[most:]
@@ -148,9 +168,9 @@ class Engine:
         finally:
             self._intake, self.consuming = None, False
             self._metrics.consuming.set(0)
-            self._metrics.passed_over("returned", self._in_hand)
-            for _, done in self._turns:
-                done.cancel()
+            self._metrics.passed_over("returned", self._in_hand + self.ledger.messages)
+            for turn in self._turns:
+                turn.done.cancel()
 
     async def watch(self) -> None:
         """Measure how far the source is ahead, until cancelled; it waits for answers, so it runs beside the path.
@@ -178,10 +198,14 @@ class Engine:
                     )
             await asyncio.sleep(_LAG_INTERVAL if intake is not None else _IDLE)
 
-    async def between_batches(self, act: Callable[[], Changes]) -> float:
-        """Run `act` between two batches and commit what it changed; seconds that the stream stood still."""
+    async def between_batches(self, act: Callable[[], Changes], *, settled: bool = False) -> float:
+        """Run `act` between two batches and commit what it changed; seconds that the stream stood still.
+
+        `settled` waits until what may have been scored before a failure is scored again: an alert that went out
+        then must come out the same, so no other model may take its reading.
+        """
         done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._turns.append((act, done))
+        self._turns.append(_Turn(act, done, settled))
         return await done
 
     def apply(self, swap: Swap) -> Changes:
@@ -205,13 +229,12 @@ class Engine:
         self._metrics.received.inc(len(deliveries))
         fresh = self._number(deliveries)
         self._metrics.passed_over("replayed", len(deliveries) - len(fresh))
-        self._in_hand += len(fresh)
-        self._tag = deliveries[-1].tag
+        self._in_hand = len(fresh)
         if fresh:
             await self._process(intake, fresh)
             self._suspects.done(len(fresh))
         if self._stream:
-            await intake.ack(self._tag)
+            await intake.ack(deliveries[-1].tag)
 
     async def _process(self, intake: Intake, fresh: list[Delivery]) -> None:
         trying = self._suspects.attempt(fresh[0].offset, fresh[-1].offset, fingerprint(fresh[0]))
@@ -270,6 +293,7 @@ class Engine:
         self._replays.update(letters)
         position = StreamPosition(fresh[-1].offset, fingerprint(fresh[-1]) if self._stream else "")
         self.ledger.add(position, scored.touched, tally, messages=len(fresh), replays=letters)
+        self._in_hand, self._tag = 0, fresh[-1].tag
         self._show_state()
 
     def _origins(self, fresh: Sequence[Delivery]) -> tuple[dict[int, Origin], set[int]]:
@@ -303,7 +327,7 @@ class Engine:
             here = [machine for machine in batch.machines if machine not in set(missing)]
             self.scorer.evict(over + source.resident_machines // 16, residents.slots(here))
         if self.ledger.machines > len(residents):
-            for group in await asyncio.to_thread(self._store.fetch, missing):
+            for group in await in_thread(self._store.fetch, missing):
                 self.scorer.admit(*group)
             missing = residents.missing(missing)
         room = max(source.max_machines - self.ledger.machines, 0)
@@ -341,7 +365,6 @@ class Engine:
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
-        self._in_hand = 0
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)
@@ -353,22 +376,29 @@ class Engine:
         position = StreamPosition(delivery.offset, fingerprint(delivery) if self._stream else "")
         nothing = np.zeros(0, dtype=np.int64)
         self.ledger.add(position, nothing, Tally(deadlettered=Counter([error.reason])), messages=1)
+        self._in_hand, self._tag = 0, delivery.tag
         await self._settle(intake)
 
+    @property
+    def _again(self) -> bool:
+        """Readings come that may have been scored before a failure."""
+        return self.position.last_offset < self._floor
+
     async def _take_turns(self, intake: Intake) -> None:
-        turns, self._turns = self._turns, []
-        for act, done in turns:
+        turns = [turn for turn in self._turns if not (turn.settled and self._again)]
+        self._turns = [turn for turn in self._turns if turn not in turns]
+        for turn in turns:
             before = self._clock.monotonic()
             try:
-                changes = act()
+                changes = turn.act()
             except CommandRefused as refused:
-                done.set_exception(refused)
+                turn.done.set_exception(refused)
                 continue
             if changes.paused is not None:
                 self.paused = changes.paused
                 self._metrics.paused.set(self.paused)
             await self._settle(intake, changes)
-            done.set_result(self._clock.monotonic() - before)
+            turn.done.set_result(self._clock.monotonic() - before)
 
     async def _first(self, intake: Intake) -> list[Delivery]:
         """The first deliveries from the position on, once the stream is proven to be the same."""

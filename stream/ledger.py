@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from stream.clock import Clock
 from stream.metrics import TopologyMetrics
 from stream.scorer import Scorer
 from stream.state import Changes, Saved, Store, StreamPosition, Trying
+from stream.threads import in_thread
 from stream.topology import CheckpointRule
 
 __all__ = ["Ledger", "Tally"]
@@ -108,7 +108,7 @@ class Ledger:
         changes.components = self._scorer.components(slots) if len(slots) else {}
         changes.replays = tuple(self._replays)
         before = self._clock.monotonic()
-        size = await asyncio.to_thread(self._store.commit, changes)
+        size = await in_thread(self._store.commit, changes)
         self._metrics.checkpoint_duration.observe(self._clock.monotonic() - before)
         self._metrics.checkpoint_time.set(self._clock.now())
         self._metrics.checkpoint_bytes.set(size)
@@ -123,7 +123,7 @@ class Ledger:
 
     async def note(self, trying: Trying) -> None:
         """Write down which message is about to be processed. Nothing may be pending."""
-        await asyncio.to_thread(self._store.commit, Changes(self.committed, trying=trying))
+        await in_thread(self._store.commit, Changes(self.committed, trying=trying))
 
     def _count(self, tally: Tally) -> None:
         self._metrics.processed.inc(tally.usable)

@@ -77,6 +77,11 @@ class _Store:
         for reader in self.readers:
             reader.arrived.set()
 
+    @property
+    def idle(self) -> bool:
+        """A queue holds nothing, and nothing of it is out and not acknowledged."""
+        return self.head == len(self.messages) and not any(reader.outstanding for reader in self.readers)
+
 
 class MemoryServer:
     """What connections share: exchanges, bindings, queues. `now` gives seconds for ages and expirations."""
@@ -92,6 +97,18 @@ class MemoryServer:
         """Cut every connection, as a network would: each use of them raises BrokerUnreachable from now on."""
         for broker in tuple(self._brokers):
             self.leave(broker)
+
+    @property
+    def connections(self) -> tuple[MemoryBroker, ...]:
+        """Who is connected."""
+        return tuple(self._brokers)
+
+    def forget(self, name: str, keep: int) -> None:
+        """A stream forgets all but so many of its newest messages, as by retention. Raises BrokerRefused."""
+        store = self.store(name)
+        gone = max(len(store.messages) - store.head - keep, 0)
+        store.head += gone
+        store.first += gone
 
     def store(self, name: str) -> _Store:
         """A queue by name. Raises BrokerRefused."""
@@ -237,6 +254,11 @@ class _Intake:
         self._open = True
         self._why = "this intake was closed"
         store.readers.add(self)
+
+    @property
+    def outstanding(self) -> int:
+        """Deliveries not acknowledged."""
+        return len(self._unacked)
 
     async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
         """See `Intake`."""

@@ -41,6 +41,7 @@ from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects
+from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
 
 __all__ = ["Worker", "first_error", "guarantee"]
@@ -128,7 +129,7 @@ class Worker:
         try:
             for topology in self._topologies:
                 metrics = self.metrics.of(topology.name, topology.detectors)
-                store = await asyncio.to_thread(self._store, topology)
+                store = await in_thread(self._store, topology)
                 self._lanes.append(_Lane(topology, store, metrics))
             async with asyncio.TaskGroup() as tasks:
                 for lane in self._lanes:
@@ -175,8 +176,8 @@ class Worker:
         pauses = _pauses()
         while lane.full and not stop.is_set():
             try:
-                saved = await asyncio.to_thread(lane.store.load, 0)
-                await asyncio.to_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+                saved = await in_thread(lane.store.load, 0)
+                await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
                 lane.full = False
             except CheckpointFull:
                 await _wait(stop, next(pauses))
@@ -184,7 +185,7 @@ class Worker:
 
     async def _run_once(self, lane: _Lane, stop: asyncio.Event) -> None:
         topology = lane.topology
-        saved = await asyncio.to_thread(lane.store.load, topology.source.resident_machines)
+        saved = await in_thread(lane.store.load, topology.source.resident_machines)
         if lane.suspects is None:
             window = topology.checkpoint.after + topology.source.max_batch if saved.died else 0
             lane.suspects = Suspects(saved.trying, window=window)
@@ -244,7 +245,7 @@ class Worker:
         )
         lane.metrics.replaced.inc()
         saved.position = StreamPosition()
-        await asyncio.to_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+        await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
 
     async def _models(
         self, lane: _Lane, saved: Saved
@@ -278,7 +279,7 @@ class Worker:
         changes = Changes(
             saved.position, trying=saved.trying, models={name: (reference(ref, spec.model), None)}
         )
-        await asyncio.to_thread(lane.store.commit, changes)
+        await in_thread(lane.store.commit, changes)
         return ModelHistory(ref)
 
 

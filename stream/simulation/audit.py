@@ -1,0 +1,254 @@
+"""The auditor: works out from the readings alone what should have come, and compares. It knows no engine.
+
+What it shares with the product are the detectors (their mathematics is tested elsewhere) and the formats of
+messages; decoding, duplicates, the alert's life and the order of things are written here once more, plainly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stream.brokers.base import Delivery
+from stream.simulation.world import Outcome
+
+__all__ = ["audit"]
+
+_LATENESS = 10.0
+_THRESHOLDS = {"spike": 6.0, "scale": 60.0}
+
+
+def audit(outcome: Outcome) -> list[str]:
+    """What is wrong, in sentences; nothing if the run equals an uninterrupted one."""
+    if outcome.stuck:
+        return [f"not everything was processed: {outcome.stuck}"]
+    found: list[str] = []
+    used, lost = _used(outcome, found)
+    expected = _Reference(outcome).process(used)
+    found += _compare_alerts(outcome, expected)
+    found += _compare_dead_letters(outcome, expected)
+    found += _compare_state(outcome, expected)
+    found += _check_receipts(outcome)
+    if not outcome.conserved:
+        found.append("received is not processed + dead-lettered + passed over")
+    if outcome.used_damage:
+        found.append("a damaged checkpoint was used")
+    if lost and not outcome.gaps:
+        found.append(f"{lost} readings were lost to retention, and nobody was told")
+    if outcome.gaps and len(used) == len(outcome.published):
+        found.append("a loss was told, and there was none")
+    return found
+
+
+def _used(outcome: Outcome, found: list[str]) -> tuple[list[Delivery], int]:
+    """The messages whose effect must be in the end, in order; and how many retention took noticeably.
+
+    A message counts in the life of the reader that saw it and whose successor went on behind it.
+    """
+    published = {delivery.offset: delivery for delivery in outcome.published}
+    if outcome.schedule.source == "queue":
+        return list(published.values()), 0
+    used: list[Delivery] = []
+    lost = 0
+    ends = [start for start, _ in outcome.lives[1:]] + [outcome.saved.position.last_offset]
+    for (start, seen), end in zip(outcome.lives, ends, strict=True):
+        before = start
+        for offset in seen:
+            missed = [o for o in published if before < o < offset] if before >= 0 else []
+            if len(missed) > 1 and offset <= end:
+                lost += len(missed)
+            before = max(before, offset)
+            if start < offset <= end:
+                used.append(published[offset])
+    offsets = [delivery.offset for delivery in used]
+    if offsets != sorted(set(offsets)):
+        found.append("a message took effect twice, or out of order")
+    return used, lost
+
+
+@dataclass
+class _Life:
+    """An alert's state for one machine and detector."""
+
+    open: bool = False
+    calm: int = 0
+    level: int = 0
+    updates: int = 0
+
+
+@dataclass
+class _Reference:
+    """An uninterrupted run, reading by reading."""
+
+    outcome: Outcome
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    bad: list[Delivery] = field(default_factory=list)
+    rows: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    arrivals: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def process(self, messages: Sequence[Delivery]) -> _Reference:
+        detector: Any = self.outcome.topology.detectors["spike"]
+        spike = detector.build(("a",))
+        swaps = sorted(
+            (receipt["partitions"]["0"]["first_offset"], order, receipt["model"]["version"])
+            for order, receipt in enumerate(self.outcome.saved.commands.values())
+            if receipt["verb"] in ("swap", "rollback")
+        )
+        slots: dict[str, int] = {}
+        lives: dict[tuple[str, str], _Life] = {}
+        for message in messages:
+            reading = _parsed(message.body)
+            if reading is None:
+                self.bad.append(message)
+                continue
+            machine, time, seq, value = reading
+            slot = slots.setdefault(machine, len(slots))
+            if not self._is_new(machine, time, seq):
+                continue
+            row = np.array([slot]), np.array([[value]]), np.array([time])
+            version = next((v for at, _, v in reversed(swaps) if at <= message.offset), 1)
+            scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
+            position = message.offset if self.outcome.schedule.source == "stream" else seq
+            for name, score in scores.items():
+                told = _step(lives.setdefault((machine, name), _Life()), score / _THRESHOLDS[name])
+                if told is not None:
+                    model = str(version) if name == "scale" else "online"
+                    self.events.append((machine, name, *told, score, position, model))
+        for machine, slot in slots.items():
+            state = spike.snapshot(np.array([slot]))
+            self.rows[machine] = {
+                name: np.ascontiguousarray(column).tobytes() for name, column in state.items()
+            }
+        return self
+
+    def _is_new(self, machine: str, time: float, seq: int) -> bool:
+        newest, highest = self.arrivals.get(machine, (-np.inf, -1))
+        if seq <= highest and time <= newest:
+            return False
+        late = time < newest - _LATENESS
+        newest = max(newest, time)
+        if seq > highest or time >= newest:
+            highest = seq
+        self.arrivals[machine] = (newest, highest)
+        return not late
+
+
+def _step(life: _Life, ratio: float) -> tuple[str, int] | None:
+    """One score, as a part of its threshold: the event's kind and its number in the alert's life."""
+    level = 2 if ratio >= 2.0 else 1
+    if not life.open:
+        if ratio < 1.0:
+            return None
+        life.open, life.calm, life.level, life.updates = True, 0, level, 0
+        return "opened", 0
+    if ratio < 0.9:
+        life.calm += 1
+        if life.calm < 2:
+            return None
+        life.open = False
+        return "closed", life.updates + 1
+    life.calm = 0
+    if ratio >= 1.0 and level > life.level:
+        life.level = level
+        life.updates += 1
+        return "updated", life.updates
+    return None
+
+
+def _parsed(body: bytes) -> tuple[str, float, int, float] | None:
+    try:
+        message = json.loads(body)
+        return message["machine"], message["time"], message["seq"], message["values"]["a"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _compare_alerts(outcome: Outcome, expected: _Reference) -> list[str]:
+    found: list[str] = []
+    bodies: dict[str | None, bytes] = {}
+    for delivery in outcome.alerts:
+        if bodies.setdefault(delivery.message_id, delivery.body) != delivery.body:
+            found.append(f"two different alerts have the id {delivery.message_id}")
+    told = Counter(map(_event, map(json.loads, bodies.values())))
+    wanted = Counter(expected.events)
+    return found + _differences("alert", wanted, told, outcome)
+
+
+def _differences(what: str, wanted: Counter[Any], told: Counter[Any], outcome: Outcome) -> list[str]:
+    """What is missing, and what is too much: unless the reading it came of was lost to retention later."""
+    found = [f"{what} lost: {item}" for item in (wanted - told)]
+    if not outcome.schedule.retention:
+        found += [f"{what} spurious: {item}" for item in (told - wanted)]
+    return found
+
+
+def _event(alert: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("machine", "detector", "event", "sequence", "score")
+    return (*(alert[name] for name in names), alert["position"]["offset"], alert["model"]["version"])
+
+
+def _compare_dead_letters(outcome: Outcome, expected: _Reference) -> list[str]:
+    if outcome.schedule.source == "queue":  # numbered anew when they come again: at least once
+        told = Counter(dict.fromkeys((letter.body for letter in outcome.dead), 1))
+        wanted = Counter(dict.fromkeys((message.body for message in expected.bad), 1))
+    else:
+        unique = {letter.message_id: letter for letter in outcome.dead}.values()
+        told = Counter(letter.body for letter in unique)
+        wanted = Counter(message.body for message in expected.bad)
+    return _differences("dead letter", wanted, told, outcome)
+
+
+def _compare_state(outcome: Outcome, expected: _Reference) -> list[str]:
+    found: list[str] = []
+    kept: dict[str, dict[str, bytes]] = {}
+    seen: dict[str, tuple[float, int]] = {}
+    for group in outcome.saved.groups:
+        for i, machine in enumerate(group.machines):
+            state = group.components["model:spike"]
+            kept[machine] = {
+                name: np.ascontiguousarray(column[i]).tobytes() for name, column in state.items()
+            }
+            arrivals = group.components["arrivals"]
+            seen[machine] = (float(arrivals["time"][i][0]), int(arrivals["seq"][i][0]))
+    if set(kept) != set(expected.rows):
+        found.append(f"machines known: {sorted(kept)}, expected {sorted(expected.rows)}")
+    for machine in kept.keys() & expected.rows.keys():
+        if kept[machine] != expected.rows[machine]:
+            found.append(f"the state of {machine} differs: a reading was learned twice, or not at all")
+        if seen[machine] != expected.arrivals[machine]:
+            found.append(
+                f"{machine}: newest and highest are {seen[machine]}, expected {expected.arrivals[machine]}"
+            )
+    return found
+
+
+def _check_receipts(outcome: Outcome) -> list[str]:
+    found: list[str] = []
+    sent = {command.id: command for command in outcome.schedule.commands}
+    times = Counter(command.id for command in outcome.schedule.commands)
+    kept = outcome.saved.commands
+    for reply in outcome.replies:
+        name = reply.get("command")
+        if name not in sent:
+            found.append(f"an answer to a command that nobody sent: {name}")
+        elif reply["status"] == "applied" and sent[name].verb != "status":
+            told = (reply.get("model"), reply.get("partitions"))
+            stored = kept.get(name, {})
+            if told != (stored.get("model"), stored.get("partitions")):
+                found.append(f"{name}: the receipt says {told}, the checkpoint {stored}")
+        elif reply["status"] == "refused" and name in kept and times[name] == 1:
+            found.append(f"{name} was refused and carried out")
+    for name, command in sent.items():
+        impossible = command.verb == "rollback" or command.model in ("models:/scale/7", "models:/scale/8")
+        if command.verb in ("pause", "resume") and name not in kept:
+            found.append(f"{name}: {command.verb} left no trace")
+        if command.verb == "swap" and (name in kept) == impossible:
+            found.append(
+                f"{name}: a swap to {command.model} was {'carried out' if impossible else 'not carried out'}"
+            )
+    return found

@@ -1,0 +1,174 @@
+"""What a seed decides: who sends what, which commands come, and what goes wrong where. Plain data."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
+
+Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack"]
+"""A place where the worker touches the world."""
+Kind = Literal["crash", "disconnect", "fail", "full", "torn", "silent", "part"]
+"""What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a
+while; the process dies and leaves a damaged checkpoint; the consumer hears nothing more; only a part of the
+messages arrives before the connection is lost."""
+
+_KINDS: dict[Op, tuple[Kind, ...]] = {
+    "load": ("crash", "fail"),
+    "commit": ("crash", "fail", "full", "torn"),
+    "connect": ("disconnect",),
+    "declare": ("crash", "disconnect"),
+    "consume": ("crash", "disconnect"),
+    "receive": ("crash", "disconnect", "silent"),
+    "publish": ("crash", "disconnect", "part"),
+    "ack": ("crash", "disconnect"),
+}
+_MACHINES = 4
+START = 1_722_988_800.0
+"""Epoch seconds at which a simulation begins."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """The `nth` time (from 1) that the worker does `op`, this goes wrong, before or after its effect."""
+
+    op: Op
+    nth: int
+    kind: Kind
+    after: bool = False
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """A message that a machine publishes at a virtual second."""
+
+    at: float
+    machine: str
+    body: str
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A control message at a virtual second."""
+
+    at: float
+    verb: Literal["swap", "rollback", "pause", "resume", "status"]
+    id: str
+    model: str | None = None
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """One simulated life of a worker."""
+
+    seed: int
+    source: Literal["stream", "queue"]
+    max_batch: int
+    every: float
+    after: int
+    segment: int
+    """Messages after which the stream skips an offset; 0: never."""
+    resident: int
+    """Machines that fit in memory."""
+    readings: tuple[Reading, ...]
+    commands: tuple[Command, ...]
+    faults: tuple[Fault, ...]
+    retention: tuple[tuple[float, int], ...] = ()
+    """At a virtual second, the broker forgets all but so many of the newest messages."""
+
+    def text(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"seed {self.seed}: {self.source}, {len(self.readings)} readings, batches of {self.max_batch}, "
+            f"commit every {self.every} s or {self.after}, segment {self.segment}, {self.resident} in memory"
+        ]
+        lines += [
+            f"  {'after' if fault.after else 'before'} {fault.op} number {fault.nth}: {fault.kind}"
+            for fault in self.faults
+        ]
+        lines += [f"  at {at:.2f} s: retention keeps {keep} messages" for at, keep in self.retention]
+        lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or ''} ({c.id})" for c in self.commands]
+        return "\n".join(lines)
+
+
+def schedule(seed: int) -> Schedule:
+    """The schedule of a seed: always the same one."""
+    rng = random.Random(seed)
+    source: Literal["stream", "queue"] = "queue" if rng.random() < 0.3 else "stream"
+    readings = _readings(rng)
+    last = readings[-1].at
+    commands = _commands(rng, last, source) if rng.random() < 0.6 else ()
+    retention: tuple[tuple[float, int], ...] = ()
+    if source == "stream" and rng.random() < 0.15:
+        retention = ((rng.uniform(0.1, last), rng.randrange(1, 12)),)
+    return Schedule(
+        seed=seed,
+        source=source,
+        max_batch=rng.choice((1, 2, 5, 16)),
+        every=rng.choice((0.0, 0.02, 0.2)),
+        after=rng.choice((1, 4, 20, 1000)),
+        segment=rng.choice((0, 0, 3, 10)) if source == "stream" else 0,
+        resident=rng.choice((2, 3, 100)),
+        readings=readings,
+        commands=commands,
+        faults=_faults(rng),
+        retention=retention,
+    )
+
+
+def _readings(rng: random.Random) -> tuple[Reading, ...]:
+    """Machines with a sequence number each; spikes, late readings, repeated ones, and some that are no use."""
+    found: list[Reading] = []
+    at, seqs = 0.0, [0] * _MACHINES
+    times = [START] * _MACHINES
+    for _ in range(rng.randrange(8, 48)):
+        at += rng.choice((0.0, 0.0, 0.001, 0.05, 0.3))
+        number = rng.randrange(_MACHINES)
+        machine = f"m{number}"
+        roll = rng.random()
+        if roll < 0.06:
+            found.append(Reading(at, machine, rng.choice(("{broken", '{"values": {"a": 1.0}}', '"text"'))))
+            continue
+        if roll < 0.14 and found:
+            found.append(msgspec.structs.replace(rng.choice(found[-6:]), at=at))
+            continue
+        seqs[number] += rng.choice((1, 1, 1, 3))
+        times[number] += rng.choice((1.0, 1.0, 0.5))
+        late = 30.0 if roll < 0.2 else 0.0
+        value = round(rng.gauss(0.0, 1.0) + (25.0 if rng.random() < 0.2 else 0.0), 3)
+        body = {"machine": machine, "time": times[number] - late, "seq": seqs[number], "values": {"a": value}}
+        found.append(Reading(at, machine, json.dumps(body)))
+    return tuple(found)
+
+
+def _commands(rng: random.Random, last: float, source: str) -> tuple[Command, ...]:
+    found: list[Command] = []
+    for number in range(rng.randrange(1, 5)):
+        at = rng.uniform(0.0, last + 0.5)
+        roll = rng.random()
+        if roll < 0.6 and source == "stream":
+            found.append(Command(at, "swap", f"c{number}", f"models:/scale/{rng.randrange(1, 9)}"))
+        elif roll < 0.7 and source == "stream":
+            found.append(Command(at, "rollback", f"c{number}"))
+        elif roll < 0.85:
+            found.append(Command(at, "pause", f"c{number}"))
+            found.append(Command(at + rng.uniform(0.1, 2.0), "resume", f"c{number}r"))
+        else:
+            found.append(Command(at, "status", f"c{number}"))
+    if found and rng.random() < 0.3:  # the same command once more
+        again = rng.choice(found)
+        found.append(msgspec.structs.replace(again, at=again.at + rng.uniform(0.0, 1.0)))
+    return tuple(sorted(found, key=lambda command: command.at))
+
+
+def _faults(rng: random.Random) -> tuple[Fault, ...]:
+    """At most two deaths: after a third over the same message, that message would be put aside."""
+    found: list[Fault] = []
+    deaths = 0
+    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
+        op = rng.choice(("commit", "commit", "publish", "publish", "receive", "ack", *_KINDS))
+        kinds = _KINDS[op] if deaths < 2 else tuple(k for k in _KINDS[op] if k not in ("crash", "torn"))
+        kind = rng.choice(kinds)
+        deaths += kind in ("crash", "torn")
+        found.append(Fault(op, 1 + int(rng.expovariate(0.15)), kind, rng.random() < 0.5))
+    return tuple(found)
