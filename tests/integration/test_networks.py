@@ -294,6 +294,35 @@ def test_worker_stays_connected_while_the_network_is(fault: Fault, hall: Open, e
     run(main())
 
 
+@pytest.mark.parametrize("doing", ["reading", "publishing", "connecting"])
+def test_worker_stops_in_time_while_the_network_is_stalled(
+    doing: str, hall: Open, expected: list[Alert]
+) -> None:
+    async def main() -> None:
+        async with hall() as at:
+            async with at.running():
+                await at.publish(0)
+                await at.processed(1)
+                if doing == "connecting":
+                    at.proxy.switch(RESET)
+                    await until(lambda: at.restarts >= 1, 5.0)
+                    accepted = at.proxy.accepted
+                    at.proxy.switch(STALL)
+                    await until(lambda: at.proxy.accepted > accepted, 5.0)
+                at.proxy.switch(STALL if doing != "publishing" else FAULTS["silence to the broker"].fault)
+                for part in range(1, BATCHES):
+                    await at.publish(part)
+                began = time.monotonic()
+            print(f"@@ stopped while {doing} in {time.monotonic() - began:.2f} s")
+            assert time.monotonic() - began < 3 * TIMEOUT
+            at.proxy.switch(PASS)
+            async with at.running():
+                await at.processed(3)
+            await nothing_lost(at, expected)
+
+    run(main())
+
+
 def files_open() -> int:
     """How many files and sockets this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
