@@ -47,6 +47,8 @@ SELECT machine, row, layout, crc FROM (SELECT rowid, * FROM state ORDER BY seen 
 """
 _KEPT = 10_000
 """Commands remembered, to answer a repeated one with the same receipt; lines of the audit; replays."""
+_SHOWN = 100
+"""Lines of the audit that are loaded."""
 _FORGET = (
     "DELETE FROM commands WHERE id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)",
     "DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?",
@@ -196,6 +198,8 @@ class Checkpoint:
             saved.models[detector] = (json.loads(current), json.loads(previous))
         for command, receipt, _ in self._checked("SELECT * FROM commands ORDER BY at"):
             saved.commands[command] = json.loads(receipt)
+        lines = self._checked(f"SELECT * FROM audit ORDER BY number DESC LIMIT {_SHOWN}")  # noqa: S608
+        saved.audit = [json.loads(line) for _, line in reversed(lines)]
         saved.replays = frozenset(row[0] for row in self._checked("SELECT * FROM replays"))
         saved.groups, saved.forgotten = self._groups(self._db.execute(_LAST_SEEN, (most,)).fetchall())
         saved.stored = self._db.execute("SELECT count(*) FROM state").fetchone()[0]

@@ -74,7 +74,7 @@ def cli() -> None:
     In production:
       mmlw check FILE...        every problem of a topology file at once
       mmlw run FILE...          run topologies on RabbitMQ
-      mmlw status TOPOLOGY      and swap, rollback, pause, resume: steer a running one
+      mmlw status TOPOLOGY      and swap, rollback, pause, resume, audit: steer a running one
       mmlw alerts               watch alerts as they come
     """
     log.configure("auto", "warning")  # drivers' own words stay silent; what went wrong is said once, by us
@@ -175,6 +175,13 @@ def graph(file: Path) -> None:
     "--http", default="127.0.0.1:9464", show_default=True, help="/metrics, /healthz, /readyz; or off."
 )
 @click.option(
+    "--http-token-file",
+    type=click.Path(path_type=Path),
+    envvar="MMLW_HTTP_TOKEN_FILE",
+    show_envvar=True,
+    help="File with the token for commands over HTTP: POST /topologies/NAME/VERB.  [default: none are taken]",
+)
+@click.option(
     "--log", "log_form", type=click.Choice(["auto", "console", "json"]), default="auto", show_default=True
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -193,6 +200,7 @@ def run(
     registry_uri: str | None,
     data: Path,
     http: str,
+    http_token_file: Path | None,
     log_form: Any,
     log_level: str,
     wait: float,
@@ -206,11 +214,14 @@ def run(
     start.
     """
     from stream.config import load_all
+    from stream.http import read_token
 
     log.configure(log_form, log_level)
     topologies = tuple(topology for file in files for topology in load_all(file))
     connect = connector(broker)
-    asyncio.run(_run(topologies, connect, shelf_of(registry_uri, data, topologies), data, http, wait, grace))
+    token = None if http_token_file is None else read_token(http_token_file)
+    shelf = shelf_of(registry_uri, data, topologies)
+    asyncio.run(_run(topologies, connect, shelf, data, http, token, wait, grace))
 
 
 async def _run(
@@ -219,6 +230,7 @@ async def _run(
     shelf: Any,
     data: Path,
     http: str,
+    token: str | None,
     wait: float,
     grace: float,
 ) -> None:
@@ -241,8 +253,10 @@ async def _run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
-    web = contextlib.nullcontext() if http == "off" else serving(bind(http), metrics, worker.problems)
-    async with web:
+    async with contextlib.AsyncExitStack() as web:
+        if http != "off":
+            served = serving(bind(http), metrics, worker.problems, control=worker.control, token=token)
+            await web.enter_async_context(served)
         await worker.run(stop)
 
 

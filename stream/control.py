@@ -1,27 +1,26 @@
-"""Control: commands arrive as messages, are checked, carried out once, and answered with a receipt.
+"""Control: commands come as messages or over HTTP, are checked, carried out once, answered and written down.
 
 A command is published to the exchange `mmlw.control` under `control.<topology>.<verb>`, with a JSON body that
-holds at least `id`; it names where the answer goes by `reply_to` and `correlation_id`.
+holds at least `id` and `issued`; it names where the answer goes by `reply_to` and `correlation_id`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import msgspec
 
-from detectors.base import Model
 from stream import log
-from stream.brokers.base import Broker, Delivery, Message, Queue
-from stream.clock import Clock
-from stream.engine import Engine, Swap
+from stream.audit import Audit, Line
+from stream.brokers.base import Broker, Delivery, Intake, Message, Queue
+from stream.clock import SYSTEM_CLOCK, Clock
+from stream.commands import CLOCK_SKEW, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
+from stream.engine import Engine
 from stream.errors import (
     BrokerError,
     BrokerMissing,
+    BrokerRefused,
     BrokerUnreachable,
     CommandRefused,
     MmlwError,
@@ -29,40 +28,22 @@ from stream.errors import (
     Unroutable,
 )
 from stream.metrics import TopologyMetrics
-from stream.models import ModelRef
-from stream.references import parse_uri
-from stream.shelf import Shelf, info_of
-from stream.state import Changes
+from stream.shelf import Shelf
+from stream.state import Changes, Saved
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
-from stream.validation import suggest
+from stream.verbs import ModelHistory, Verbs
 
-__all__ = ["VERBS", "Command", "Control", "ModelHistory", "Receipt", "reference", "request"]
+__all__ = ["Command", "Control", "Receipt", "request"]
 
-Verb = Literal["status", "swap", "rollback", "pause", "resume"]
-VERBS: tuple[Verb, ...] = ("status", "swap", "rollback", "pause", "resume")
 _IDLE = 1.0
-
-Receipt = dict[str, Any]
-"""The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`), and
-`reason` or what was done."""
-
-
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a command. `id` makes it idempotent: the same id again gets the same receipt."""
-
-    id: str
-    detector: str | None = None
-    """Which batch detector; may be left out where the topology has one."""
-    model: str | None = None
-    """swap: `models:/name@alias`, or `models:/name/version`."""
-
-
-@dataclass(slots=True)
-class ModelHistory:
-    """Which version of a registry model scores now, and which did before (what `rollback` returns to)."""
-
-    current: ModelRef
-    previous: ModelRef | None = None
+_PREFETCH = 4
+"""Commands held at a time: a body may be as large as the broker allows."""
+_WAITING = 16
+"""Commands that may wait over HTTP."""
+_PACE = 0.002
+"""Seconds given to the readings for each command of a flood."""
+_REPLIES = ("mmlw.reply.", "amq.rabbitmq.reply-to.")
+"""Where an answer may go: a sender must not make the worker write to any other queue."""
 
 
 class Control:
@@ -76,170 +57,165 @@ class Control:
         broker: Broker,
         shelf: Shelf | None,
         models: dict[str, ModelHistory],
-        receipts: Mapping[str, Receipt],
+        saved: Saved,
         metrics: TopologyMetrics,
         clock: Clock,
     ) -> None:
         self._topology = topology
         self._engine = engine
         self._broker = broker
-        self._shelf = shelf
-        self._models = models
-        self._receipts = dict(receipts)
+        self._verbs = Verbs(topology, engine, shelf=shelf, models=models, metrics=metrics, clock=clock)
+        self._docket = Docket(topology.operators, saved.commands, saved.audit)
+        self._audit = Audit(saved.audit, clock)
         self._metrics = metrics
         self._clock = clock
+        self._one = asyncio.Lock()
+        self._asked: asyncio.Queue[tuple[Asked, asyncio.Future[Receipt | None]]] = asyncio.Queue(_WAITING)
+        self._answers: set[asyncio.Future[Receipt | None]] = set()
+        self._ended = False
 
     async def run(self) -> None:
         """Serve commands one at a time, in order, until cancelled."""
-        intake = await self._broker.consume(control_queue(self._topology.name), offset=None, prefetch=16)
-        while True:
-            for delivery in await intake.receive(16, 0.0, _IDLE):
-                receipt = await self.handle(delivery)
-                await self._reply(delivery, receipt)
-                await intake.ack(delivery.tag)
-
-    async def handle(self, delivery: Delivery) -> Receipt:
-        """Carry out one command; the receipt tells what became of it. Never raises for a bad command."""
-        verb = delivery.routing_key.rpartition(".")[2]
-        receipt: Receipt = {"command": None, "verb": verb, "topology": self._topology.name}
         try:
-            command = self._checked(delivery, verb)
-            receipt["command"] = command.id
-            if command.id in self._receipts:
-                return {**self._receipts[command.id], "duplicate": True}
-            receipt |= {"status": "applied", **await self._carry_out(verb, command, receipt)}
+            intake = await self._broker.consume(
+                control_queue(self._topology.name), offset=None, prefetch=_PREFETCH
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._serve_broker(intake))
+                tasks.create_task(self._serve_asked())
+        finally:
+            self._ended = True
+            for answer in self._answers:
+                if not answer.done():
+                    answer.set_result(None)
+
+    async def ask(self, asked: Asked) -> Receipt | None:
+        """Have a command carried out that comes from this process; None when the topology has no time for it.
+
+        After None nothing is known: the same command may be sent again, it is carried out once.
+        """
+        if self._ended or self._asked.full():
+            return None
+        answer: asyncio.Future[Receipt | None] = asyncio.get_running_loop().create_future()
+        self._answers.add(answer)
+        try:
+            self._asked.put_nowait((asked, answer))
+            return await answer
+        finally:
+            self._answers.discard(answer)
+
+    async def _serve_broker(self, intake: Intake) -> None:
+        """A command is acknowledged when it is answered, and its line in the audit written."""
+        while True:
+            for delivery in await intake.receive(_PREFETCH, 0.0, _IDLE):
+                verb = delivery.routing_key.rpartition(".")[2]
+                async with self._one:
+                    receipt = await self._handle(Asked(verb, delivery.body, delivery.user_id))
+                    if receipt is not None:
+                        await self._reply(delivery, receipt)
+                    await self._write()
+                await intake.ack(delivery.tag)
+            async with self._one:
+                await self._write()
+
+    async def _serve_asked(self) -> None:
+        while True:
+            asked, answer = await self._asked.get()
+            async with self._one:
+                receipt = await self._handle(asked)
+                if not answer.done():
+                    answer.set_result(receipt)
+                await self._write()
+
+    async def _handle(self, asked: Asked) -> Receipt | None:
+        """Carry out one command; the receipt tells what became of it. Never raises for a bad command.
+
+        None where a stranger has sent too many: then nobody is answered.
+        """
+        receipt: Receipt = {"command": None, "verb": asked.verb, "topology": self._topology.name}
+        try:
+            command, name = self._docket.admit(asked)
+            receipt["command"] = name
+            if (first := self._docket.precedent(asked, name)) is not None:
+                self._audit.add(self._audit.line(asked, name, "duplicate", f"was {first['status']} before"))
+                return first
+            await self._carry_out(asked, command, receipt)
         except Exception as error:  # whatever a command brings up must not stop the topology, nor come again
             if isinstance(error, MmlwError) and not isinstance(error, (CommandRefused, ModelError)):
                 raise  # broker or checkpoint: the runtime starts anew, and the command is delivered again
             if not isinstance(error, MmlwError):
-                log.get().error("command_failed", topology=self._topology.name, verb=verb, error=repr(error))
-            receipt |= {"status": "refused", "reason": str(error) or repr(error)}
-            if verb in ("swap", "rollback"):
-                for name in self._models.keys() & {receipt.get("detector")}:
-                    self._metrics.swapped(name, "refused")
-                receipt["serving"] = {name: _public(item.current) for name, item in self._models.items()}
-        self._metrics.commanded(verb if verb in VERBS else "status", receipt["status"])
-        fields = {key: receipt[key] for key in ("verb", "topology", "status", "command")}
-        event = "command_applied" if receipt["status"] == "applied" else "command_refused"
-        log.get().info(event, **fields, by=delivery.user_id, reason=receipt.get("reason"))
+                log.get().error(
+                    "command_failed", topology=self._topology.name, verb=asked.verb, error=repr(error)
+                )
+            return await self._refuse(asked, receipt, str(error) or repr(error))
+        self._tell(asked, receipt)
         return receipt
 
-    def _checked(self, delivery: Delivery, verb: str) -> Command:
-        if verb not in VERBS:
-            raise CommandRefused(f'unknown command "{verb}"{suggest(verb, VERBS)}')
-        if delivery.user_id not in self._topology.operators:
-            who = f'"{delivery.user_id}"' if delivery.user_id else "a sender who does not state a user_id"
-            raise CommandRefused(f"{who} is not on this topology's list of operators")
-        try:
-            command = msgspec.json.decode(delivery.body, type=Command)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise CommandRefused(f"the body is not a command: {error}") from error
-        if not 0 < len(command.id) <= 200:
-            raise CommandRefused("a command needs an id of 1 to 200 characters")
-        return command
+    async def _refuse(self, asked: Asked, receipt: Receipt, reason: str) -> Receipt | None:
+        """Write the refusal down before anybody is told, so that it is not taken back after a crash."""
+        receipt |= {"status": "refused", "reason": reason}
+        name = receipt["command"]
+        if asked.verb in ("swap", "rollback"):
+            self._verbs.refused(receipt)
+        listed = self._audit.add(self._audit.line(asked, name, "refused", reason))
+        if listed:
+            await self._write()
+        if name is not None:  # an operator's
+            self._docket.refused({**receipt, "body": asked.digest})
+        self._tell(asked, receipt, listed=listed)
+        if not listed:
+            await asyncio.sleep(_PACE)
+        return receipt if listed or name is not None else None
 
-    async def _carry_out(self, verb: str, command: Command, receipt: Receipt) -> Receipt:
-        if verb == "status":
-            return self._status()
-        if verb in ("pause", "resume"):
-            paused = verb == "pause"
-            return await self._commit(receipt, command, lambda: Changes(self._engine.position, paused=paused))
-        receipt["detector"] = detector = self._detector(command)
-        started = self._clock.monotonic()
-        shelf, history = self._shelf, self._models[detector]
-        if shelf is None:
-            raise CommandRefused("this worker runs without a model registry")
-        if verb == "rollback":
-            if history.previous is None:
-                raise CommandRefused(f'"{detector}" has no earlier model to go back to')
-            ref = history.previous
-        elif command.model is None:
-            raise CommandRefused('swap needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION')
-        else:
-            try:
-                parse_uri(command.model)
-            except ValueError as error:
-                raise CommandRefused(str(error)) from None
-            ref = await asyncio.to_thread(shelf.resolve, command.model)
-            if ref.name != (wanted := self._topology.registry_models[detector].name):
-                raise CommandRefused(f'"{detector}" takes versions of "{wanted}", not of "{ref.name}"')
-        # Prepared off the path: downloaded, verified, built and probed while the old model goes on scoring.
-        model = await asyncio.to_thread(shelf.model, ref, self._topology.source.names)
-        prepared = self._clock.monotonic() - started
-        return await self._swap(command, receipt, detector, ref, model, prepared)
+    def _tell(self, asked: Asked, receipt: Receipt, *, listed: bool = True) -> None:
+        """Metrics and log."""
+        self._metrics.commanded(asked.verb if asked.verb in VERBS else "unknown", receipt["status"])
+        fields = {"topology": self._topology.name, "by": asked.by}
+        if not listed:
+            log.limited("commands_refused", f"{fields['topology']}/control", **fields)
+            return
+        event = "command_applied" if receipt["status"] == "applied" else "command_refused"
+        fields |= {"verb": asked.verb[:64], "command": receipt["command"], "reason": receipt.get("reason")}
+        log.get().info(event, **fields, status=receipt["status"])
 
-    async def _swap(
-        self,
-        command: Command,
-        receipt: Receipt,
-        detector: str,
-        ref: ModelRef,
-        model: Model,
-        prepared: float,
-    ) -> Receipt:
-        history = self._models[detector]
-        before = history.current
-        # Swapping to what serves already must not cost the way back.
-        earlier = history.previous if ref == before else before
-        declared = self._topology.registry_models[detector].model
+    async def _write(self) -> None:
+        """Have the audit's lines committed between two batches; nothing where there is none."""
+        if lines := self._audit.take():
+            await self._engine.between_batches(lambda: Changes(self._engine.position, audit=lines))
+            self._audit.written(lines)
+
+    async def _carry_out(self, asked: Asked, command: Command, receipt: Receipt) -> None:
+        if asked.verb in READ_ONLY:
+            receipt["status"] = "applied"
+            receipt |= self._verbs.status() if asked.verb == "status" else {"audit": self._audit.last}
+            self._audit.add(self._audit.line(asked, receipt["command"], "applied"))
+            return
+        term = self._docket.term(asked, command, self._clock.now())
+        prepared = await self._verbs.prepare(asked.verb, command, receipt)
+        lines: list[Line] = []
 
         def act() -> Changes:
-            receipt["partitions"] = {"0": {"first_offset": self._engine.position.next_offset}}
-            previous = None if earlier is None else reference(earlier, declared)
-            return self._engine.apply(Swap(detector, model, info_of(ref), reference(ref, declared), previous))
-
-        receipt |= {"model": _public(ref), "replaced": _public(before), "prepared_s": round(prepared, 4)}
-        done = await self._commit(receipt, command, act, settled=True)
-        self._models[detector] = ModelHistory(ref, earlier)
-        self._metrics.swapped(detector, "applied")
-        log.get().info(
-            "model_swapped", topology=self._topology.name, detector=detector, **_public(ref), **done
-        )
-        return done
-
-    async def _commit(
-        self, receipt: Receipt, command: Command, act: Any, *, settled: bool = False
-    ) -> Receipt:
-        """Let the engine act between two batches, its receipt committed with the change."""
-
-        def with_receipt() -> Changes:
-            changes: Changes = act()
-            changes.commands = {command.id: {**receipt, "status": "applied"}}
+            """The change, its receipt and its line in the audit, all in one transaction."""
+            term.check(self._clock.now())
+            changes = prepared.act()
+            receipt.update(status="applied", issued=term.issued, by=asked.by, body=asked.digest)
+            changes.commands = {receipt["command"]: dict(receipt)}
+            lines.extend([*self._audit.take(), self._audit.line(asked, receipt["command"], "applied")])
+            changes.audit = lines
             return changes
 
-        pause = await self._engine.between_batches(with_receipt, settled=settled)
-        self._receipts[command.id] = {**receipt, "status": "applied"}
-        return {"pause_s": round(pause, 4)}
-
-    def _detector(self, command: Command) -> str:
-        names = list(self._models)
-        if command.detector is None:
-            if len(names) == 1:
-                return names[0]
-            raise CommandRefused(
-                f"say which detector: {', '.join(names) or 'this topology has no batch detector'}"
-            )
-        if command.detector not in names:
-            raise CommandRefused(
-                f'"{command.detector}" is not a batch detector{suggest(command.detector, names)}'
-            )
-        return command.detector
-
-    def _status(self) -> Receipt:
-        engine = self._engine
-        lanes = engine.scorer.lanes
-        return {
-            "paused": engine.paused,
-            "consuming": engine.consuming,
-            "next_offset": engine.position.next_offset,
-            "lag": engine.lag,
-            "machines": engine.ledger.machines,
-            "alerts_open": {name: len(lane.alerts.open_slots()) for name, lane in lanes.items()},
-            "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
-        }
+        pause = await self._engine.between_batches(act)
+        self._audit.written(lines)
+        self._docket.applied(dict(receipt))
+        prepared.done()
+        receipt["pause_s"] = round(pause, 4)
 
     async def _reply(self, delivery: Delivery, receipt: Receipt) -> None:
         if not delivery.reply_to:
+            return
+        fields = {"topology": self._topology.name, "command": receipt["command"]}
+        if not delivery.reply_to.startswith(_REPLIES):
+            log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
             return
         answer = Message(
             exchange="",
@@ -249,15 +225,8 @@ class Control:
         )
         try:
             await self._broker.publish([answer])
-        except Unroutable:
-            log.get().warning(
-                "receipt_undeliverable", command=receipt["command"], topology=self._topology.name
-            )
-
-
-def reference(ref: ModelRef, declared: str) -> dict[str, Any]:
-    """A model reference as the checkpoint keeps it, with the address the topology declared at that time."""
-    return {**msgspec.to_builtins(ref), "declared": declared}
+        except (Unroutable, BrokerRefused):
+            log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
 
 
 async def request(
@@ -265,15 +234,18 @@ async def request(
 ) -> Receipt:
     """Send a command and wait for its receipt. Raises BrokerUnreachable when none comes in time.
 
-    The command expires with the wait, so it cannot surprise anybody later.
+    The command expires with the wait, so it cannot surprise anybody later: on the broker, and at the worker by
+    its clock, give or take what clocks may differ.
     """
+    stated = {"issued": SYSTEM_CLOCK.now(), "expires": timeout + CLOCK_SKEW}
+    given = {key: value for key, value in arguments.items() if value is not None}
     identity = uuid.uuid4().hex
     queue = Queue(name=f"mmlw.reply.{user}.{identity}", kind="reply")
     intake = await broker.consume(queue, offset=None, prefetch=1)
     command = Message(
         exchange=CONTROL_EXCHANGE,
         routing_key=f"control.{topology}.{verb}",
-        body=msgspec.json.encode({"id": identity, **{k: v for k, v in arguments.items() if v is not None}}),
+        body=msgspec.json.encode({"id": identity, **stated, **given}),
         reply_to=queue.name,
         correlation_id=identity,
         message_id=identity,
@@ -291,7 +263,3 @@ async def request(
         )
     receipt: Receipt = msgspec.json.decode(answers[0].body)
     return receipt
-
-
-def _public(ref: ModelRef) -> dict[str, Any]:
-    return {"name": ref.name, "version": ref.version, "digest": ref.digest}

@@ -1,11 +1,18 @@
-"""The worker's HTTP: /metrics for Prometheus, /healthz (alive) and /readyz (consuming)."""
+"""The worker's HTTP: /metrics for Prometheus, /healthz (alive), /readyz (consuming), and commands.
+
+Everybody who reaches it may read. Only who has the token may change something, and without one nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
+import os
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -13,10 +20,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from stream import log
+from stream.commands import Asked
+from stream.control import Control
 from stream.errors import ConfigError, Problem
 from stream.metrics import CONTENT_TYPE, Metrics
 
-__all__ = ["bind", "serving"]
+__all__ = ["bind", "read_token", "serving"]
+
+_LARGEST = 65_536
+"""Bytes of a request's body."""
+_PATIENCE = 10.0
+"""Seconds for a body to come."""
 
 
 def bind(address: str) -> socket.socket:
@@ -29,11 +44,34 @@ def bind(address: str) -> socket.socket:
         raise ConfigError([Problem("--http", f"cannot listen on {address}: {error}; {hint}")]) from error
 
 
+def read_token(file: Path) -> str:
+    """The token in a file. Raises ConfigError on a file that is empty, or open to others."""
+    problem = f"{file} is empty: write a long random text into it"
+    try:
+        with file.open(encoding="utf-8") as opened:
+            mode, token = os.fstat(opened.fileno()).st_mode, opened.read(_LARGEST).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("--http-token-file", str(error))]) from error
+    if mode & 0o007:
+        problem, token = f"{file} is open to every user of this host: chmod 600 {file}", ""
+    if not token:
+        raise ConfigError([Problem("--http-token-file", problem)])
+    return token
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    listener: socket.socket, metrics: Metrics, problems: Callable[[], dict[str, str]]
+    listener: socket.socket,
+    metrics: Metrics,
+    problems: Callable[[], dict[str, str]],
+    *,
+    control: Callable[[str], Control | None],
+    token: str | None = None,
 ) -> AsyncIterator[None]:
-    """Serve while the block runs. `problems` names what keeps the worker from being ready; empty means ready."""
+    """Serve while the block runs. `problems` names what keeps the worker from being ready; empty means ready.
+
+    `control` finds who takes a topology's commands (see `Worker.control`).
+    """
 
     def exposition(_: Request) -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
@@ -48,7 +86,29 @@ async def serving(
             status_code=503 if found else 200,
         )
 
-    routes = [Route("/metrics", exposition), Route("/healthz", alive), Route("/readyz", ready)]
+    async def command(request: Request) -> Response:
+        if (refused := _barred(request, token)) is not None:
+            return refused
+        try:
+            found = control(request.path_params["topology"])
+        except KeyError:
+            return _error(404, "no topology of this name runs in this worker")
+        body = await _body(request)
+        if isinstance(body, Response):
+            return body
+        asked = Asked(request.path_params["verb"], body or b"{}", by="http", via="http", id=uuid.uuid4().hex)
+        receipt = await found.ask(asked) if found is not None else None
+        if receipt is None:
+            wait = {"Retry-After": "1"}
+            return _error(503, "the topology is starting, or busy: send the command again, with an id", wait)
+        return JSONResponse(receipt, status_code=200 if receipt["status"] == "applied" else 409)
+
+    routes = [
+        Route("/metrics", exposition),
+        Route("/healthz", alive),
+        Route("/readyz", ready),
+        Route("/topologies/{topology}/{verb}", command, methods=["POST"]),
+    ]
     config = uvicorn.Config(
         Starlette(routes=routes),
         log_config=None,
@@ -64,6 +124,39 @@ async def serving(
         finally:
             server.should_exit = True
             await task
+
+
+def _barred(request: Request, token: str | None) -> Response | None:
+    """Why a request may change nothing; None when it may."""
+    if token is None:
+        return _error(
+            403, "this worker takes no commands over HTTP: start it with --http-token-file, or use mmlw"
+        )
+    scheme, _, stated = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(stated.strip().encode("latin-1"), token.encode())
+    if scheme.lower() == "bearer" and same:
+        return None
+    log.limited("http_unauthorized", "http", peer=request.client.host if request.client else None)
+    challenge = {"WWW-Authenticate": "Bearer"}
+    return _error(401, "state the token: Authorization: Bearer TOKEN", challenge)
+
+
+async def _body(request: Request) -> bytes | Response:
+    """The body, or why it is not taken."""
+    body = b""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            async for part in request.stream():
+                body += part
+                if len(body) > _LARGEST:
+                    return _error(413, f"a command has at most {_LARGEST} bytes")
+    except TimeoutError:
+        return _error(408, f"the body did not come within {_PATIENCE:g} s")
+    return body
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
 class _Server(uvicorn.Server):

@@ -231,7 +231,7 @@ class TopologyMetrics:
         for detector in detectors:
             for status in ("applied", "refused"):
                 metrics.swaps.labels(topology, detector, status)
-        for verb in ("status", "swap", "rollback", "pause", "resume"):
+        for verb in ("status", "audit", "swap", "rollback", "pause", "resume", "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
         for cause in get_args(Cause):
@@ -278,7 +278,7 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused`."""
+        """Count a control command by outcome, `applied` or `refused`; a verb that there is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
     def restarted(self, cause: Cause) -> None:

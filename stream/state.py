@@ -80,6 +80,8 @@ class Saved:
     """How many machines there are in all."""
     models: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
+    audit: Sequence[Mapping[str, Any]] = ()
+    """The last lines, oldest first."""
     replays: frozenset[str] = frozenset()
     paused: bool = False
     died: bool = False

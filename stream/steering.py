@@ -57,7 +57,7 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
         from stream.config import load
         from stream.control import request
         from stream.references import parse_uri
-        from stream.watch import show_receipt
+        from stream.watch import show_audit, show_receipt
 
         if (address := arguments.get("model")) is not None:
             try:
@@ -74,6 +74,8 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
         receipt = asyncio.run(send())
         if as_json:
             click.echo(msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode())
+        elif "audit" in receipt:
+            show_audit(receipt["audit"])
         else:
             show_receipt(receipt)
         if receipt["status"] != "applied":
@@ -89,6 +91,9 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
     if detector:
         wrapped = click.option("--detector", help="Which batch detector, where there are several.")(wrapped)
     if model:
+        wrapped = click.option("--digest", help="Refuse any other content: sha256:... as mmlw train tells.")(
+            wrapped
+        )
         wrapped = click.argument("model")(wrapped)
     wrapped = click.argument("topology")(wrapped)
     _COMMANDS.append(click.command(verb)(wrapped))
@@ -104,6 +109,10 @@ _steering(
     "MODEL is models:/NAME@ALIAS or models:/NAME/VERSION. The receipt names the first offset scored by it.",
     detector=True,
     model=True,
+)
+_steering(
+    "audit",
+    "Show the last hundred commands that came.\n\nApplied or refused, with time, sender and reason. Oldest first.",
 )
 _steering("rollback", "Go back to the model that scored before the last swap.", detector=True)
 _steering("pause", "Stop reading; what arrives waits in the stream.")

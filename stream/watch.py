@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 import msgspec
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from stream.alerts import Alert
 from stream.brokers.base import Broker, Delivery, Queue
 from stream.control import Receipt
 
-__all__ = ["alert_line", "show_receipt", "watch_alerts"]
+__all__ = ["alert_line", "show_audit", "show_receipt", "watch_alerts"]
 
 _COLOURS = {"warning": "yellow", "critical": "bold red"}
 
@@ -76,10 +77,22 @@ def show_receipt(receipt: Receipt) -> None:
         f"{receipt['topology']} {receipt['verb']}: {receipt['status']}", style="green" if applied else "red"
     )
     console.print(head)
-    hidden = {"command", "verb", "topology", "status"}
+    hidden = {"command", "verb", "topology", "status", "issued", "by", "body"}
     for key, value in receipt.items():
         if key not in hidden:
             console.print(f"  {key}: ", end="", style="dim")
             console.print(
                 value if isinstance(value, str) else msgspec.json.encode(value).decode(), markup=False
             )
+
+
+def show_audit(lines: Sequence[Mapping[str, str | None]]) -> None:
+    """Commands that came, oldest first: when, from whom, what, and what became of them."""
+    table = Table("at", "by", "command", "outcome", "id", "reason", box=None, pad_edge=False)
+    for line in lines:
+        style = "red" if line["status"] == "refused" else "green"
+        outcome = Text(line["status"] or "", style=style)
+        at = (line["at"] or "")[:19].replace("T", " ")
+        rest = (line["by"], line["verb"], outcome, line["id"], line["reason"])
+        table.add_row(at, *(part if isinstance(part, Text) else Text(part or "") for part in rest))
+    Console().print(table if lines else "no command has come yet")

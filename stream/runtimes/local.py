@@ -21,7 +21,7 @@ from stream.alerts import ModelInfo
 from stream.brokers.base import Broker
 from stream.checkpoint import Checkpoint
 from stream.clock import SYSTEM_CLOCK, Clock
-from stream.control import Control, ModelHistory, reference
+from stream.control import Control
 from stream.engine import Engine, Poison
 from stream.errors import (
     BrokerError,
@@ -43,6 +43,7 @@ from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects
 from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
+from stream.verbs import ModelHistory, reference
 
 __all__ = ["Worker", "first_error", "guarantee"]
 
@@ -58,6 +59,7 @@ class _Lane:
     store: Store
     metrics: TopologyMetrics
     engine: Engine | None = None
+    control: Control | None = None
     suspects: Suspects | None = None
     full: bool = False
     """The disk has no room for the checkpoint."""
@@ -120,6 +122,11 @@ class Worker:
         engines = [lane.engine for lane in self._lanes if lane.topology.name == topology]
         return engines[0].position.next_offset if engines and engines[0] else 0
 
+    def control(self, topology: str) -> Control | None:
+        """Who takes a topology's commands, None while it starts. Raises KeyError where it does not run here."""
+        running = {lane.topology.name: lane.control for lane in self._lanes}
+        return {**dict.fromkeys(item.name for item in self._topologies), **running}[topology]
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run every topology until `stop` is set and its last batch is committed.
 
@@ -156,7 +163,7 @@ class Worker:
             else:
                 return
             progressed = lane.engine is not None and lane.engine.ledger.commits > 1
-            lane.engine = None
+            lane.engine = lane.control = None
             lane.metrics.restarted(_cause(error))
             if progressed:
                 pauses = _pauses()
@@ -217,11 +224,11 @@ class Worker:
                 broker=broker,
                 shelf=self._shelf,
                 models=history,
-                receipts=saved.commands,
+                saved=saved,
                 metrics=lane.metrics,
                 clock=self._clock,
             )
-            lane.engine = engine
+            lane.engine, lane.control = engine, control
             log.get().info(
                 "topology_started",
                 topology=topology.name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -303,7 +305,7 @@ def test_command_is_carried_out_once(tmp_path: Path) -> None:
         command = Message(
             exchange="mmlw.control",
             routing_key="control.plant.swap",
-            body=b'{"id": "once", "model": "models:/scale/2"}',
+            body=json.dumps({"id": "once", "issued": time.time(), "model": "models:/scale/2"}).encode(),
         )
         async with plant.running():
             async with MemoryBroker(plant.server, user="operator") as operator:

@@ -1,0 +1,185 @@
+"""Commands: what one holds, and everything for which one is refused before anything is done.
+
+A command is decided once, under its id. The same command again is answered with its first receipt; another one
+under that id is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from stream.errors import CommandRefused, ReadingRejected
+from stream.readings import epoch_seconds
+from stream.validation import suggest
+
+__all__ = ["CLOCK_SKEW", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
+
+Verb = Literal["status", "audit", "swap", "rollback", "pause", "resume"]
+VERBS: tuple[Verb, ...] = ("status", "audit", "swap", "rollback", "pause", "resume")
+READ_ONLY: tuple[Verb, ...] = ("status", "audit")
+"""Verbs that change nothing: they need neither a time nor an order."""
+CLOCK_SKEW = 60.0
+"""Seconds that an issuer's clock may be ahead of the worker's."""
+_EXPIRES = 300.0
+_LONGEST = 86_400.0
+"""Seconds a command may be good for: by default, and at the most."""
+_LARGEST = 16_384
+"""Bytes of a command's body."""
+_REMEMBERED = 10_000
+"""Receipts of commands carried out, as many as the checkpoint keeps; and of refused ones a tenth of it."""
+
+Receipt = dict[str, Any]
+"""The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`), and
+`reason` or what was done."""
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a command. Those of verbs that change something need `id` and `issued`; over HTTP both are
+    made where they are missing."""
+
+    id: str | None = None
+    issued: str | int | float | None = None
+    """When the issuer decided it: RFC 3339, or epoch seconds."""
+    expires: float | None = None
+    """Seconds after `issued` for which it is good."""
+    detector: str | None = None
+    """Which batch detector; may be left out where the topology has one."""
+    model: str | None = None
+    """swap: `models:/name@alias`, or `models:/name/version`."""
+    digest: str | None = None
+    """swap: the content that the model must have, `sha256:…`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A command as it came, nothing of it believed yet."""
+
+    verb: str
+    body: bytes
+    by: str | None
+    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token."""
+    via: Literal["broker", "http"] = "broker"
+    id: str | None = None
+    """The id of a command that brings none."""
+
+    @property
+    def digest(self) -> str:
+        """Of its body; empty for a body that is too large to be looked at."""
+        return hashlib.sha256(self.body).hexdigest() if len(self.body) <= _LARGEST else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """When a command was issued and until when it is good, in epoch seconds."""
+
+    issued: float
+    until: float
+
+    def check(self, now: float) -> None:
+        """Raises CommandRefused once it is over."""
+        if now > self.until:
+            good, late = self.until - self.issued, now - self.until
+            raise CommandRefused(
+                f"expired {late:.0f} s ago: it was good for {good:g} s. Send it again with a new id and time"
+            )
+
+
+class Docket:
+    """A topology's commands that were decided, and by that what a further one may be.
+
+    `receipts` are those of commands carried out, `audited` the last lines of the audit, both from the checkpoint.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[str],
+        receipts: Mapping[str, Receipt],
+        audited: Iterable[Mapping[str, Any]],
+    ) -> None:
+        self._operators = operators
+        self._applied = dict(receipts)
+        self._refused: dict[str, Receipt] = {}
+        self._last = max((float(receipt.get("issued", 0.0)) for receipt in receipts.values()), default=0.0)
+        for line in audited:
+            if line.get("status") == "refused" and line.get("id") is not None:
+                known = {"command": line["id"], "verb": line["verb"], "body": line["digest"]}
+                self.refused({**known, "status": "refused", "reason": line["reason"]})
+
+    def admit(self, asked: Asked) -> tuple[Command, str]:
+        """The command and its id. Raises CommandRefused for an unknown issuer or verb, or a body that is none."""
+        if asked.via == "broker" and asked.by not in self._operators:
+            who = f'"{asked.by}"' if asked.by else "a sender who does not state a user_id"
+            raise CommandRefused(f"{who} is not on this topology's list of operators")
+        if asked.verb not in VERBS:
+            raise CommandRefused(f'unknown command "{asked.verb[:64]}"{suggest(asked.verb[:64], VERBS)}')
+        if len(asked.body) > _LARGEST:
+            raise CommandRefused(f"the body has {len(asked.body)} bytes; a command has at most {_LARGEST}")
+        try:
+            command = msgspec.json.decode(asked.body, type=Command)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise CommandRefused(f"the body is not a command: {str(error)[:200]}") from error
+        name = asked.id if command.id is None else command.id
+        if name is None or not 0 < len(name) <= 200 or not name.isprintable():
+            raise CommandRefused("a command needs an id of 1 to 200 printable characters")
+        return command, name
+
+    def precedent(self, asked: Asked, name: str) -> Receipt | None:
+        """The first receipt where this command was decided before. Raises CommandRefused for another one."""
+        first = self._applied.get(name) or self._refused.get(name)
+        if first is None:
+            return None
+        if (first["verb"], first.get("body", asked.digest)) != (asked.verb, asked.digest):
+            raise CommandRefused(f'the id "{name}" was used by another command; send this one with a new id')
+        return {**first, "duplicate": True}
+
+    def term(self, asked: Asked, command: Command, now: float) -> Term:
+        """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
+        for field in ("model", "digest"):
+            if asked.verb != "swap" and getattr(command, field) is not None:
+                raise CommandRefused(f'{asked.verb} takes no "{field}"')
+        if command.issued is not None:
+            try:
+                issued = epoch_seconds(command.issued)
+            except ReadingRejected as error:
+                raise CommandRefused(f'"issued": {error.detail}') from None
+        elif asked.via == "http":
+            issued = max(now, self._last)
+        else:
+            raise CommandRefused('a command needs "issued": when it was decided, RFC 3339 or epoch seconds')
+        lasts = _EXPIRES if command.expires is None else command.expires
+        if not 0 < lasts <= _LONGEST:
+            raise CommandRefused(f'"expires" must be above 0 and at most {_LONGEST:.0f} s after "issued"')
+        term = Term(issued, issued + lasts)
+        term.check(now)
+        if issued > now + CLOCK_SKEW:
+            raise CommandRefused(
+                f"issued {issued - now:.0f} s in the future: set the clock of who sent it, or of this worker"
+            )
+        if issued < self._last:
+            raise CommandRefused(
+                f"out of order: issued {self._last - issued:.3f} s before the last command that was carried out. "
+                f"Send it again with a new id and time if it is still meant"
+            )
+        return term
+
+    def applied(self, receipt: Receipt) -> None:
+        """Remember a command that was carried out."""
+        self._applied[receipt["command"]] = receipt
+        self._last = max(self._last, receipt["issued"])
+        _forget(self._applied, _REMEMBERED)
+
+    def refused(self, receipt: Receipt) -> None:
+        """Remember an operator's command that was refused, unless its id was used before."""
+        if receipt["command"] not in self._applied:
+            self._refused.setdefault(receipt["command"], receipt)
+            _forget(self._refused, _REMEMBERED // 10)
+
+
+def _forget(receipts: dict[str, Receipt], most: int) -> None:
+    while len(receipts) > most:
+        del receipts[next(iter(receipts))]
