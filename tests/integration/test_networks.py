@@ -336,7 +336,7 @@ def test_nothing_is_lost_when_the_network_fails_again_and_again(hall: Open, expe
     faults = [RESET, STALL, *(case.fault for case in FAULTS.values() if case.fault.ended)]
 
     async def break_it(at: Hall) -> None:
-        for _ in range(12):
+        for _ in range(8):
             fault = dice.choice([*faults, Fault(reset_after=dice.randrange(20_000))])
             at.proxy.switch(fault)
             await asyncio.sleep(dice.uniform(0.0, 0.2))
