@@ -27,6 +27,7 @@ from stream.options import (
     shelf_of,
     table_of,
 )
+from stream.simulation.command import add_to as add_simulation
 from stream.steering import add_to
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
@@ -387,3 +388,4 @@ def publish(
 
 
 add_to(cli)
+add_simulation(cli)

@@ -4,10 +4,3 @@ Nothing of the product is replaced: the worker, its engine and its control run o
 clock and event loop. An auditor that shares no code with the engine then works out what should have come of
 the same readings, and compares.
 """
-
-from stream.simulation.audit import audit
-from stream.simulation.schedule import Schedule, schedule
-from stream.simulation.search import Failure, search, shrink, simulate
-from stream.simulation.world import Outcome, run
-
-__all__ = ["Failure", "Outcome", "Schedule", "audit", "run", "schedule", "search", "shrink", "simulate"]

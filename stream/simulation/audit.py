@@ -128,11 +128,11 @@ class _Reference:
 
     def _is_new(self, machine: str, time: float, seq: int) -> bool:
         newest, highest = self.arrivals.get(machine, (-np.inf, -1))
-        if seq <= highest and time <= newest:
+        if 0 <= seq <= highest and time <= newest:
             return False
         late = time < newest - _LATENESS
         newest = max(newest, time)
-        if seq > highest or time >= newest:
+        if seq >= 0 and (seq > highest or time >= newest):
             highest = seq
         self.arrivals[machine] = (newest, highest)
         return not late
@@ -163,8 +163,8 @@ def _step(life: _Life, ratio: float) -> tuple[str, int] | None:
 def _parsed(body: bytes) -> tuple[str, float, int, float] | None:
     try:
         message = json.loads(body)
-        return message["machine"], message["time"], message["seq"], message["values"]["a"]
-    except (ValueError, KeyError, TypeError):
+        return message["machine"], message["time"], message.get("seq", -1), message["values"]["a"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -95,7 +95,7 @@ def schedule(seed: int) -> Schedule:
     """The schedule of a seed: always the same one."""
     rng = random.Random(seed)
     source: Literal["stream", "queue"] = "queue" if rng.random() < 0.3 else "stream"
-    readings = _readings(rng)
+    readings = _readings(rng, source)
     last = readings[-1].at
     commands = _commands(rng, last, source) if rng.random() < 0.6 else ()
     retention: tuple[tuple[float, int], ...] = ()
@@ -116,9 +116,10 @@ def schedule(seed: int) -> Schedule:
     )
 
 
-def _readings(rng: random.Random) -> tuple[Reading, ...]:
-    """Machines with a sequence number each; spikes, late readings, repeated ones, and some that are no use."""
+def _readings(rng: random.Random, source: str) -> tuple[Reading, ...]:
+    """Machines, most with a sequence number; spikes, late readings, repeated ones, and some that are no use."""
     found: list[Reading] = []
+    numbered = _MACHINES if source == "queue" or rng.random() < 0.5 else _MACHINES - 2
     at, seqs = 0.0, [0] * _MACHINES
     times = [START] * _MACHINES
     for _ in range(rng.randrange(8, 48)):
@@ -135,8 +136,10 @@ def _readings(rng: random.Random) -> tuple[Reading, ...]:
         seqs[number] += rng.choice((1, 1, 1, 3))
         times[number] += rng.choice((1.0, 1.0, 0.5))
         late = 30.0 if roll < 0.2 else 0.0
-        value = round(rng.gauss(0.0, 1.0) + (25.0 if rng.random() < 0.2 else 0.0), 3)
-        body = {"machine": machine, "time": times[number] - late, "seq": seqs[number], "values": {"a": value}}
+        value = round(rng.gauss(0.0, 1.0) + (25.0 if rng.random() < 0.3 else 0.0), 3)
+        body: dict[str, object] = {"machine": machine, "time": times[number] - late, "values": {"a": value}}
+        if number < numbered:
+            body["seq"] = seqs[number]
         found.append(Reading(at, machine, json.dumps(body)))
     return tuple(found)
 

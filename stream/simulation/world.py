@@ -20,7 +20,6 @@ from stream import log
 from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.clock import Clock
-from stream.control import Command as _Cmd
 from stream.errors import (
     BrokerUnreachable,
     CheckpointError,
@@ -49,7 +48,7 @@ from stream.topology import (
 
 __all__ = ["Outcome", "run"]
 
-_UNTIL = 1800.0
+_UNTIL = 600.0
 """Virtual seconds within which everything must have been processed."""
 _FULL_SECONDS = 3.0
 _NAME = "sim"
@@ -312,6 +311,7 @@ def _topology(plan: Schedule) -> Topology:
         },
         alert=AlertRule(close_after=2),
         checkpoint=CheckpointRule(every=plan.every, after=plan.after),
+        watchdog=5.0,
         operators=("operator",),
     )
 
@@ -408,11 +408,10 @@ class _World:
                 for at, keep in plan.retention:
                     tasks.create_task(self._forget(at, keep))
                 await self._worker()
-        outcome.saved = Saved()
         store = _Store(self)
         self.dead = False
         self._faults.clear()
-        self.disk.full_until = -1.0
+        self.disk.full_until, self.disk.damaged = -1.0, False
         outcome.saved = store.load(1_000_000)
         outcome.alerts, outcome.dead = await self._kept("mmlw.alerts"), await self._kept("mmlw.deadletters")
         return outcome
@@ -454,9 +453,7 @@ class _World:
             intake = await broker.consume(queue, offset=None, prefetch=100)
             for command in self.schedule.commands:
                 await _until(self.loop, command.at)
-                body: dict[str, Any] = {"id": command.id, "model": command.model}
-                if "issued" in _Cmd.__struct_fields__:
-                    body["issued"] = START + command.at
+                body = {"id": command.id, "model": command.model, "issued": START + command.at}
                 if command.verb in ("swap", "rollback"):
                     body["detector"] = "scale"
                 await broker.publish(

@@ -1,0 +1,233 @@
+"""Planted bugs: the simulation must find every one of them.
+
+A mutant replaces a piece of a function's source text. A piece that is not there any more is an error, so no
+mutant can rot unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["MUTANTS", "Mutant", "planted"]
+
+
+class Mutant(NamedTuple):
+    """A bug: in `target` (module:Class.function), the text `old` becomes `new`."""
+
+    name: str
+    target: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "commit before publish",
+        "stream.engine:Engine._process",
+        """        await self._publish(fresh, scored, refused, offsets, batch)
+        self._enter(fresh, batch, scored, refused, origins, twice)
+""",
+        """        self._enter(fresh, batch, scored, refused, origins, twice)
+        await self._settle(intake)
+        await self._publish(fresh, scored, refused, offsets, batch)
+""",
+    ),
+    Mutant(
+        "a queue is acknowledged before the commit",
+        "stream.engine:Engine._batch",
+        """        if self._stream:
+            await intake.ack(""",
+        """        if True:
+            self._tag = 0
+            await intake.ack(""",
+    ),
+    Mutant(
+        "acknowledged with the batch that is still at work",
+        "stream.engine:Engine._process",
+        """        trying = self._suspects""",
+        """        self._tag = fresh[-1].tag
+        trying = self._suspects""",
+    ),
+    Mutant(
+        "state and position in two transactions",
+        "stream.ledger:Ledger.commit",
+        "        size = await in_thread(self._store.commit, changes)",
+        """        await in_thread(self._store.commit, Changes(changes.position))
+        size = await in_thread(self._store.commit, changes)""",
+    ),
+    Mutant(
+        "a failed publish counts as done",
+        "stream.engine:Engine._publish",
+        """        if messages:
+            await self._broker.publish(messages)
+""",
+        """        if messages:
+            try:
+                await self._broker.publish(messages)
+            except BrokerUnreachable:
+                pass
+""",
+    ),
+    Mutant(
+        "no sequence check",
+        "stream.arrivals:Arrivals.judge",
+        "        if not len(slots):\n            return verdicts",
+        "        if True:\n            return verdicts",
+    ),
+    Mutant(
+        "what was processed before is processed again",
+        "stream.engine:Engine._number",
+        "return [delivery for delivery in deliveries if delivery.offset >= number]",
+        "return list(deliveries)",
+    ),
+    Mutant(
+        "offsets are taken to be contiguous",
+        "stream.engine:Engine._enter",
+        "StreamPosition(fresh[-1].offset,",
+        "StreamPosition(self.position.last_offset + len(fresh),",
+    ),
+    Mutant(
+        "only the last batch is committed",
+        "stream.ledger:Ledger.add",
+        "self._touched.append(touched)",
+        "self._touched = [touched]",
+    ),
+    Mutant(
+        "a swap is applied in the middle of a batch",
+        "stream.engine:Engine.between_batches",
+        "        done: asyncio.Future",
+        """        if settled:
+            await in_thread(self._store.commit, act())
+            return 0.0
+        done: asyncio.Future""",
+    ),
+    Mutant(
+        "a swap does not wait for what is scored again",
+        "stream.engine:Engine._take_turns",
+        "if not (turn.settled and self._again)",
+        "if True",
+    ),
+    Mutant(
+        "the swapped model is not in the checkpoint",
+        "stream.engine:Engine.apply",
+        "return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})",
+        "return Changes(self.position)",
+    ),
+    Mutant(
+        "a command leaves no receipt in the checkpoint",
+        "stream.ledger:Ledger.commit",
+        "        before = self._clock",
+        "        changes.commands = {}\n        before = self._clock",
+    ),
+    Mutant(
+        "a stale tag is acknowledged after a reconnect",
+        "stream.engine:Engine._settle",
+        """        if self._tag and not self._stream:
+            tag, self._tag = self._tag, 0
+""",
+        """        tag = max(self._tag, getattr(type(self), "_stale", 0))
+        if tag and not self._stream:
+            type(self)._stale, self._tag = tag, 0
+""",
+    ),
+    Mutant(
+        "the watchdog is off",
+        "stream.engine:Engine.watch",
+        "elif now - since >= self.topology.watchdog:",
+        "elif False:",
+    ),
+    Mutant(
+        "a full disk is ignored",
+        "stream.ledger:Ledger.commit",
+        "        size = await in_thread(self._store.commit, changes)",
+        """        try:
+            size = await in_thread(self._store.commit, changes)
+        except CheckpointError:
+            size = 0""",
+    ),
+    Mutant(
+        "a damaged checkpoint is passed over",
+        "stream.runtimes.local:Worker._run_once",
+        "        saved = await in_thread(lane.store.load, topology.source.resident_machines)",
+        """        try:
+            saved = await in_thread(lane.store.load, topology.source.resident_machines)
+        except CheckpointError:
+            saved = Saved()""",
+    ),
+    Mutant(
+        "state in memory outlives its engine",
+        "stream.runtimes.local:Worker._run_once",
+        "            scorer = Scorer(topology, built)",
+        """            scorer = getattr(lane.metrics, "scorer", None) or Scorer(topology, built)
+            lane.metrics.scorer = scorer
+            saved.groups = [] if len(scorer.residents) else saved.groups""",
+    ),
+    Mutant(
+        "a machine that was evicted starts afresh",
+        "stream.engine:Engine._admit",
+        "if self.ledger.machines > len(residents):",
+        "if False:",
+    ),
+    Mutant(
+        "what is evicted was not committed",
+        "stream.engine:Engine._admit",
+        "            await self._settle(intake)\n            here",
+        "            here",
+    ),
+    Mutant(
+        "a loss to retention is not told",
+        "stream.engine:Engine._count_lost",
+        "self._metrics.gaps.inc(lost)",
+        "pass",
+    ),
+    Mutant(
+        "a message counts as received only",
+        "stream.ledger:Ledger._count",
+        "self._metrics.processed.inc(tally.usable)",
+        "pass",
+    ),
+)
+
+
+@contextlib.contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The product with this bug, for as long as the block runs."""
+    module_name, _, path = mutant.target.partition(":")
+    module = importlib.import_module(module_name)
+    class_name, _, function_name = path.partition(".")
+    owner: Any = getattr(module, class_name)
+    healthy = owner.__dict__[function_name]
+    source = inspect.getsource(healthy)
+    if source.count(mutant.old) != 1:
+        raise LookupError(f"{mutant.name}: {mutant.target} does not hold this text once:\n{mutant.old}")
+    names: dict[str, Any] = {}
+    text = "from __future__ import annotations\n" + textwrap.dedent(source.replace(mutant.old, mutant.new))
+    scope = {**vars(module), **_extras()}
+    exec(compile(text, f"<mutant: {mutant.name}>", "exec"), scope, names)  # the text is our own
+    setattr(owner, function_name, names[function_name])
+    before = dict(vars(owner))
+    try:
+        yield
+    finally:
+        setattr(owner, function_name, healthy)
+        for name in set(vars(owner)) - set(before):  # what the bug left on the class
+            delattr(owner, name)
+
+
+def _extras() -> dict[str, Any]:
+    from stream.errors import BrokerUnreachable, CheckpointError
+    from stream.state import Changes, Saved
+    from stream.threads import in_thread
+
+    return {
+        "BrokerUnreachable": BrokerUnreachable,
+        "Changes": Changes,
+        "CheckpointError": CheckpointError,
+        "Saved": Saved,
+        "in_thread": in_thread,
+    }

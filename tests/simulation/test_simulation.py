@@ -1,0 +1,91 @@
+"""Ten thousand lives of a worker, each with failures of its own; and the planted bugs that must be found."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from stream.simulation.command import command, search_in_parallel
+from stream.simulation.schedule import schedule
+from stream.simulation.search import Failure, search, shrink, simulate
+from stream.simulation.world import run
+from tests.simulation.mutants import MUTANTS, Mutant, planted
+
+SCHEDULES = 10_000
+PATIENCE = 800
+"""Schedules within which a planted bug must be found."""
+
+
+@pytest.mark.timeout(900)
+def test_ten_thousand_schedules_equal_an_uninterrupted_run() -> None:
+    done = 0
+    for count, failures in search_in_parallel(range(SCHEDULES), jobs=2):
+        assert not failures, f"{failures[0].schedule.text()}\n{failures[0].problems}"
+        done += count
+    assert done == SCHEDULES
+
+
+def test_schedules_hold_every_kind_of_failure() -> None:
+    plans = [schedule(seed) for seed in range(2000)]
+    struck = {(fault.op, fault.kind, fault.after) for plan in plans for fault in plan.faults}
+    assert len(struck) >= 30
+    assert {plan.source for plan in plans} == {"stream", "queue"}
+    assert any(plan.retention for plan in plans)
+    assert any(plan.segment for plan in plans)
+
+
+def test_schedules_have_crashes_alerts_duplicates_and_dead_letters() -> None:
+    outcomes = [run(schedule(seed)) for seed in range(60)]
+    assert sum(outcome.crashes for outcome in outcomes) > 20
+    assert sum(len(outcome.alerts) for outcome in outcomes) > 120
+    assert sum(len(outcome.dead) for outcome in outcomes) > 50
+    assert sum(len(outcome.lives) for outcome in outcomes) > 100
+    repeated = [len(o.alerts) - len({alert.message_id for alert in o.alerts}) for o in outcomes]
+    assert sum(repeated) > 3
+
+
+def test_same_seed_same_story() -> None:
+    for seed in range(20):
+        one, other = run(schedule(seed)), run(schedule(seed))
+        assert [(a.message_id, a.body) for a in one.alerts] == [(a.message_id, a.body) for a in other.alerts]
+        assert one.lives == other.lives
+        assert one.saved.position == other.saved.position
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_bug_is_found(mutant: Mutant) -> None:
+    with planted(mutant):
+        failure = next(search(range(PATIENCE)), None)
+    assert failure is not None, f"{PATIENCE} schedules did not show: {mutant.name}"
+    _, problems = simulate(failure.schedule)
+    assert problems == (), "the seed fails without the planted bug, too"
+
+
+def test_failing_schedule_is_made_small() -> None:
+    with planted(next(mutant for mutant in MUTANTS if mutant.name == "commit before publish")):
+        failure = next(search(range(PATIENCE)))
+        small = shrink(failure)
+        assert simulate(small.schedule)[1] == small.problems
+    assert len(small.schedule.faults) <= 2
+    assert len(small.schedule.readings) < len(failure.schedule.readings)
+
+
+def test_command_replays_a_seed_and_tells_what_is_wrong() -> None:
+    told = CliRunner().invoke(command, ["--seed", "5", "--schedules", "1"])
+    assert told.exit_code == 0
+    assert "nothing wrong" in told.output
+    with planted(next(mutant for mutant in MUTANTS if mutant.name == "no sequence check")):
+        told = CliRunner().invoke(command, ["--seed", "0", "--schedules", "1"])
+    assert told.exit_code == 1
+    assert "WRONG" in told.output
+
+
+def test_mutant_whose_text_is_gone_is_an_error() -> None:
+    gone = Mutant("gone", "stream.ledger:Ledger.commit", "no such text", "")
+    with pytest.raises(LookupError, match="does not hold"), planted(gone):
+        pass
+
+
+def test_failure_is_plain_data() -> None:
+    failure = Failure(schedule(1), ("x",))
+    assert "seed 1" in failure.schedule.text()
