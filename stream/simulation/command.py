@@ -7,7 +7,6 @@ import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-
 from typing import TYPE_CHECKING
 
 import click
