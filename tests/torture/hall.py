@@ -1,0 +1,89 @@
+"""A hall of machines whose readings are known: what they send, and the topologies that read it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from detectors import AdaptiveZ
+from stream.topology import AlertRule, CheckpointRule, RegistryModel, Sensor, Source, Topology
+
+__all__ = ["EXCHANGE", "MODES", "QUEUE", "Kind", "Mode", "Sent", "readings", "topology"]
+
+Mode = Literal["stream", "classic", "quorum"]
+"""Where a topology reads: a stream of its own, or somebody else's queue of this type."""
+MODES: tuple[Mode, ...] = ("stream", "classic", "quorum")
+Kind = Literal["fresh", "again", "broken"]
+
+EXCHANGE = "mmlw.sensors"
+QUEUE = "hall.readings"
+"""The existing queue, in the modes that read one."""
+_START = 1_722_988_800.0
+_MACHINES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message as it was published. `again` repeats an earlier one; `broken` cannot be used."""
+
+    kind: Kind
+    seq: int
+    """Rises over all machines, so it also tells the order; -1 where it is broken."""
+    machine: str
+    body: bytes
+
+    @property
+    def key(self) -> str:
+        """Its routing key."""
+        return f"sensor.{self.machine}.readings"
+
+
+def readings(seed: int) -> Iterator[Sent]:
+    """Readings without end, with spikes that open and close alerts; some twice, some that cannot be used.
+
+    No two broken ones have the same body.
+    """
+    rng = random.Random(seed)
+    recent: list[Sent] = []
+    number = 0
+    while True:
+        number += 1
+        chance = rng.random()
+        machine = f"m{rng.randrange(_MACHINES):02d}"
+        if chance < 0.02 and recent:
+            first = rng.choice(recent)
+            yield Sent("again", first.seq, first.machine, first.body)
+            continue
+        if chance < 0.03:
+            yield Sent("broken", -1, machine, f'{{"cut": {number}, "values": {{"a": 1'.encode())
+            continue
+        size = 30.0 if rng.random() < 0.03 else 0.0
+        values = {"a": rng.gauss(size, 1.0), "b": rng.gauss(size, 1.0)}
+        if chance < 0.04:  # it has a machine and a number, and is refused all the same
+            values["nobody_knows"] = 1.0
+        body = {"machine": machine, "time": _START + number, "seq": number, "values": values}
+        fresh = Sent("broken" if chance < 0.04 else "fresh", number, machine, json.dumps(body).encode())
+        if fresh.kind == "fresh":
+            recent = [*recent[-99:], fresh]
+        yield fresh
+
+
+def topology(mode: Mode) -> Topology:
+    """Two sensors; an online detector, and a batch model that can be swapped. It commits often."""
+    return Topology(
+        name="hall",
+        source=Source(
+            sensors=(Sensor("a"), Sensor("b")),
+            max_batch=32,
+            queue=None if mode == "stream" else QUEUE,
+        ),
+        detectors={
+            "spike": AdaptiveZ(warmup=10, half_life=50),
+            "scale": RegistryModel(model="models:/scale@champion"),
+        },
+        alert=AlertRule(close_after=2),
+        checkpoint=CheckpointRule(every=0.05, after=100),
+    )
