@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -105,15 +107,12 @@ class Control:
             self._answers.discard(answer)
 
     async def _serve_broker(self, intake: Intake) -> None:
-        """A command is acknowledged when it is answered, and its line in the audit written."""
         while True:
             for delivery in await intake.receive(_PREFETCH, 0.0, _IDLE):
                 verb = delivery.routing_key.rpartition(".")[2]
-                async with self._one:
-                    receipt = await self._handle(Asked(verb, delivery.body, delivery.user_id))
-                    if receipt is not None:
-                        await self._reply(delivery, receipt)
-                    await self._write()
+                await self._serve(
+                    Asked(verb, delivery.body, delivery.user_id), partial(self._reply, delivery)
+                )
                 await intake.ack(delivery.tag)
             async with self._one:
                 await self._write()
@@ -121,11 +120,20 @@ class Control:
     async def _serve_asked(self) -> None:
         while True:
             asked, answer = await self._asked.get()
-            async with self._one:
-                receipt = await self._handle(asked)
-                if not answer.done():
-                    answer.set_result(receipt)
-                await self._write()
+            await self._serve(asked, partial(_tell, answer))
+
+    async def _serve(self, asked: Asked, answer: Callable[[Receipt | None], Awaitable[None]]) -> None:
+        """What became of a command is written down before anybody is told: it is not taken back after a crash.
+
+        The status changes nothing, and is told first: it is asked for when the engine stands still.
+        """
+        async with self._one:
+            receipt = await self._handle(asked)
+            if asked.verb == "status":
+                await answer(receipt)
+            await self._write()
+            if asked.verb != "status":
+                await answer(receipt)
 
     async def _handle(self, asked: Asked) -> Receipt | None:
         """Carry out one command; the receipt tells what became of it. Never raises for a bad command.
@@ -148,26 +156,23 @@ class Control:
                     "command_failed", topology=self._topology.name, verb=asked.verb, error=repr(error)
                 )
             return await self._refuse(asked, receipt, str(error) or repr(error))
-        self._tell(asked, receipt)
+        self._count(asked, receipt)
         return receipt
 
     async def _refuse(self, asked: Asked, receipt: Receipt, reason: str) -> Receipt | None:
-        """Write the refusal down before anybody is told, so that it is not taken back after a crash."""
         receipt |= {"status": "refused", "reason": reason}
         name = receipt["command"]
         if asked.verb in ("swap", "rollback"):
             self._verbs.refused(receipt)
         listed = self._audit.add(self._audit.line(asked, name, "refused", reason))
-        if listed:
-            await self._write()
         if name is not None:  # an operator's
             self._docket.refused({**receipt, "body": asked.digest})
-        self._tell(asked, receipt, listed=listed)
+        self._count(asked, receipt, listed=listed)
         if not listed:
             await asyncio.sleep(_PACE)
         return receipt if listed or name is not None else None
 
-    def _tell(self, asked: Asked, receipt: Receipt, *, listed: bool = True) -> None:
+    def _count(self, asked: Asked, receipt: Receipt, *, listed: bool = True) -> None:
         """Metrics and log."""
         self._metrics.commanded(asked.verb if asked.verb in VERBS else "unknown", receipt["status"])
         fields = {"topology": self._topology.name, "by": asked.by}
@@ -200,18 +205,19 @@ class Control:
             changes = prepared.act()
             receipt.update(status="applied", issued=term.issued, by=asked.by, body=asked.digest)
             changes.commands = {receipt["command"]: dict(receipt)}
-            lines.extend([*self._audit.take(), self._audit.line(asked, receipt["command"], "applied")])
+            lines.extend(self._audit.take(self._audit.line(asked, receipt["command"], "applied")))
             changes.audit = lines
             return changes
 
-        pause = await self._engine.between_batches(act)
+        swaps = asked.verb in ("swap", "rollback")
+        pause = await self._engine.between_batches(act, settled=swaps)
         self._audit.written(lines)
         self._docket.applied(dict(receipt))
         prepared.done()
         receipt["pause_s"] = round(pause, 4)
 
-    async def _reply(self, delivery: Delivery, receipt: Receipt) -> None:
-        if not delivery.reply_to:
+    async def _reply(self, delivery: Delivery, receipt: Receipt | None) -> None:
+        if receipt is None or not delivery.reply_to:
             return
         fields = {"topology": self._topology.name, "command": receipt["command"]}
         if not delivery.reply_to.startswith(_REPLIES):
@@ -229,8 +235,13 @@ class Control:
             log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
 
 
+async def _tell(answer: asyncio.Future[Receipt | None], receipt: Receipt | None) -> None:
+    if not answer.done():
+        answer.set_result(receipt)
+
+
 async def request(
-    broker: Broker, topology: str, verb: str, *, user: str, timeout: float, **arguments: str | None
+    broker: Broker, topology: str, verb: str, *, user: str, timeout: float, **arguments: str | float | None
 ) -> Receipt:
     """Send a command and wait for its receipt. Raises BrokerUnreachable when none comes in time.
 

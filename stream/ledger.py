@@ -108,8 +108,15 @@ class Ledger:
         changes.components = self._scorer.components(slots) if len(slots) else {}
         changes.replays = tuple(self._replays)
         before = self._clock.monotonic()
-        size = await in_thread(self._store.commit, changes)
-        self._metrics.checkpoint_duration.observe(self._clock.monotonic() - before)
+        sizes: list[int] = []
+        try:
+            await in_thread(lambda: sizes.append(self._store.commit(changes)))
+        finally:
+            if sizes:  # committed, also where whoever waited for it was cancelled
+                self._committed(changes, sizes[0], self._clock.monotonic() - before)
+
+    def _committed(self, changes: Changes, size: int, seconds: float) -> None:
+        self._metrics.checkpoint_duration.observe(seconds)
         self._metrics.checkpoint_time.set(self._clock.now())
         self._metrics.checkpoint_bytes.set(size)
         for tally in self._tallies:

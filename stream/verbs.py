@@ -115,8 +115,11 @@ class Verbs:
         return ref
 
     def _swap(self, receipt: Receipt, detector: str, ref: ModelRef, model: Model) -> Prepared:
-        before, declared = self._models[detector].current, self._topology.registry_models[detector].model
-        swap = Swap(detector, model, info_of(ref), reference(ref, declared), reference(before, declared))
+        history, declared = self._models[detector], self._topology.registry_models[detector].model
+        before = history.current
+        earlier = history.previous if ref == before else before  # to swap to what serves keeps the way back
+        previous = None if earlier is None else reference(earlier, declared)
+        swap = Swap(detector, model, info_of(ref), reference(ref, declared), previous)
         receipt |= {"model": _public(ref), "replaced": _public(before)}
 
         def act() -> Changes:
@@ -124,7 +127,7 @@ class Verbs:
             return self._engine.apply(swap)
 
         def done() -> None:
-            self._models[detector] = ModelHistory(ref, before)
+            self._models[detector] = ModelHistory(ref, earlier)
             self._metrics.swapped(detector, "applied")
             log.get().info("model_swapped", topology=self._topology.name, detector=detector, **_public(ref))
 

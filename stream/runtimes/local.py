@@ -145,6 +145,7 @@ class Worker:
             raise first_error(group) from group
         finally:
             for lane in self._lanes:
+                await _end(lane)
                 lane.store.close()
 
     async def _supervise(self, lane: _Lane, stop: asyncio.Event) -> None:
@@ -235,7 +236,7 @@ class Worker:
                 detectors=list(topology.detectors),
                 next_offset=saved.position.next_offset,
                 machines=saved.stored,
-                after_a_crash=saved.died,
+                after_a_failure=saved.died,
                 guarantee=guarantee(topology),
             )
             async with asyncio.TaskGroup() as tasks:
@@ -314,6 +315,16 @@ def guarantee(topology: Topology) -> str:
     if source.exclusive:
         return f"{once}, one reader"
     return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"
+
+
+async def _end(lane: _Lane) -> None:
+    """Leave word that the process ended in order: the next start must not take it for a death."""
+    try:
+        saved = await in_thread(lane.store.load, 0)
+        if saved.died:
+            await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying, running=False))
+    except CheckpointError as error:
+        log.get().warning("end_not_written", topology=lane.topology.name, cause=str(error))
 
 
 def _checkpoint(data: Path, topology: Topology) -> Store:

@@ -79,6 +79,7 @@ class _Life:
     calm: int = 0
     level: int = 0
     updates: int = 0
+    closed_at: float = -np.inf
 
 
 @dataclass
@@ -115,7 +116,7 @@ class _Reference:
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
             position = message.offset if self.outcome.schedule.source == "stream" else seq
             for name, score in scores.items():
-                told = _step(lives.setdefault((machine, name), _Life()), score / _THRESHOLDS[name])
+                told = _step(lives.setdefault((machine, name), _Life()), score / _THRESHOLDS[name], time)
                 if told is not None:
                     model = str(version) if name == "scale" else "online"
                     self.events.append((machine, name, *told, score, position, model))
@@ -138,11 +139,13 @@ class _Reference:
         return not late
 
 
-def _step(life: _Life, ratio: float) -> tuple[str, int] | None:
-    """One score, as a part of its threshold: the event's kind and its number in the alert's life."""
+def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
+    """One score, as a part of its threshold: the event's kind and its number in the alert's life.
+
+    A reading from before the last alert closed opens none."""
     level = 2 if ratio >= 2.0 else 1
     if not life.open:
-        if ratio < 1.0:
+        if ratio < 1.0 or time < life.closed_at:
             return None
         life.open, life.calm, life.level, life.updates = True, 0, level, 0
         return "opened", 0
@@ -150,7 +153,7 @@ def _step(life: _Life, ratio: float) -> tuple[str, int] | None:
         life.calm += 1
         if life.calm < 2:
             return None
-        life.open = False
+        life.open, life.closed_at = False, time
         return "closed", life.updates + 1
     life.calm = 0
     if ratio >= 1.0 and level > life.level:
