@@ -16,6 +16,7 @@ import click
 
 from stream import log
 from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
+from stream.letters import add_to as add_letters
 from stream.options import (
     BrokerOptions,
     broker_options,
@@ -389,3 +390,4 @@ def publish(
 
 add_to(cli)
 add_simulation(cli)
+add_letters(cli)

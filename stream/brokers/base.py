@@ -98,6 +98,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str | None = None
     user_id: str | None = None
     """The publisher's user name as verified by the broker, None where the publisher did not state it."""
+    timestamp: float | None = None
+    """Epoch seconds at which it was published, as the publisher states; None where it does not."""
 
 
 class Intake(Protocol):

@@ -357,16 +357,17 @@ class _Intake:
             if store.head > 1000:
                 del store.messages[: store.head]
                 store.head = 0
-        received = time.monotonic()
+        received, epoch = time.monotonic(), time.time() - now
         for number, entry in enumerate(entries):
             self._tag += 1
             self._unacked.append((self._tag, entry))
             offset = first + number if self._stream else -1
-            self._waiting.append(_delivery(entry, offset, self._tag, received))
+            self._waiting.append(_delivery(entry, offset, self._tag, received, epoch))
 
 
-def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery:
-    _, _, message, user = entry
+def _delivery(entry: _Entry, offset: int, tag: int, received: float, epoch: float) -> Delivery:
+    """`epoch`: the server's zero in epoch seconds."""
+    _, came, message, user = entry
     headers = message.headers
     if "x-stream-offset" in headers:  # the broker's own word, not the publisher's
         headers = {name: value for name, value in headers.items() if name != "x-stream-offset"}
@@ -383,6 +384,7 @@ def _delivery(entry: _Entry, offset: int, tag: int, received: float) -> Delivery
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
         user_id=user,
+        timestamp=epoch + came,
     )
 
 

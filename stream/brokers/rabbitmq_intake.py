@@ -150,6 +150,7 @@ class RabbitIntake:
                 correlation_id=properties.correlation_id,
                 reply_to=properties.reply_to,
                 user_id=properties.user_id,
+                timestamp=properties.timestamp and properties.timestamp.timestamp(),
             )
         )
         self.arrived.set()

@@ -33,7 +33,14 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "sqlite3": {"stream.checkpoint"},
     "plotly": {"stream.report"},
     "structlog": {"stream.log"},
-    "click": {"stream.cli", "stream.options", "stream.starter", "stream.steering", "stream.watch"},
+    "click": {
+        "stream.cli",
+        "stream.letters",
+        "stream.options",
+        "stream.starter",
+        "stream.steering",
+        "stream.watch",
+    },
 }
 
 
