@@ -59,14 +59,14 @@ class Audit:
         self._left_out[line["by"], line["status"]] += 1
         return False
 
-    def take(self) -> list[Line]:
-        """What there is to write now."""
+    def take(self, *further: Line) -> list[Line]:
+        """What there is to write now, with these; what was only counted goes along when anything is written."""
         lines, self._waiting = self._waiting, []
-        if self._left_out and (lines or self._has_room()):
+        if self._left_out and (lines or further or self._has_room()):
             lines.append(self._summary())
             self._left_out.clear()
             self._room = max(self._room - 1, 0.0)
-        return lines
+        return [*lines, *further]
 
     def written(self, lines: Iterable[Line]) -> None:
         """These lines were committed."""

@@ -144,7 +144,7 @@ class Docket:
                 raise CommandRefused(f'{asked.verb} takes no "{field}"')
         if command.issued is not None:
             try:
-                issued = epoch_seconds(command.issued)
+                issued = round(epoch_seconds(command.issued), 6)  # microseconds, as RFC 3339 texts have them
             except ReadingRejected as error:
                 raise CommandRefused(f'"issued": {error.detail}') from None
         elif asked.via == "http":
