@@ -11,7 +11,7 @@ from typing import Literal
 from detectors import AdaptiveZ
 from stream.topology import AlertRule, CheckpointRule, RegistryModel, Sensor, Source, Topology
 
-__all__ = ["EXCHANGE", "MODES", "QUEUE", "Kind", "Mode", "Sent", "readings", "topology"]
+__all__ = ["EXCHANGE", "LAST", "MODES", "QUEUE", "Kind", "Mode", "Sent", "last", "readings", "topology"]
 
 Mode = Literal["stream", "classic", "quorum"]
 """Where a topology reads: a stream of its own, or somebody else's queue of this type."""
@@ -21,6 +21,8 @@ Kind = Literal["fresh", "again", "broken"]
 EXCHANGE = "mmlw.sensors"
 QUEUE = "hall.readings"
 """The existing queue, in the modes that read one."""
+LAST = "last"
+"""The machine that sends the last reading of all."""
 _START = 1_722_988_800.0
 _MACHINES = 30
 
@@ -69,6 +71,13 @@ def readings(seed: int) -> Iterator[Sent]:
         if fresh.kind == "fresh":
             recent = [*recent[-99:], fresh]
         yield fresh
+
+
+def last() -> Sent:
+    """The last reading of all: whoever has processed it has processed everything."""
+    number = 1_000_000_000
+    body = {"machine": LAST, "time": _START, "seq": number, "values": {"a": 0.0, "b": 0.0}}
+    return Sent("fresh", number, LAST, json.dumps(body).encode())
 
 
 def topology(mode: Mode) -> Topology:

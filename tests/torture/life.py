@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import aiormq.channel
-import numpy as np
 
 from stream import checkpoint, log
 from stream.brokers.rabbitmq import RabbitBroker
@@ -57,7 +56,7 @@ class Orders:
 def begin(orders: Orders) -> tuple[BaseProcess, Connection]:
     """A life has begun. The connection says `ready` once a kill from outside can be the cause of no quarantine."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.torture.preload"])
     hears, tells = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(orders, tells))
     process.start()
@@ -115,16 +114,3 @@ def _watch_driver(killer: Killer) -> None:
 
     driver._on_confirm_frame = on_confirm
     checkpoint.os.pwrite = pwrite  # type: ignore[attr-defined]
-
-
-def _warm_up() -> None:
-    """Have compiled code loaded before the first life begins."""
-    from tests.torture.hall import topology
-
-    for spec in topology("stream").detectors.values():
-        if hasattr(spec, "build"):
-            spec.build(("a", "b")).score_learn(np.zeros(1, np.int64), np.zeros((1, 2)), np.zeros(1))
-
-
-if multiprocessing.current_process().name == "forkserver" or "FORKSERVER" in os.environ:
-    _warm_up()

@@ -17,7 +17,6 @@ from typing import Any, Literal, Self, get_args
 from detectors.base import Model
 from stream.brokers.base import Broker, Delivery, Intake, Message, Plan, Queue
 from stream.models import ModelRef
-from stream.shelf import Shelf
 from stream.state import Changes, Group, Saved, Store, Trying
 
 __all__ = ["POINTS", "SWAP_POINTS", "Killer", "Point", "WatchedBroker", "WatchedShelf", "WatchedStore"]
@@ -195,7 +194,7 @@ class WatchedStore:
         self._highest = max([self._highest, *(int(column.max()) for column in columns if column.size)])
 
 
-class WatchedShelf(Shelf):
+class WatchedShelf:
     """Models whose making passes the killer, after the first."""
 
     def __init__(self, shelf: Any, killer: Killer) -> None:
