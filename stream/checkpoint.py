@@ -46,13 +46,15 @@ _LAST_SEEN = """
 SELECT machine, row, layout, crc FROM (SELECT rowid, * FROM state ORDER BY seen DESC LIMIT ?) ORDER BY rowid
 """
 _KEPT = 10_000
-"""Commands remembered, to answer a repeated one with the same receipt; lines of the audit; replays."""
+"""Commands remembered, to answer a repeated one with the same receipt; lines of the audit."""
+_KEPT_REPLAYS = 1_000_000
+"""Dead letters known to be processed: about as many as their stream keeps."""
 _SHOWN = 100
 """Lines of the audit that are loaded."""
 _FORGET = (
-    "DELETE FROM commands WHERE id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)",
-    "DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?",
-    "DELETE FROM replays WHERE id NOT IN (SELECT id FROM replays ORDER BY at DESC LIMIT ?)",
+    ("DELETE FROM commands WHERE id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)", _KEPT),
+    ("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", _KEPT),
+    ("DELETE FROM replays WHERE rowid <= (SELECT max(rowid) FROM replays) - ?", _KEPT_REPLAYS),
 )
 _AT_A_TIME = 500
 """Machines looked up by one query."""
@@ -121,8 +123,8 @@ class Checkpoint:
                 self._put("audit", [(None, json.dumps(entry)) for entry in changes.audit])
                 self._put("replays", [(letter, at) for letter in changes.replays])
                 if changes.commands or changes.audit or changes.replays:
-                    for statement in _FORGET:
-                        self._db.execute(statement, (_KEPT,))
+                    for statement, kept in _FORGET:
+                        self._db.execute(statement, (kept,))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:

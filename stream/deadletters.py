@@ -9,6 +9,7 @@ import msgspec
 from stream import log
 from stream.brokers.base import Delivery, Message, Queue
 from stream.errors import ReadingRejected
+from stream.proof import fingerprint
 from stream.topology import DEADLETTER_EXCHANGE
 
 __all__ = ["Origin", "dead_letter", "replay", "replayed"]
@@ -26,12 +27,13 @@ class Origin(NamedTuple):
 def dead_letter(topology: str, delivery: Delivery, error: ReadingRejected) -> Message:
     """The dead letter of a delivery: its body unchanged; why, and where it came from, in the headers.
 
-    Its id tells where it stood in the source. What is refused again after a replay keeps the id it had.
+    Its id tells where it stood in the source, and what it is: a stream made anew gives its offsets again. What is
+    refused again after a replay keeps the id it had.
     """
     fields = {"topology": topology, "reason": error.reason, "detail": error.detail, "offset": delivery.offset}
     log.limited("message_deadlettered", f"{topology}/{error.reason}", **fields)
     origin = replayed(delivery)
-    letter, source = origin or (f"{topology}-0-{delivery.offset}", delivery)
+    letter, source = origin or (f"{topology}-0-{delivery.offset}-{fingerprint(delivery)[:12]}", delivery)
     return Message(
         exchange=DEADLETTER_EXCHANGE,
         routing_key=f"deadletter.{topology}.{error.reason}",

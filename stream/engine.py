@@ -301,9 +301,10 @@ class Engine:
         origins = {
             i: origin for i, delivery in enumerate(fresh) if (origin := replayed(delivery)) is not None
         }
-        seen, twice = set(self._replays) if origins else set(), set()
+        seen: set[str] = set()
+        twice: set[int] = set()
         for i, origin in origins.items():
-            if origin.letter in seen:
+            if origin.letter in self._replays or origin.letter in seen:
                 twice.add(i)
             seen.add(origin.letter)
         return origins, twice

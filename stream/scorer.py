@@ -131,7 +131,7 @@ class Scorer:
         touched = np.unique(slots)
         batch, slots, offsets, refused, dropped = self._arrive(batch, slots, offsets, replayed)
         if self._aligner is not None:
-            batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets)
+            batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets, replayed)
             refused += late
         whole = np.arange(len(batch))
         parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
@@ -272,9 +272,16 @@ class Scorer:
         return batch.select(keep), slots[keep], offsets[keep], list(refused.items()), dropped
 
     def _align(
-        self, aligner: Aligner, batch: Batch, slots: Slots, offsets: NDArray[np.int64]
+        self,
+        aligner: Aligner,
+        batch: Batch,
+        slots: Slots,
+        offsets: NDArray[np.int64],
+        replayed: Collection[int],
     ) -> tuple[Batch, Slots, NDArray[np.int64], list[tuple[int, ReadingRejected]]]:
-        """Narrow messages as whole rows; a row bears the position of the message that made it leave."""
+        """Narrow messages as whole rows; a row bears the position of the message that made it leave.
+
+        A replayed one whose row has left is a row by itself."""
         refused: list[tuple[int, ReadingRejected]] = []
         index: list[int] = []
         rows: list[int] = []
@@ -284,8 +291,10 @@ class Scorer:
             try:
                 left = aligner.push(slot, float(batch.times[i]), batch.values[i])
             except ReadingRejected as error:
-                refused.append((int(batch.messages[i]), error))
-                continue
+                if batch.messages[i] not in replayed:
+                    refused.append((int(batch.messages[i]), error))
+                    continue
+                left = [(float(batch.times[i]), batch.values[i])]
             for number, (time, row) in enumerate(left):
                 index.append(i)
                 rows.append(2 * int(batch.rows[i]) + number)
