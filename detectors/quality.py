@@ -79,13 +79,15 @@ def events(labels: ArrayLike) -> NDArray[np.int64]:
     return edges.reshape(-1, 2).astype(np.int64)
 
 
-def event_quality(times: ArrayLike, labels: ArrayLike, alerts: ArrayLike) -> EventQuality:
-    """Judge alerts of one key, event by event; an alert episode counts where it begins.
+def event_quality(
+    times: ArrayLike, labels: ArrayLike, alerts: ArrayLike, keys: ArrayLike | None = None
+) -> EventQuality:
+    """Judge alerts, event by event; an alert episode counts where it begins.
 
     `times` (n,) ascending seconds; `labels` (n,) true within an event; `alerts` (n,) true while an alert is
-    open. An event counts as found if an episode begins in it; one already open when the event begins does
-    not count. False alarms per day divide by the time spanned outside events. Raises ValueError on lengths
-    that differ.
+    open; `keys` (n,) whose row it is, for each key has events, alerts and days of its own (None: one key). An
+    event counts as found if an episode begins in it; one already open when the event begins does not count.
+    False alarms per day divide by the time spanned outside events. Raises ValueError on lengths that differ.
 
     >>> quality = event_quality([0, 60, 120, 180], [0, 1, 1, 0], [0, 0, 1, 1])
     >>> quality.recall, quality.precision, quality.median_delay
@@ -93,17 +95,26 @@ def event_quality(times: ArrayLike, labels: ArrayLike, alerts: ArrayLike) -> Eve
     """
     when: Floats = np.asarray(times, np.float64)
     truth, alert = _labels(labels), _labels(alerts)
-    if not when.shape == truth.shape == alert.shape:
-        raise ValueError("times, labels and alerts must be of one length")
-    spans, begins = events(truth), events(alert)[:, 0]
-    hits = [begins[(begins >= start) & (begins < end)] for start, end in spans]
-    delays = [when[hit[0]] - when[start] for hit, (start, _) in zip(hits, spans, strict=True) if len(hit)]
-    false_alarms = int((~truth[begins]).sum())
-    normal = float(np.diff(when)[~truth[1:]].sum()) if len(when) > 1 else 0.0
+    who = np.zeros(len(when), np.int64) if keys is None else np.unique(keys, return_inverse=True)[1]
+    if not when.shape == truth.shape == alert.shape == who.shape:
+        raise ValueError("times, labels, alerts and keys must be of one length")
+    known = episodes = false_alarms = 0
+    delays: list[float] = []
+    normal = 0.0
+    for key in range(int(who.max()) + 1 if len(who) else 0):
+        rows = who == key
+        spans, begins = events(truth[rows]), events(alert[rows])[:, 0]
+        clock = when[rows]
+        hits = [begins[(begins >= start) & (begins < end)] for start, end in spans]
+        delays += [clock[hit[0]] - clock[start] for hit, (start, _) in zip(hits, spans, strict=True) if len(hit)]
+        known += len(spans)
+        episodes += len(begins)
+        false_alarms += int((~truth[rows][begins]).sum())
+        normal += float(np.diff(clock)[~truth[rows][1:]].sum())
     return EventQuality(
-        events=len(spans),
+        events=known,
         found=len(delays),
-        episodes=len(begins),
+        episodes=episodes,
         false_alarms=false_alarms,
         false_alarms_per_day=false_alarms * _DAY / normal if normal > 0 else float("nan"),
         median_delay=float(np.median(delays)) if delays else float("nan"),

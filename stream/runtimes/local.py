@@ -31,6 +31,7 @@ from stream.errors import (
     ConfigError,
     MmlwError,
     ModelError,
+    ModelNotFound,
     Problem,
     RegistryUnreachable,
     Stalled,
@@ -273,7 +274,11 @@ class Worker:
                 ref = history[name].current
                 built[name] = (await asyncio.to_thread(shelf.model, ref, sensors), info_of(ref))
             except ModelError as error:
-                raise type(error)(f"{topology.name}: detectors.{name} ({spec.model}): {error}") from error
+                hint = ""
+                if isinstance(error, ModelNotFound):
+                    hint = ". Train it first (mmlw train FILE), or name the registry that has it (--registry)"
+                place = f"{topology.name}: detectors.{name} ({spec.model})"
+                raise type(error)(f"{place}: {error}{hint}") from error
         return built, history
 
     async def _pinned(

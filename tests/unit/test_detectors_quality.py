@@ -47,3 +47,14 @@ def test_nothing_found_is_not_an_error() -> None:
     assert np.isnan(quality.median_delay)
     with pytest.raises(ValueError, match="one length"):
         event_quality([0.0], [0, 1], [0, 0])
+
+
+def test_each_key_has_events_and_days_of_its_own() -> None:
+    """Two machines whose rows alternate: one has one long event, with one alert in it; the other has nothing."""
+    times = np.repeat(np.arange(20.0) * 3600, 2)
+    keys = np.tile(["a", "b"], 20)
+    labels = (keys == "a") & (times >= 5 * 3600) & (times < 15 * 3600)
+    alerts = (keys == "a") & (times >= 6 * 3600) & (times < 8 * 3600)
+    found = event_quality(times, labels, alerts, keys)
+    assert (found.events, found.found, found.episodes, found.false_alarms) == (1, 1, 1, 0)
+    assert found.median_delay == 3600.0
