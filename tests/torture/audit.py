@@ -105,9 +105,7 @@ def audit(sent: Sequence[Sent], commands: Sequence[str], got: Evidence, wanted: 
     return found
 
 
-def _alerts(
-    found: Findings, got: Sequence[tuple[str, bytes]], wanted: Sequence[tuple[str, bytes]]
-) -> None:
+def _alerts(found: Findings, got: Sequence[tuple[str, bytes]], wanted: Sequence[tuple[str, bytes]]) -> None:
     """An event that bears an id with another content than it should is lost, and spurious."""
     distinct, expected = set(got), set(wanted)
     found.alerts = len(expected)
@@ -149,7 +147,9 @@ def _receipts(found: Findings, commands: Sequence[str], got: Evidence) -> None:
 
 
 def _said(receipt: Mapping[str, Any]) -> str:
-    told = {name: receipt.get(name) for name in ("verb", "status", "detector", "model", "replaced", "partitions")}
+    told = {
+        name: receipt.get(name) for name in ("verb", "status", "detector", "model", "replaced", "partitions")
+    }
     return json.dumps(told, sort_keys=True)
 
 
@@ -182,7 +182,9 @@ def state_of(topology: Topology, data: Path) -> tuple[State, dict[str, int], dic
     return state, learned, saved.commands
 
 
-async def reference(topology: Topology, data: Path, sent: Sequence[Sent], swaps: Sequence[tuple[int, str]]) -> Evidence:
+async def reference(
+    topology: Topology, data: Path, sent: Sequence[Sent], swaps: Sequence[tuple[int, str]]
+) -> Evidence:
     """An uninterrupted run on the memory broker. `swaps`: after so many messages, this model."""
     plant = Plant(data, topology, shelf=ScaleShelf(alias=2))
     await plant.declare() if topology.source.queue is None else await _declare_queue(plant)

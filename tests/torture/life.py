@@ -82,11 +82,12 @@ def _live(orders: Orders, tells: Connection) -> None:
     def store(_: Topology) -> WatchedStore:
         return WatchedStore(Checkpoint(path, topology.name, Scorer.recipes(topology)), killer, orders.swaps)
 
+    shelf: Any = WatchedShelf(ScaleShelf(alias=2), killer)
     worker = Worker(
         (topology,),
         connect=lambda: WatchedBroker(RabbitBroker(orders.url), killer),
         data=orders.data,
-        shelf=WatchedShelf(ScaleShelf(alias=2), killer),
+        shelf=shelf,
         wait=30.0,
         store=store,
     )

@@ -11,9 +11,8 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ async def prepared_broker(url: str, what: Topology, mode: Mode) -> None:
         channel = await connection.channel()
         if mode != "stream":
             exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
-            arguments = {"x-queue-type": mode}
+            arguments: dict[str, Any] = {"x-queue-type": mode}
             queue = await channel.declare_queue(QUEUE, durable=True, arguments=arguments)
             await queue.bind(exchange, "sensor.#")
     async with RabbitBroker(url) as broker:
@@ -204,7 +203,7 @@ def _knows(checkpoint: Path, machine: str) -> bool:
 async def await_true(condition: Callable[[], Any], seconds: float) -> None:
     """Wait until the coroutine function gives true. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -280,9 +279,7 @@ def _swaps(sitting: Sitting, evidence: Evidence) -> list[tuple[int, str]]:
             found.append((int(evidence.recorded[name]["partitions"]["0"]["first_offset"]), model))
             continue
         fresh = (
-            i
-            for i, item in enumerate(sitting.sent)
-            if item.kind == "fresh" and item.seq >= last[name]["seq"]
+            i for i, item in enumerate(sitting.sent) if item.kind == "fresh" and item.seq >= last[name]["seq"]
         )
         found.append((next(fresh, len(sitting.sent)), model))
     return found
@@ -308,5 +305,3 @@ async def _until_silent(queue: aio_pika.abc.AbstractQueue) -> AsyncIterator[Abst
             message = await asyncio.wait_for(arrived.get(), 1.0)
             await message.ack()
             yield message
-
-
