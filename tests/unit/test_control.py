@@ -26,6 +26,12 @@ from tests.aio import run
 from tests.plant import Plant, ScaleShelf, readings, topology
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine without readings looks for commands more often, so that hundreds of them take no minute."""
+    monkeypatch.setattr("stream.engine._IDLE", 0.01)
+
+
 @dataclass
 class Timed(Plant):
     """A plant whose worker's clock is ahead by as much as a test says."""
