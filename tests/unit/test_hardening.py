@@ -1,0 +1,337 @@
+"""What keeps one bad machine, message or detector from harming the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from stream.brokers.base import Delivery, Intake, Message, Queue
+from stream.brokers.memory import MemoryBroker
+from stream.checkpoint import Checkpoint
+from stream.runtimes.local import guarantee
+from stream.scorer import Scorer
+from stream.state import Saved, Trying
+from stream.suspects import DEATHS, Suspects
+from stream.topology import Topology, readings_queue
+from tests.aio import run
+from tests.plant import START, Plant, readings, topology
+
+
+def message(machine: str, at: float, value: float = 0.0, *, seq: int | None = None) -> Message:
+    body: dict[str, Any] = {"machine": machine, "time": START + at, "values": {"a": value, "b": 0.0}}
+    if seq is not None:
+        body["seq"] = seq
+    key = f"sensor.{machine}.readings"
+    return Message(exchange="mmlw.sensors", routing_key=key, body=json.dumps(body).encode())
+
+
+def saved(plant: Plant) -> Saved:
+    store = Checkpoint(plant.data / "plant.checkpoint", "plant", Scorer.recipes(plant.topology))
+    try:
+        return store.load()
+    finally:
+        store.close()
+
+
+def state(plant: Plant) -> dict[str, dict[str, Any]]:
+    """Every machine's rows, by table and array."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in saved(plant).groups:
+        for i, machine in enumerate(group.machines):
+            found[machine] = {
+                f"{table}.{name}": column[i] if column.dtype == object else column[i].tolist()
+                for table, rows in group.components.items()
+                for name, column in rows.items()
+            }
+    return found
+
+
+async def play(plant: Plant, messages: list[Message]) -> Plant:
+    await plant.declare()
+    await plant.publish(messages)
+    await plant.process(len(messages))
+    return plant
+
+
+def conserved(plant: Plant) -> bool:
+    passed = sum(
+        plant.value("mmlw_messages_passed_over_total", policy=policy)
+        for policy in ("replayed", "returned", "duplicate", "late")
+    )
+    dead = sum(plant.metrics.dead_letters("plant").values())
+    received = plant.value("mmlw_messages_received_total")
+    return received == plant.value("mmlw_messages_processed_total") + dead + passed
+
+
+@pytest.mark.parametrize("resident", [1, 2, 5])
+def test_machines_beyond_memory_wait_in_the_checkpoint_and_lose_nothing(
+    tmp_path: Path, resident: int
+) -> None:
+    async def story() -> None:
+        messages = readings(800, machines=12, bad_every=50)
+        roomy = await play(Plant(tmp_path / "roomy", topology(max_batch=16)), messages)
+        tight = Plant(tmp_path / "tight", topology(max_batch=16, resident_machines=resident))
+        await play(tight, messages)
+        assert len(await roomy.alerts()) > 10
+        assert await tight.alerts() == await roomy.alerts()
+        np.testing.assert_equal(state(tight), state(roomy))
+        assert tight.value("mmlw_machines") == 12
+        assert tight.value("mmlw_machines_resident") < 12 + resident
+        assert conserved(tight)
+
+    run(story())
+
+
+def test_machine_beyond_the_limit_is_a_dead_letter_and_the_known_ones_go_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        messages = [message(f"m{i % 5}", i) for i in range(100)]
+        plant = await play(Plant(tmp_path, topology(max_machines=3)), messages)
+        assert sorted(state(plant)) == ["m0", "m1", "m2"]
+        letters = await plant.kept("mmlw.deadletters")
+        assert {letter.headers["mmlw-reason"] for letter in letters} == {"too_many_machines"}
+        assert len(letters) == 40
+        assert conserved(plant)
+
+    run(story())
+
+
+def test_machine_whose_name_does_not_fit_is_a_dead_letter(tmp_path: Path) -> None:
+    async def story() -> None:
+        messages = [message(name, i) for i, name in enumerate(("pump-1", "fan-1", "spy", "pump-2"))]
+        plant = await play(Plant(tmp_path, topology(machines=("pump-*", "fan-?"))), messages)
+        [letter] = await plant.kept("mmlw.deadletters")
+        assert letter.headers["mmlw-reason"] == "bad_machine"
+        assert "spy" in str(letter.headers["mmlw-detail"])
+
+    run(story())
+
+
+def test_duplicate_is_known_by_its_number_and_dropped(tmp_path: Path) -> None:
+    async def story() -> None:
+        once = [message(f"m{i % 3}", i, float(i % 7), seq=i) for i in range(300)]
+        twice = [item for i, item in enumerate(once) for item in (once[i], once[max(i - 3, 0)])]
+        one = await play(Plant(tmp_path / "one", topology()), once)
+        other = await play(Plant(tmp_path / "other", topology()), twice)
+        np.testing.assert_equal(state(other), state(one))
+        assert other.value("mmlw_messages_passed_over_total", policy="duplicate") == 300
+        assert other.value("mmlw_readings_dropped_total", policy="duplicate") == 300
+        assert conserved(other)
+
+    run(story())
+
+
+def test_machine_whose_counter_begins_anew_is_not_shut_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        messages = [message("m", i, seq=i % 50) for i in range(200)]
+        plant = await play(Plant(tmp_path, topology()), messages)
+        assert plant.value("mmlw_messages_processed_total") == 200
+        assert plant.value("mmlw_messages_passed_over_total", policy="duplicate") == 0
+
+    run(story())
+
+
+@pytest.mark.parametrize(("policy", "processed", "dropped", "dead"), [
+    ("accept", 100, 0, 0),
+    ("drop", 90, 10, 0),
+    ("deadletter", 90, 0, 10),
+])  # fmt: skip
+def test_late_reading_is_treated_as_the_source_says(
+    tmp_path: Path, policy: str, processed: int, dropped: int, dead: int
+) -> None:
+    async def story() -> None:
+        messages = [message("m", i - (60 if i % 10 == 9 else 0) + 100) for i in range(100)]
+        plant = await play(Plant(tmp_path, topology(late=policy, lateness=30.0)), messages)
+        assert plant.value("mmlw_messages_processed_total") == processed
+        assert plant.value("mmlw_messages_passed_over_total", policy="late") == dropped
+        assert plant.metrics.dead_letters("plant") == ({"late": dead} if dead else {})
+        assert conserved(plant)
+
+    run(story())
+
+
+def test_time_can_stand_for_a_sequence_number(tmp_path: Path) -> None:
+    async def story() -> None:
+        messages = [message("m", i) for i in range(50) for _ in range(2)]
+        plant = await play(Plant(tmp_path, topology(order_by="time")), messages)
+        assert plant.value("mmlw_messages_processed_total") == 50
+        assert plant.value("mmlw_messages_passed_over_total", policy="duplicate") == 50
+
+    run(story())
+
+
+def test_score_that_is_not_finite_restores_the_machines_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        healthy_messages = [message(f"m{i % 3}", i, float(i % 5)) for i in range(300)]
+        poison = [message("m1", 150.5, 666.0), message("m1", 151.5, 666.0)]
+        expected = await play(Plant(tmp_path / "expected", topology()), healthy_messages)
+        recipe: Any = topology().detectors["spike"]
+        model = type(recipe.build(("a", "b")))
+        healthy = model.score_learn
+
+        def sick(self: Any, slots: Any, values: Any, times: Any) -> Any:
+            scores = healthy(self, slots, values, times)
+            return np.where(values[:, 0] == 666.0, np.nan, scores)
+
+        monkeypatch.setattr(model, "score_learn", sick)
+        plant = Plant(tmp_path / "plant", topology())
+        await play(plant, [*healthy_messages[:150], *poison, *healthy_messages[150:]])
+        assert plant.value("mmlw_detector_unhealthy_total", detector="spike") == 2
+        assert plant.metrics.dead_letters("plant") == {}
+        assert plant.value("mmlw_messages_processed_total") == 302
+        assert plant.value("mmlw_restarts_total", cause="detector") == 1
+        for machine, rows in state(expected).items():
+            same = [
+                name for name in rows if name.startswith("model:") or name.endswith((".run", ".severity"))
+            ]
+            np.testing.assert_equal({n: state(plant)[machine][n] for n in same}, {n: rows[n] for n in same})
+        assert conserved(plant)
+
+    run(story())
+
+
+class _Silent(MemoryBroker):
+    """Its first reader of readings hears nothing, though everything else answers."""
+
+    readers = 0
+
+    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+        intake = await super().consume(queue, offset=offset, prefetch=prefetch)
+        if queue.name.startswith("mmlw.readings"):
+            type(self).readers += 1
+            if type(self).readers == 1:
+                return _Deaf(intake)
+        return intake
+
+
+class _Deaf:
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def receive(self, most: int, linger: float, timeout: float) -> list[Delivery]:
+        await asyncio.sleep(timeout)
+        return []
+
+    async def ack(self, tag: int) -> None:
+        await self._intake.ack(tag)
+
+    async def end(self) -> int:
+        return await self._intake.end()
+
+    async def close(self) -> None:
+        await self._intake.close()
+
+
+def test_watchdog_restarts_a_consumer_that_hears_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        _Silent.readers = 0
+        plant = Plant(tmp_path, msgspec.structs.replace(topology(), watchdog=0.5))
+        plant.connect = lambda: _Silent(plant.server, user="worker")
+        await play(plant, readings(300))
+        assert plant.value("mmlw_restarts_total", cause="stalled") == 1
+        assert plant.value("mmlw_messages_processed_total") == 300
+        assert _Silent.readers == 2
+
+    run(story())
+
+
+def test_watchdog_leaves_a_paused_topology_and_an_idle_source_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, msgspec.structs.replace(topology(), watchdog=0.1))
+        await plant.declare()
+        async with plant.running() as worker:
+            await plant.publish(readings(50))
+            await plant.reached(worker, 50)
+            await plant.ask("pause")
+            await plant.publish(readings(50))
+            await asyncio.sleep(3.0)  # the watchdog looks every two seconds
+            assert plant.value("mmlw_restarts_total", cause="stalled") == 0
+            await plant.ask("resume")
+            await plant.reached(worker, 100)
+
+    run(story())
+
+
+def test_stream_that_is_gone_is_made_anew_and_the_state_stays(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology())
+        first = [message("m", i, float(i % 5)) for i in range(100)]
+        await play(plant, first)
+        before = state(plant)
+        plant.server.delete(readings_queue(plant.topology).name)
+        async with plant.running() as worker:
+            await plant.publish([message("m", 100 + i, float(i % 5)) for i in range(50)])
+            await plant.reached(worker, 50)
+        assert plant.value("mmlw_streams_replaced_total") == 1
+        assert plant.value("mmlw_messages_processed_total") == 150
+        assert set(state(plant)) == set(before)
+
+    run(story())
+
+
+def test_guarantee_is_told_for_every_kind_of_source() -> None:
+    def told(**source: Any) -> str:
+        return guarantee(topology(**source))
+
+    assert told().startswith("exactly once: a stream of our own")
+    assert "one reader" in told(queue="old")
+    assert told(queue="old", exclusive=False).startswith("at least once: others may read")
+    assert "rising times" in told(queue="old", order_by="time")
+
+
+def test_message_is_put_aside_after_three_deaths_and_no_other() -> None:
+    """Deaths happen while offsets 10 to 14 are at work; 12 is the killer."""
+    suspects = Suspects(None, window=100)  # the first death is behind us
+    tried = suspects.attempt(10, 14, "")
+    assert tried == Trying(10, 14, "", 1)
+    suspects = Suspects(tried, window=100)  # the second: now one by one
+    assert [suspects.most(n, 64) for n in (9, 10, 14, 15)] == [64, 1, 1, 64]
+    assert suspects.attempt(10, 10, "a") == Trying(10, 10, "a", 2)
+    tried = suspects.attempt(12, 12, "c")
+    suspects = Suspects(tried, window=100)  # the third
+    killer = suspects.attempt(12, 12, "c")
+    assert killer is not None
+    assert killer.deaths == DEATHS
+    other = suspects.attempt(12, 12, "another message under this number")
+    assert other is not None
+    assert other.deaths == 1
+
+
+def test_nothing_is_written_down_after_an_orderly_end() -> None:
+    suspects = Suspects(None, window=0)
+    assert suspects.attempt(0, 9, "") is None
+    assert suspects.most(0, 64) == 64
+
+
+def test_state_of_every_kind_of_detector_survives_eviction(tmp_path: Path) -> None:
+    async def story() -> None:
+        from detectors import AdaptiveZ, HalfSpaceTrees, River
+
+        detectors: dict[str, Any] = {
+            "z": AdaptiveZ(warmup=5, half_life=20),
+            "trees": HalfSpaceTrees(n_trees=3, height=3, window_size=10, threshold=0.7),
+            "river": River(river="LODA", warmup=5, settings={"n_random_cuts": 5}, threshold=2.0),
+        }
+
+        def wide(resident: int) -> Topology:
+            return msgspec.structs.replace(
+                topology(max_batch=8, resident_machines=resident), detectors=detectors
+            )
+
+        messages = readings(240, machines=6)
+        roomy = await play(Plant(tmp_path / "roomy", wide(100)), messages)
+        tight = await play(Plant(tmp_path / "tight", wide(2)), messages)
+        assert await tight.alerts() == await roomy.alerts()
+        assert await roomy.alerts()
+        for machine, rows in state(roomy).items():
+            tested = [name for name in rows if not name.endswith("object")]
+            assert {n: repr(state(tight)[machine][n]) for n in tested} == {n: repr(rows[n]) for n in tested}
+
+    run(story())
