@@ -122,9 +122,11 @@ class CommandRefused(MmlwError):
 
 
 class ReadingRejected(MmlwError):
-    """A message that cannot be used. `reason` is one of a closed set of labels, `detail` is for people."""
+    """A message that cannot be used. `reason` is one of a closed set of labels, `detail` is for people: printable,
+    at most 300 characters, whatever stood in the message or in a detector's complaint."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
-        self.detail = detail
-        super().__init__(f"{reason}: {detail}")
+        detail = "".join(c if c.isprintable() else "?" for c in detail[:300])
+        self.detail = detail if len(detail) < 300 else f"{detail[:299]}…"
+        super().__init__(f"{reason}: {self.detail}")

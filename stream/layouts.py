@@ -17,7 +17,7 @@ from typing import Any
 from stream.errors import ReadingRejected
 from stream.topology import Source
 
-__all__ = ["Row", "rows_of", "value_at"]
+__all__ = ["Row", "rows_of", "short", "value_at"]
 
 _TIME_COLUMNS = ("ds", "time", "timestamp", "date")
 
@@ -65,6 +65,16 @@ def value_at(message: object, path: str) -> object:
     return None
 
 
+def short(value: object) -> str:
+    """What stood in a message, for people: at most 80 characters, every one printable."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a structure too deep
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else "?" for c in text[:80])
+    return text if len(text) < 80 else text + "…"
+
+
 def _row_or_columns(message: dict[str, Any], source: Source) -> list[Row]:
     fields = source.fields
     machine, time = value_at(message, fields.machine), value_at(message, fields.time)
@@ -85,7 +95,7 @@ def _row_or_columns(message: dict[str, Any], source: Source) -> list[Row]:
         if not isinstance(column, list) or len(column) != n:
             found = f"{len(column)} values" if isinstance(column, list) else _kind(column)
             raise ReadingRejected(
-                "wrong_shape", f'"{name}" should have {n} values, one per time; found {found}'
+                "wrong_shape", f'"{short(name)}" should have {n} values, one per time; found {found}'
             )
     machines: Sequence[object] = machine if isinstance(machine, list) else [machine] * n
     numbers: Sequence[object] = seq if isinstance(seq, list) else [seq] * n
@@ -120,7 +130,8 @@ def _table(message: dict[str, Any], source: Source) -> list[Row]:
     labels = list(message[time_name])
     for name, column in message.items():
         if extra := set(column) - set(labels):
-            raise ReadingRejected("wrong_shape", f'"{name}" has row "{min(extra)}", which has no time')
+            row = short(min(extra, key=str))
+            raise ReadingRejected("wrong_shape", f'"{short(name)}" has row "{row}", which has no time')
     machines = message.get(machine_name, {})
     return [
         Row(

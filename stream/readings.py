@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from detectors.base import Floats
 from stream.brokers.base import Delivery, routing_word
 from stream.errors import ReadingRejected
-from stream.layouts import Row, rows_of
+from stream.layouts import Row, rows_of, short
 from stream.topology import Fields, Source
 
 __all__ = ["Batch", "Decoder", "epoch_seconds"]
@@ -30,7 +30,9 @@ Rejection = tuple[int, ReadingRejected]
 _Parts = tuple[str, float, Sequence[float], int]
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
-_MACHINE = re.compile(r"[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,253}[^\s\x00-\x1f\x7f])?")
+_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
+"""Control characters, line ends, what turns the direction of writing, halves of characters (no UTF-8 has them)."""
+_MACHINE = re.compile(rf"[^\s{_UNPRINTABLE}](?:[^{_UNPRINTABLE}]{{0,253}}[^\s{_UNPRINTABLE}])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class Decoder:
         if present < len(values) and source.unknown_sensor == "deadletter":
             name = next(name for name in values if name not in self._index)
             known = ", ".join(self._names[:8])
-            raise ReadingRejected("unknown_sensor", f'"{name}" is not declared (known: {known})')
+            raise ReadingRejected("unknown_sensor", f'"{short(name)}" is not declared (known: {known})')
         if present == 0:
             raise ReadingRejected("no_values", "no declared sensor has a value")
         if present < len(row):
@@ -188,16 +190,14 @@ class Decoder:
         if stated is None:
             raise ReadingRejected("missing_machine", "neither the body nor the routing key names a machine")
         if not isinstance(stated, str):
-            raise ReadingRejected("bad_machine", f"{_short(stated)} is not a text; write it in quotes")
+            raise ReadingRejected("bad_machine", f"{short(stated)} is not a text; write it in quotes")
         if not _MACHINE.fullmatch(stated):
-            raise ReadingRejected("bad_machine", f'"{_short(stated)}" is not 1 to 255 printable characters')
+            raise ReadingRejected("bad_machine", f'"{short(stated)}" is not 1 to 255 printable characters')
         if self._patterns is not None and not self._patterns.match(stated):
             allowed = ", ".join(self._source.machines[:8])
-            raise ReadingRejected(
-                "bad_machine", f'"{_short(stated)}" may not send here (machines: {allowed})'
-            )
+            raise ReadingRejected("bad_machine", f'"{short(stated)}" may not send here (machines: {allowed})')
         if by_key is not None and by_key not in (stated, routing_word(stated)):
-            detail = f'the body says "{_short(stated)}", the routing key "{_short(by_key)}"'
+            detail = f'the body says "{short(stated)}", the routing key "{short(by_key)}"'
             raise ReadingRejected("machine_mismatch", detail)
         return stated
 
@@ -233,7 +233,7 @@ class Decoder:
             raise ReadingRejected("not_decodable", "nested too deeply") from None
         except (ValueError, msgspec.DecodeError) as error:
             form = "neither JSON in UTF-8 nor MessagePack" if packed else "not JSON"
-            raise ReadingRejected("not_decodable", f"{form}: {_short(str(error))}") from None
+            raise ReadingRejected("not_decodable", f"{form}: {short(str(error))}") from None
 
     def _check_values(self, batch: Batch, rejected: list[Rejection]) -> tuple[Batch, list[Rejection]]:
         """Infinite, NaN and out-of-range values: a dead letter or a missing sensor, as the source says."""
@@ -286,13 +286,13 @@ def epoch_seconds(time: object) -> float:
         try:
             time = datetime.fromisoformat(time)
         except ValueError:
-            raise ReadingRejected("bad_time", f"{_short(time)} is not an RFC 3339 time") from None
+            raise ReadingRejected("bad_time", f"{short(time)} is not an RFC 3339 time") from None
     if isinstance(time, datetime):
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     if time is None:
         raise ReadingRejected("bad_time", "the reading has no time")
     if isinstance(time, bool) or not isinstance(time, (int, float)):
-        raise ReadingRejected("bad_time", f"{_short(time)} is not a time")
+        raise ReadingRejected("bad_time", f"{short(time)} is not a time")
     size = abs(time)
     if size < 1e11:
         return float(time)
@@ -302,7 +302,7 @@ def epoch_seconds(time: object) -> float:
         return time / 1e6
     if size < 1e20:
         return time / 1e9
-    raise ReadingRejected("bad_time", f"{_short(time)} is not a time")
+    raise ReadingRejected("bad_time", f"{short(time)} is not a time")
 
 
 def _sequence(stated: object) -> int:
@@ -310,7 +310,7 @@ def _sequence(stated: object) -> int:
     if stated is None:
         return -1
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 <= stated < 2**63:
-        raise ReadingRejected("bad_sequence", f"{_short(stated)} is not a whole number from 0 to 2^63 - 1")
+        raise ReadingRejected("bad_sequence", f"{short(stated)} is not a whole number from 0 to 2^63 - 1")
     return stated
 
 
@@ -321,13 +321,4 @@ def _number(name: str, value: object) -> float:
         except OverflowError:
             number = float("inf")
         return float("inf") if number != number else number  # NaN is refused, or missing, with the infinities
-    raise ReadingRejected("wrong_type", f'"{_short(name)}" is {_short(value)}, not a number')
-
-
-def _short(value: object) -> str:
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a structure too deep
-        text = f"a {type(value).__name__}"
-    text = "".join(c if c.isprintable() else "?" for c in text[:80])
-    return text if len(text) < 80 else text + "…"
+    raise ReadingRejected("wrong_type", f'"{short(name)}" is {short(value)}, not a number')
