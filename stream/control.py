@@ -162,7 +162,7 @@ class Control:
     async def _refuse(self, asked: Asked, receipt: Receipt, reason: str) -> Receipt | None:
         receipt |= {"status": "refused", "reason": reason}
         name = receipt["command"]
-        if asked.verb in ("swap", "rollback"):
+        if name is not None and asked.verb in ("swap", "rollback"):  # a stranger is not told what serves
             self._verbs.refused(receipt)
         listed = self._audit.add(self._audit.line(asked, name, "refused", reason))
         if name is not None:  # an operator's
