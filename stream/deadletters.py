@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import msgspec
@@ -24,16 +25,20 @@ class Origin(NamedTuple):
     delivery: Delivery
 
 
-def dead_letter(topology: str, delivery: Delivery, error: ReadingRejected) -> Message:
+def dead_letter(
+    topology: str, delivery: Delivery, error: ReadingRejected, *, identity: str | None = None
+) -> Message:
     """The dead letter of a delivery: its body unchanged; why, and where it came from, in the headers.
 
-    Its id tells where it stood in the source, and what it is: a stream made anew gives its offsets again. What is
+    Its id tells where it stood in the source, and what it is: a stream made anew gives its offsets again. A queue
+    has no places that last: there `identity` is the publisher's own message id, where it gave one. What is
     refused again after a replay keeps the id it had.
     """
     fields = {"topology": topology, "reason": error.reason, "detail": error.detail, "offset": delivery.offset}
     log.limited("message_deadlettered", f"{topology}/{error.reason}", **fields)
     origin = replayed(delivery)
-    letter, source = origin or (f"{topology}-0-{delivery.offset}-{fingerprint(delivery)[:12]}", delivery)
+    place = hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else f"0-{delivery.offset}"
+    letter, source = origin or (f"{topology}-{place}-{fingerprint(delivery)[:12]}", delivery)
     return Message(
         exchange=DEADLETTER_EXCHANGE,
         routing_key=f"deadletter.{topology}.{error.reason}",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from detectors.base import Model
 from stream import log
 from stream.alerts import Alert, ModelInfo, alert_message
-from stream.brokers.base import Broker, Delivery, Intake
+from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
 from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
@@ -351,7 +351,7 @@ class Engine:
         offsets: NDArray[np.int64],
         batch: Batch,
     ) -> None:
-        messages = [dead_letter(self.topology.name, fresh[index], error) for index, error in refused]
+        messages = [self._dead_letter(fresh[index], error) for index, error in refused]
         messages += [alert_message(alert, self.topology.sink.exchange) for alert in scored.alerts]
         if messages:
             await self._broker.publish(messages)
@@ -363,6 +363,10 @@ class Engine:
                 self._metrics.alert_latency.observe(now - fresh[came[alert.position.offset]].received)
                 _log_alert(alert)
 
+    def _dead_letter(self, delivery: Delivery, error: ReadingRejected) -> Message:
+        identity = None if self._stream else delivery.message_id
+        return dead_letter(self.topology.name, delivery, error, identity=identity)
+
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
@@ -373,7 +377,7 @@ class Engine:
     async def _put_aside(self, intake: Intake, delivery: Delivery, error: ReadingRejected) -> None:
         """A message by itself becomes a dead letter and leaves no state: what it may have left in memory is not
         committed with it."""
-        await self._broker.publish([dead_letter(self.topology.name, delivery, error)])
+        await self._broker.publish([self._dead_letter(delivery, error)])
         position = StreamPosition(delivery.offset, fingerprint(delivery) if self._stream else "")
         nothing = np.zeros(0, dtype=np.int64)
         self.ledger.add(position, nothing, Tally(deadlettered=Counter([error.reason])), messages=1)
