@@ -1,6 +1,7 @@
 # make demo   sets up and runs the main job: no server, no network
 # make test   sets up and runs every check and test, against real servers
-.PHONY: demo install dev servers check test bench lock clean
+# make torture  kills workers 500 times and audits them: some minutes; go on with make torture ARGS=--resume
+.PHONY: demo install dev servers check test torture bench lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -47,6 +48,9 @@ check: dev
 
 test: dev servers check
 	$(BIN)/python -m pytest
+
+torture: dev servers
+	$(BIN)/python -m tests.torture --kills 500 --mode both $(ARGS)
 
 bench: dev servers
 	$(BIN)/python -m benchmarks.end_to_end

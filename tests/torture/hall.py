@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from detectors import AdaptiveZ
@@ -37,6 +37,9 @@ class Sent:
     machine: str
     body: bytes
 
+    id: str
+    """The publisher's, another one for each time that it is published."""
+
     @property
     def key(self) -> str:
         """Its routing key."""
@@ -57,27 +60,29 @@ def readings(seed: int) -> Iterator[Sent]:
         machine = f"m{rng.randrange(_MACHINES):02d}"
         if chance < 0.02 and recent:
             first = rng.choice(recent)
-            yield Sent("again", first.seq, first.machine, first.body)
+            yield replace(first, kind="again", id=f"again-{number}")
             continue
         if chance < 0.03:
-            yield Sent("broken", -1, machine, f'{{"cut": {number}, "values": {{"a": 1'.encode())
+            cut = f'{{"cut": {number}, "values": {{"a": 1'.encode()
+            yield Sent("broken", -1, machine, cut, str(number))
             continue
         size = 30.0 if rng.random() < 0.03 else 0.0
         values = {"a": rng.gauss(size, 1.0), "b": rng.gauss(size, 1.0)}
         if chance < 0.04:  # it has a machine and a number, and is refused all the same
             values["nobody_knows"] = 1.0
         body = {"machine": machine, "time": _START + number, "seq": number, "values": values}
-        fresh = Sent("broken" if chance < 0.04 else "fresh", number, machine, json.dumps(body).encode())
-        if fresh.kind == "fresh":
-            recent = [*recent[-99:], fresh]
-        yield fresh
+        kind: Kind = "broken" if chance < 0.04 else "fresh"
+        item = Sent(kind, number, machine, json.dumps(body).encode(), str(number))
+        if kind == "fresh":
+            recent = [*recent[-99:], item]
+        yield item
 
 
 def last() -> Sent:
     """The last reading of all: whoever has processed it has processed everything."""
     number = 1_000_000_000
     body = {"machine": LAST, "time": _START, "seq": number, "values": {"a": 0.0, "b": 0.0}}
-    return Sent("fresh", number, LAST, json.dumps(body).encode())
+    return Sent("fresh", number, LAST, json.dumps(body).encode(), LAST)
 
 
 def topology(mode: Mode) -> Topology:

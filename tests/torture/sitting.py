@@ -11,8 +11,9 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from tests.torture.hall import EXCHANGE, LAST, QUEUE, Mode, Sent, last, readings
 from tests.torture.life import Orders, begin
 from tests.torture.points import POINTS, SWAP_POINTS, Point
 
-__all__ = ["Report", "Sitting", "await_true", "prepared_broker", "sit", "stream_content"]
+__all__ = ["Report", "await_true", "last_life", "prepared_broker", "publish", "sit", "stream_content"]
 
-_RANDOM_SHARE = 0.25
+_RANDOM_SHARE = 0.125
 """Of all kills, those at any moment."""
 _LIFE_SECONDS = 40.0
 """In which a life must come to its end."""
@@ -81,7 +82,7 @@ async def sit(
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         replies = await channel.declare_queue(f"mmlw.reply.torture.{seed}", exclusive=True)
-        await replies.consume(lambda message: _receive(sitting, message), no_ack=True)
+        await replies.consume(partial(_receive, sitting), no_ack=True)
         async with asyncio.TaskGroup() as tasks:
             flow = tasks.create_task(_flow(sitting))
             for number, point in enumerate(_plan(sitting.rng, kills), 1):
@@ -90,7 +91,7 @@ async def sit(
                     tell(f"    {number} of {kills} kills, {len(sitting.sent)} readings")
             sitting.flowing = False
             await flow
-        await _drain(sitting, channel)
+        await _drain(sitting)
     evidence = await _evidence(sitting)
     wanted = await reference(sitting.topology, data / "calm", sitting.sent, _swaps(sitting, evidence))
     found = audit(sitting.sent, [name for name, _ in sitting.commands], evidence, wanted)
@@ -160,23 +161,35 @@ async def _ended(process: BaseProcess, orders: Orders) -> None:
         raise RuntimeError(f"a life with the end {orders.point} ended with {code}: {ending}")
 
 
-async def _drain(sitting: Sitting, channel: AbstractChannel) -> None:
+async def _drain(sitting: Sitting) -> None:
     """A last life processes all there is and stops when it is asked to."""
     orders = Orders(sitting.url, sitting.data, sitting.topology)
+
+    def answered() -> bool:
+        return len({receipt["command"] for receipt in sitting.receipts}) == len(sitting.commands)
+
+    if (code := await last_life(orders, answered)) != 0:
+        raise RuntimeError(f"the last life ended with {code}: {orders.log.read_text()[-3000:]}")
+
+
+async def last_life(orders: Orders, done: Callable[[], bool] = lambda: True) -> int:
+    """A life that is asked to stop once it processed the last reading; its exit code, however it ended."""
     process, hears = begin(orders)
     with contextlib.closing(hears):
-        path = sitting.data / f"{sitting.topology.name}.checkpoint"
+        path = orders.data / f"{orders.topology.name}.checkpoint"
 
-        async def drained() -> bool:
-            answered = {receipt["command"] for receipt in sitting.receipts}
-            return len(answered) == len(sitting.commands) and _knows(path, LAST)
+        def ended() -> bool:
+            return not process.is_alive() or (hears.poll() and done() and _knows(path, LAST))
 
-        await await_true(drained, _LIFE_SECONDS)
+        await _until(ended, _LIFE_SECONDS)
         process.terminate()
         await asyncio.to_thread(process.join, _LIFE_SECONDS)
         code = process.exitcode
-    if code != 0:
-        raise RuntimeError(f"the last life ended with {code}: {orders.log.read_text()[-3000:]}")
+    if code is None:
+        process.kill()
+        raise RuntimeError(f"a life does not stop: {orders.log.read_text()[-3000:]}")
+    process.close()
+    return code
 
 
 async def _left(channel: AbstractChannel) -> int:
@@ -215,24 +228,27 @@ async def _until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 async def _flow(sitting: Sitting) -> None:
-    """Publish in bursts, in order, each burst confirmed, by an ordinary client, until told to end."""
+    """Publish in bursts, in order, until told to end; then the last reading."""
     source = readings(sitting.seed)
     rng = random.Random(sitting.seed + 1)
     async with await aio_pika.connect(sitting.url) as connection:
         channel = await connection.channel()
-        exchange = await channel.get_exchange(EXCHANGE, ensure=False)
-        while True:
-            flowing = sitting.flowing
-            size = rng.choice((1, 5, 40, 150))
-            burst = list(itertools.islice(source, size)) if flowing else [last()]
-            async with asyncio.TaskGroup() as tasks:
-                for item in burst:
-                    message = aio_pika.Message(item.body, delivery_mode=2)
-                    tasks.create_task(exchange.publish(message, item.key, timeout=60.0))
+        while sitting.flowing:
+            burst = list(itertools.islice(source, rng.choice((1, 5, 40, 150))))
+            await publish(channel, burst)
             sitting.sent += burst
-            if not flowing:
-                return
             await asyncio.sleep(len(burst) / _PACE)
+        await publish(channel, [last()])
+        sitting.sent.append(last())
+
+
+async def publish(channel: AbstractChannel, items: Sequence[Sent]) -> None:
+    """What any client does: in order, and all confirmed in the end."""
+    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+    async with asyncio.TaskGroup() as tasks:
+        for item in items:
+            message = aio_pika.Message(item.body, delivery_mode=2, message_id=item.id)
+            tasks.create_task(exchange.publish(message, item.key, timeout=60.0))
 
 
 async def _ask_swap(sitting: Sitting, channel: AbstractChannel, replies: str) -> None:
