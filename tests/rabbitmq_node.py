@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,11 +21,18 @@ _BIN = Path("/usr/lib/rabbitmq/bin")
 _START_SECONDS = 90
 
 
+_taken: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+    """A loopback port that nothing listens on, below those that connections take; never the same one twice."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 12_000 + 2_000 * (number % 10) + random.randrange(2_000)
+        if port not in _taken:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                _taken.add(port)
+                return port
 
 
 class RabbitNode:

@@ -56,7 +56,7 @@ _METRICS = Metrics()
 """One for all runs, for they are costly to make: differences count."""
 
 
-class Crash(BaseException):
+class _Crash(BaseException):
     """The process is dead: whatever its code still tries, nothing happens."""
 
 
@@ -352,7 +352,7 @@ class _World:
     def fail_if_dead(self) -> None:
         """A dead process does nothing."""
         if self.dead:
-            raise Crash
+            raise _Crash
 
     def strike(self, op: Op, after: bool) -> Fault | None:
         """The fault that is due here, if any."""
@@ -368,7 +368,7 @@ class _World:
         """The process ends here and now."""
         self.dead = True
         self.outcome.crashes += 1
-        raise Crash
+        raise _Crash
 
     def blocking(self, op: Op, after: bool) -> None:
         """A fault in the store."""
@@ -508,7 +508,7 @@ class _World:
                 if self._drained():
                     self._count(before)
                     return
-            except* Crash:
+            except* _Crash:
                 pass
             except* (
                 MmlwError

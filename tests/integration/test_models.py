@@ -30,6 +30,7 @@ from detectors.base import Floats, Slots, Weights
 from stream.errors import ConfigError, ModelError, ModelNotFound, ModelRejected, RegistryUnreachable
 from stream.models import ModelRef, ModelUri, Registry, build, parse_uri
 from stream.weights import ARRAYS_FILE, HEADER_FILE, write_weights
+from tests.rabbitmq_node import free_port
 
 SENSORS = ("pressure_bar", "temperature_c")
 EXAMPLE = pd.DataFrame({"pressure_bar": [3.1, 2.9, 9.0, np.nan], "temperature_c": [40.0, 41.0, 80.0, 39.0]})
@@ -543,12 +544,6 @@ def test_fresh_registry_is_made_without_a_word_and_only_where_it_belongs(tmp_pat
 
 
 # -- a server -----------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
