@@ -21,7 +21,7 @@ from stream.errors import CheckpointError, CheckpointFull
 from stream.rows import Layout, pack, unpack
 from stream.state import Changes, Group, Saved, StreamPosition, Trying
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "set_witness"]
 
 _FORMAT = "2"
 _SCHEMA = """
@@ -63,13 +63,16 @@ _AT_A_TIME = 500
 class Checkpoint:
     """The checkpoint file of one topology, locked against a second worker: a `Store`. Raises CheckpointError.
 
-    `recipes` names the state tables with a text that changes when their state is no longer comparable.
+    `recipes` names the state tables with a text that changes when their state is no longer comparable; None
+    takes every table as it is, to look at.
     `adopt` takes the file as it is, without asking the witness: for a copy that was put back on purpose.
     """
 
-    def __init__(self, path: Path, topology: str, recipes: Mapping[str, str], *, adopt: bool = False) -> None:
+    def __init__(
+        self, path: Path, topology: str, recipes: Mapping[str, str] | None, *, adopt: bool = False
+    ) -> None:
         self.path = path
-        self._recipes = json.dumps(dict(recipes), sort_keys=True)
+        self._recipes = json.dumps(None if recipes is None else dict(recipes), sort_keys=True)
         self._layouts: dict[int, tuple[Layout, str]] = {}
         self._head: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +144,16 @@ class Checkpoint:
         self._head = head
         os.pwrite(self._lock, _witness(head["commits"]), 0)
         return self._size()
+
+    @property
+    def commits(self) -> int:
+        """How many commits were made."""
+        return int(self._head["commits"])
+
+    def verify(self) -> None:
+        """Read everything there is, and check it. Raises CheckpointError on damage."""
+        self.load()
+        self.audit()
 
     def audit(self) -> list[dict[str, Any]]:
         """Every command that came, oldest first: who, what, when, and what became of it."""
@@ -221,7 +234,7 @@ class Checkpoint:
         for number, (names, records) in by_layout.items():
             layout, made_by = self._known_layouts()[number]
             columns, past = unpack(layout, records), json.loads(made_by)
-            kept = {name for name in columns if past.get(name) == recipes.get(name)}
+            kept = {name for name in columns if recipes is None or past.get(name) == recipes.get(name)}
             forgotten |= set(columns) - kept
             groups.append(Group(names, {name: columns[name] for name in columns if name in kept}))
         return groups, tuple(sorted(forgotten))
@@ -287,6 +300,11 @@ def _crc(*values: Any) -> int:
         data = value if isinstance(value, bytes) else repr(value).encode()
         total = zlib.crc32(data, zlib.crc32(len(data).to_bytes(8, "little"), total))
     return total
+
+
+def set_witness(path: Path, commits: int) -> None:
+    """Say of a checkpoint how many commits it must hold: after it was put in place on purpose, or put aside."""
+    path.with_suffix(".lock").write_bytes(_witness(commits))
 
 
 def _witness(commits: int) -> bytes:

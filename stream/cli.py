@@ -30,6 +30,7 @@ from stream.options import (
 )
 from stream.simulation.command import add_to as add_simulation
 from stream.steering import add_to
+from stream.upkeep import add_to as add_upkeep
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
     from stream.topology import RegistryModel, Topology
@@ -391,3 +392,4 @@ def publish(
 add_to(cli)
 add_simulation(cli)
 add_letters(cli)
+add_upkeep(cli)

@@ -30,7 +30,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "starlette": {"stream.http"},
     "uvicorn": {"stream.http"},
     "prometheus_client": {"stream.metrics"},
-    "sqlite3": {"stream.checkpoint"},
+    "sqlite3": {"stream.checkpoint", "stream.checkpoint_files"},
     "plotly": {"stream.report"},
     "structlog": {"stream.log"},
     "click": {
@@ -40,6 +40,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.options",
         "stream.starter",
         "stream.steering",
+        "stream.upkeep",
         "stream.watch",
     },
 }
