@@ -26,7 +26,7 @@ from stream.brokers.base import Binding, Intake, Message, Plan, Queue
 from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, one_line
 from stream.brokers.rabbitmq_intake import RabbitIntake
 from stream.brokers.tls import Tls, refusal
-from stream.errors import BrokerError, BrokerMissing, BrokerUnreachable, Unroutable
+from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
 
 __all__ = ["RabbitBroker"]
 
@@ -103,8 +103,11 @@ class RabbitBroker:
                 await channel.declare_exchange(exchange.name, "topic", durable=True, passive=passive)
         missing = [queue.name for queue in plan.queues if not passive and await self._is_missing(queue)]
         for queue in plan.queues:
+            if queue.kind == "existing":
+                await self._check_existing(queue)
+                continue
             async with self._channel(f'queue "{queue.name}"') as channel:
-                await self._declare_queue(channel, queue, passive=passive or queue.kind == "existing")
+                await self._declare_queue(channel, queue, passive=passive)
         if not passive:
             for binding in plan.bindings:
                 await self._bind(binding)
@@ -119,6 +122,24 @@ class RabbitBroker:
         except BrokerMissing:
             return True
         return False
+
+    async def _check_existing(self, queue: Queue) -> None:
+        """It is there, and is not a stream: whose reader would get only what comes from now on, and no error."""
+        what = f'queue "{queue.name}"'
+        try:
+            async with self._channel(what) as channel:
+                await self._declare_queue(channel, queue, passive=True)
+        except BrokerMissing:
+            remedy = "make it and bind it, or correct source.queue"
+            raise BrokerMissing(f"{self._where}: {what} is missing; {remedy}") from None
+        async with self._channel(what) as channel:
+            await channel.set_qos(prefetch_count=1)
+            driver: Any = await channel.get_underlay_channel()
+            try:
+                await driver.basic_consume(queue.name, _ignore, arguments={"x-stream-offset": "next"})
+            except amqp.ChannelPreconditionFailed:  # only a stream takes that
+                return
+        raise BrokerRefused(f"{self._where}: {what} is a stream; name its exchange instead of the queue")
 
     async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""
@@ -305,6 +326,10 @@ class RabbitBroker:
     def mapped(self, what: str) -> AbstractContextManager[None]:
         """Turns what the driver raises in this block into our errors; `what` names what was tried."""
         return self._errors.mapped(what, connected=self._consuming is not None)
+
+
+async def _ignore(_: object) -> None:
+    """A message that nobody wants."""
 
 
 def _arguments(queue: Queue) -> dict[str, Any]:
