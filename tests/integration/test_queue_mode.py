@@ -1,0 +1,342 @@
+"""A topology that reads somebody else's queue, classic or quorum, on RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import msgspec
+import pytest
+from aio_pika.exceptions import ChannelClosed
+from structlog.testing import capture_logs
+
+from stream.brokers.rabbitmq import RabbitBroker
+from stream.checkpoint import Checkpoint
+from stream.control import request
+from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
+from stream.metrics import Metrics
+from stream.runtimes.local import Worker
+from stream.scorer import Scorer
+from stream.topology import Source, Topology
+from tests.aio import run
+from tests.plant import ScaleShelf
+from tests.rabbitmq_node import RabbitNode
+from tests.torture.audit import Evidence, audit, reference, state_of
+from tests.torture.hall import QUEUE, Mode, Sent, last, readings, topology
+from tests.torture.life import Orders, begin
+from tests.torture.points import Point
+from tests.torture.sitting import await_true, prepared_broker, publish, stream_content
+
+QUEUES: tuple[Mode, ...] = ("classic", "quorum")
+
+
+def changed(what: Topology, **source: Any) -> Topology:
+    altered: Source = msgspec.structs.replace(what.source, **source)
+    return msgspec.structs.replace(what, source=altered)
+
+
+def some_readings(n: int) -> list[Sent]:
+    seed = secrets.randbelow(1_000_000)
+    print(f"seed {seed}")
+    return [*itertools.islice(readings(seed), n), last()]
+
+
+@dataclass
+class Queueing:
+    """A worker in this process that reads a queue on a virtual host of its own."""
+
+    url: str
+    data: Path
+    topology: Topology
+    metrics: Metrics = field(default_factory=Metrics)
+
+    async def prepare(self, mode: Mode, sent: Sequence[Sent] = ()) -> None:
+        await prepared_broker(self.url, topology(mode), mode)
+        await self.send(sent)
+
+    async def send(self, sent: Sequence[Sent]) -> None:
+        async with await aio_pika.connect(self.url) as connection:
+            await publish(await connection.channel(), sent)
+
+    def worker(self) -> Worker:
+        shelf: Any = ScaleShelf(alias=2)
+        return Worker(
+            (self.topology,),
+            connect=lambda: RabbitBroker(self.url),
+            data=self.data,
+            shelf=shelf,
+            metrics=self.metrics,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Worker]:
+        worker, stop = self.worker(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(worker.run(stop))
+
+            async def ready() -> bool:
+                return worker.ready or task.done()
+
+            await await_true(ready, 30.0)
+            try:
+                yield worker
+            finally:
+                stop.set()
+
+    async def counted(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a counter has this value."""
+
+        async def reached() -> bool:
+            return self.total(name, **labels) == value
+
+        try:
+            await await_true(reached, 40.0)
+        except TimeoutError:
+            raise AssertionError(f"{name} is {self.total(name, **labels)}, not {value}") from None
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's series that bear these labels."""
+        samples = (s for family in self.metrics.registry.collect() for s in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    async def left(self, count: int) -> None:
+        """Wait until so many messages are ready in the queue; a quorum queue counts late."""
+        found = -1
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+
+            async def there() -> bool:
+                nonlocal found
+                queue = await channel.declare_queue(QUEUE, durable=True, passive=True)
+                found = queue.declaration_result.message_count or 0
+                return found == count
+
+            try:
+                await await_true(there, 20.0)
+            except TimeoutError:
+                raise AssertionError(f"{found} messages are left, not {count}") from None
+
+    async def killed(self, point: Point, passage: int) -> int:
+        """A worker of a process of its own dies there; how many messages it had committed."""
+        process, hears = begin(Orders(self.url, self.data, self.topology, point, passage, after=1))
+        with contextlib.closing(hears):
+            await asyncio.to_thread(process.join, 40.0)
+            assert process.exitcode == -9, (self.data / "log").read_text()[-3000:]
+        return self.position
+
+    @property
+    def position(self) -> int:
+        """Messages committed."""
+        path = self.data / f"{self.topology.name}.checkpoint"
+        checkpoint = Checkpoint(path, self.topology.name, Scorer.recipes(self.topology))
+        try:
+            return checkpoint.load().position.next_offset
+        finally:
+            checkpoint.close()
+
+    async def evidence(self) -> Evidence:
+        state, learned, _ = state_of(self.topology, self.data)
+        kept = [await stream_content(self.url, name) for name in ("mmlw.alerts", "mmlw.deadletters")]
+        return Evidence(kept[0], kept[1], state, learned)
+
+
+@pytest.fixture
+def queueing(rabbit_url: str, tmp_path: Path) -> Queueing:
+    return Queueing(rabbit_url, tmp_path, topology("classic"))
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_nothing_is_acknowledged_before_its_commit_and_what_comes_again_is_dropped(
+    queueing: Queueing, mode: Mode
+) -> None:
+    sent = some_readings(900)
+
+    async def scenario() -> None:
+        await queueing.prepare(mode, sent)
+        committed = await queueing.killed("before_ack", 1)
+        assert 0 < committed < len(sent)
+        await queueing.left(len(sent))
+        fresh = sum(item.kind == "fresh" for item in sent[:committed])
+        twice = sum(item.kind == "again" for item in sent)
+        async with queueing.running():
+            usable = sum(item.kind == "fresh" for item in sent) - fresh
+            await queueing.counted("mmlw_messages_processed_total", usable)
+        again = queueing.total("mmlw_messages_passed_over_total", policy="duplicate")
+        assert again == fresh + twice
+        await queueing.left(0)
+        wanted = await reference(queueing.topology, queueing.data / "calm", sent, [])
+        found = audit(sent, [], await queueing.evidence(), wanted)
+        assert found.faults == {}
+        assert found.alerts > 20
+
+    run(scenario(), seconds=100.0)
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_what_was_processed_and_not_committed_comes_again(queueing: Queueing, mode: Mode) -> None:
+    sent = some_readings(900)
+
+    async def scenario() -> None:
+        await queueing.prepare(mode, sent)
+        committed = await queueing.killed("before_commit", 3)
+        assert committed < len(sent)
+        await queueing.left(len(sent) - committed)
+
+    run(scenario(), seconds=100.0)
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_second_reader_is_refused_where_the_queue_is_exclusive(queueing: Queueing, mode: Mode) -> None:
+    async def scenario() -> None:
+        await queueing.prepare(mode)
+        other = Queueing(queueing.url, queueing.data / "other", queueing.topology)
+        async with queueing.running(), await aio_pika.connect(queueing.url) as connection:
+            queue = await (await connection.channel()).get_queue(QUEUE)
+            with pytest.raises(ChannelClosed, match="in exclusive use"):
+                await queue.consume(ignore)
+            with pytest.raises(BrokerUnreachable, match="another consumer reads it: stop that one, or say"):
+                await other.worker().run(asyncio.Event())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_worker_does_not_share_a_queue_that_somebody_reads_unless_told_to(
+    queueing: Queueing, mode: Mode
+) -> None:
+    async def scenario() -> None:
+        await queueing.prepare(mode)
+        async with await aio_pika.connect(queueing.url) as connection:
+            queue = await (await connection.channel()).get_queue(QUEUE)
+            await queue.consume(ignore)
+            with pytest.raises(BrokerUnreachable, match="another consumer reads it"):
+                await queueing.worker().run(asyncio.Event())
+            queueing.topology = changed(queueing.topology, exclusive=False)
+            async with queueing.running() as worker:
+                assert worker.ready
+
+    run(scenario())
+
+
+async def ignore(_: object) -> None: ...
+
+
+GUARANTEES: dict[str, tuple[dict[str, Any], str]] = {
+    "exclusive": (
+        {},
+        "exactly once for machines that send a sequence number, at least once for others: acknowledged after "
+        "the commit, one reader",
+    ),
+    "by time": (
+        {"order_by": "time"},
+        "exactly once for machines that send rising times, at least once for others: acknowledged after the "
+        "commit, one reader",
+    ),
+    "shared": (
+        {"exclusive": False},
+        "at least once: others may read the queue too; exactly once for machines that send a sequence number, "
+        "at least once for others: acknowledged after the commit if it has x-single-active-consumer",
+    ),
+    "stream": (
+        {"queue": None},
+        "exactly once: a stream of our own, its position and the state in one checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GUARANTEES)
+def test_first_line_says_what_is_guaranteed_and_why(queueing: Queueing, case: str) -> None:
+    source, text = GUARANTEES[case]
+
+    async def scenario() -> list[Any]:
+        await queueing.prepare("classic")
+        queueing.topology = changed(queueing.topology, **source)
+        with capture_logs() as logs:
+            async with queueing.running():
+                pass
+        return [line["guarantee"] for line in logs if line["event"] == "topology_started"]
+
+    assert run(scenario()) == [text]
+
+
+def test_queue_that_does_not_exist_is_one_clear_line(queueing: Queueing) -> None:
+    async def scenario() -> str:
+        await queueing.prepare("classic")
+        queueing.topology = changed(queueing.topology, queue="nobodys")
+        with pytest.raises(BrokerMissing) as caught:
+            await queueing.worker().run(asyncio.Event())
+        return str(caught.value)
+
+    said = run(scenario())
+    assert said.endswith('queue "nobodys" is missing; make it and bind it, or correct source.queue')
+    assert "\n" not in said
+
+
+def test_stream_named_as_a_queue_is_refused(queueing: Queueing) -> None:
+    """Read as a queue, a stream gives only what comes from now on, and never what came while nobody read."""
+
+    async def scenario() -> str:
+        await queueing.prepare("classic")
+        async with await aio_pika.connect(queueing.url) as connection:
+            channel = await connection.channel()
+            await channel.declare_queue("log", durable=True, arguments={"x-queue-type": "stream"})
+        queueing.topology = changed(queueing.topology, queue="log")
+        with pytest.raises(BrokerRefused) as caught:
+            await queueing.worker().run(asyncio.Event())
+        return str(caught.value)
+
+    said = run(scenario())
+    assert said.endswith('queue "log" is a stream; name its exchange instead of the queue')
+
+
+@contextlib.contextmanager
+def short_consumer_timeout(node: RabbitNode) -> Any:
+    """Channels that hold a message for three seconds without acknowledgement are closed, checked each second."""
+    names = ("consumer_timeout", "channel_tick_interval")
+    before = [node.ctl("eval", f"application:get_env(rabbit, {name}, undefined).").strip() for name in names]
+    pairs = "{consumer_timeout, %s}, {channel_tick_interval, %s}"
+    setting = f"[application:set_env(rabbit, K, V) || {{K, V}} <- [{pairs}]]."
+    node.ctl("eval", setting % (3000, 1000))
+    try:
+        yield
+    finally:
+        node.ctl("eval", setting % tuple(before))
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_paused_worker_whose_channel_times_out_goes_on_without_loss(
+    rabbitmq: RabbitNode, queueing: Queueing, mode: Mode
+) -> None:
+    sent = some_readings(900)
+
+    async def ask(verb: str) -> None:
+        async with RabbitBroker(queueing.url) as broker:
+            receipt = await request(broker, queueing.topology.name, verb, user="guest", timeout=30)
+            assert receipt["status"] == "applied"
+
+    async def scenario() -> None:
+        await queueing.prepare(mode)
+        async with queueing.running():
+            await ask("pause")
+            await queueing.send(sent)
+
+            async def timed_out() -> bool:
+                return queueing.total("mmlw_restarts_total", cause="broker") >= 1
+
+            await await_true(timed_out, 40.0)
+            await ask("resume")
+            usable = sum(item.kind == "fresh" for item in sent)
+            await queueing.counted("mmlw_messages_processed_total", usable)
+        await queueing.left(0)
+        wanted = await reference(queueing.topology, queueing.data / "calm", sent, [])
+        assert audit(sent, [], await queueing.evidence(), wanted).faults == {}
+
+    with short_consumer_timeout(rabbitmq):
+        run(scenario(), seconds=110.0)
