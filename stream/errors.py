@@ -127,6 +127,7 @@ class ReadingRejected(MmlwError):
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
-        detail = "".join(c if c.isprintable() else "?" for c in detail[:300])
-        self.detail = detail if len(detail) < 300 else f"{detail[:299]}…"
+        if not detail.isprintable():
+            detail = "".join(c if c.isprintable() else "?" for c in detail[:300])
+        self.detail = detail if len(detail) <= 300 else f"{detail[:299]}…"
         super().__init__(f"{reason}: {self.detail}")

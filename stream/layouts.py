@@ -71,8 +71,8 @@ def short(value: object) -> str:
         text = value if isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a structure too deep
         text = f"a {type(value).__name__}"
-    text = "".join(c if c.isprintable() else "?" for c in text[:80])
-    return text if len(text) < 80 else text + "…"
+    text = text if len(text) <= 80 else f"{text[:79]}…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _row_or_columns(message: dict[str, Any], source: Source) -> list[Row]:
