@@ -112,11 +112,14 @@ class Worker:
 
     def problems(self) -> dict[str, str]:
         """Topologies that are not consuming now, for `/readyz`."""
-        return {
-            lane.topology.name: "no room on the disk for the checkpoint" if lane.full else "not consuming"
-            for lane in self._lanes
-            if lane.engine is None or not lane.engine.consuming
-        }
+        lanes = {lane.topology.name: lane for lane in self._lanes}
+        found = {}
+        for name in (topology.name for topology in self._topologies):
+            lane = lanes.get(name)
+            if lane is None or lane.engine is None or not lane.engine.consuming:
+                full = lane is not None and lane.full
+                found[name] = "no room on the disk for the checkpoint" if full else "not consuming"
+        return found
 
     def next_offset(self, topology: str) -> int:
         """The first offset that this topology has not processed; 0 before it runs."""
