@@ -23,7 +23,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import FieldTable
 
 from stream.brokers.base import Binding, Intake, Message, Plan, Queue
-from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, one_line
+from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, in_use, one_line
 from stream.brokers.rabbitmq_intake import RabbitIntake
 from stream.brokers.tls import Tls, refusal
 from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
@@ -152,6 +152,10 @@ class RabbitBroker:
                 channel = await connection.channel(publisher_confirms=False)
                 if queue.kind == "reply":
                     await self._declare_queue(channel, queue, passive=False)
+                if queue.exclusive:  # which the broker sees to itself, but not for a quorum queue
+                    declared = await self._declare_queue(channel, queue, passive=True)
+                    if declared.declaration_result.consumer_count:
+                        raise in_use(f'{self._where}: queue "{queue.name}"')
                 await channel.set_qos(prefetch_count=prefetch)
                 intake = RabbitIntake(self, channel, queue)
                 self._intakes.add(intake)

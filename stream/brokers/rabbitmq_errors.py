@@ -14,7 +14,7 @@ from aio_pika import exceptions as amqp
 from stream.brokers.tls import Tls, causes, remedy
 from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable
 
-__all__ = ["DriverErrors", "hung_up", "one_line"]
+__all__ = ["DriverErrors", "hung_up", "in_use", "one_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ class DriverErrors:
         except (amqp.ChannelClosed, amqp.ConnectionClosed) as error:
             text = one_line(error)
             if "in exclusive use" in text:
-                hint = "another consumer reads it: stop that one, or say exclusive: false in the topology"
-                raise BrokerUnreachable(f"{self.where}: {what}: {hint}") from error
+                raise in_use(f"{self.where}: {what}") from error
             if "ACCESS_REFUSED" not in text:
                 raise BrokerUnreachable(f"{self.where}: {what}: {text}") from error
             hint = f'give the user "{self.user}" permission on it'
@@ -106,6 +105,12 @@ class DriverErrors:
             hint = "the broker must have it, and take it from the certificate's common name"
             return f'user "{self.user}" of the client certificate was refused: {hint}'
         return f'user "{self.user}" was refused: check user name and password'
+
+
+def in_use(what: str) -> BrokerUnreachable:
+    """A queue that was to be read alone has a reader: one that died may be listed for a while yet."""
+    hint = "another consumer reads it: stop that one, or say exclusive: false in the topology"
+    return BrokerUnreachable(f"{what}: {hint}")
 
 
 def hung_up(error: BaseException) -> bool:

@@ -321,7 +321,7 @@ def guarantee(topology: Topology) -> str:
         f"exactly once for machines that send {told}, at least once for others: acknowledged after the commit"
     )
     if source.exclusive:
-        return f"{once}, one reader"
+        return f"{once}, one reader (a quorum queue keeps others out only by x-single-active-consumer)"
     return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"
 
 

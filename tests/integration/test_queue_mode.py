@@ -193,16 +193,26 @@ def test_what_was_processed_and_not_committed_comes_again(queueing: Queueing, mo
 
 
 @pytest.mark.parametrize("mode", QUEUES)
-def test_second_reader_is_refused_where_the_queue_is_exclusive(queueing: Queueing, mode: Mode) -> None:
+def test_second_worker_is_refused_where_the_queue_is_exclusive(queueing: Queueing, mode: Mode) -> None:
     async def scenario() -> None:
         await queueing.prepare(mode)
         other = Queueing(queueing.url, queueing.data / "other", queueing.topology)
+        async with queueing.running():
+            with pytest.raises(BrokerUnreachable, match="another consumer reads it: stop that one, or say"):
+                await other.worker().run(asyncio.Event())
+
+    run(scenario())
+
+
+def test_classic_queue_keeps_every_other_reader_out(queueing: Queueing) -> None:
+    """A quorum queue does not, which the start-up line says."""
+
+    async def scenario() -> None:
+        await queueing.prepare("classic")
         async with queueing.running(), await aio_pika.connect(queueing.url) as connection:
             queue = await (await connection.channel()).get_queue(QUEUE)
             with pytest.raises(ChannelClosed, match="in exclusive use"):
                 await queue.consume(ignore)
-            with pytest.raises(BrokerUnreachable, match="another consumer reads it: stop that one, or say"):
-                await other.worker().run(asyncio.Event())
 
     run(scenario())
 
@@ -232,12 +242,12 @@ GUARANTEES: dict[str, tuple[dict[str, Any], str]] = {
     "exclusive": (
         {},
         "exactly once for machines that send a sequence number, at least once for others: acknowledged after "
-        "the commit, one reader",
+        "the commit, one reader (a quorum queue keeps others out only by x-single-active-consumer)",
     ),
     "by time": (
         {"order_by": "time"},
         "exactly once for machines that send rising times, at least once for others: acknowledged after the "
-        "commit, one reader",
+        "commit, one reader (a quorum queue keeps others out only by x-single-active-consumer)",
     ),
     "shared": (
         {"exclusive": False},
