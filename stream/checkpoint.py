@@ -1,50 +1,32 @@
 """The checkpoint: state, position, models and applied commands, changed together in one transaction.
 
 One SQLite file a topology (write-ahead log, synchronous=FULL). The state of a machine is one record; only the
-machines that changed are written. Every row carries a checksum, and the lock file beside it a witness: the
-number of the last commit, so that a file which lost commits, or an older copy of it, is noticed and refused.
+machines that changed are written. Every row carries a checksum, the head the sums of all tables, and the lock
+file beside it a witness: a file that was damaged, lost commits, or is another or older one, is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
-import os
+import secrets
 import sqlite3
 import time
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from stream.errors import CheckpointError, CheckpointFull
 from stream.rows import Layout, pack, unpack
+from stream.sealed import SealedTables, Sums, create
 from stream.state import Changes, Group, Saved, StreamPosition, Trying
+from stream.witness import Witness
 
-__all__ = ["Checkpoint", "set_witness"]
+__all__ = ["Checkpoint", "trouble"]
 
-_FORMAT = "2"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS layouts (
-    id INTEGER PRIMARY KEY, layout TEXT NOT NULL, recipes TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS state (
-    machine TEXT NOT NULL UNIQUE, row BLOB NOT NULL, layout INTEGER NOT NULL, seen INTEGER NOT NULL,
-    crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS models (
-    detector TEXT PRIMARY KEY, current TEXT NOT NULL, previous TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS commands (
-    id TEXT PRIMARY KEY, receipt TEXT NOT NULL, at REAL NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS replays (id TEXT PRIMARY KEY, at REAL NOT NULL, crc INTEGER NOT NULL);
-"""
-_PUT_STATE = """
-INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT (machine) DO UPDATE
-SET row = excluded.row, layout = excluded.layout, seen = excluded.seen, crc = excluded.crc
-"""
-_LAST_SEEN = """
-SELECT machine, row, layout, crc FROM (SELECT rowid, * FROM state ORDER BY seen DESC LIMIT ?) ORDER BY rowid
-"""
+_FORMAT = "3"
 _KEPT = 10_000
 """Commands remembered, to answer a repeated one with the same receipt; lines of the audit."""
 _KEPT_REPLAYS = 1_000_000
@@ -52,181 +34,209 @@ _KEPT_REPLAYS = 1_000_000
 _SHOWN = 100
 """Lines of the audit that are loaded."""
 _FORGET = (
-    ("DELETE FROM commands WHERE id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)", _KEPT),
-    ("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", _KEPT),
-    ("DELETE FROM replays WHERE rowid <= (SELECT max(rowid) FROM replays) - ?", _KEPT_REPLAYS),
+    ("commands", "id NOT IN (SELECT id FROM commands ORDER BY at DESC LIMIT ?)", _KEPT),
+    ("audit", "number <= (SELECT max(number) FROM audit) - ?", _KEPT),
+    ("replays", "rowid <= (SELECT max(rowid) FROM replays) - ?", _KEPT_REPLAYS),
 )
 _AT_A_TIME = 500
-"""Machines looked up by one query."""
+"""Machines packed, or looked up, in one go."""
+_LOG_LIMIT = 64 * 2**20
+"""Bytes of write-ahead log that are kept for the next one."""
+_ROOM, _ROOM_PART = 2**18, 2**24
+"""Bytes that must be free before a full disk is written again, beside those that found no room; in parts of."""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """What every commit changes."""
+
+    life: str
+    commits: int = 0
+    position: tuple[int, str] = (-1, "")
+    paused: bool = False
+    running: bool = False
+    trying: Trying | None = None
+    sums: Sums = {}
 
 
 class Checkpoint:
     """The checkpoint file of one topology, locked against a second worker: a `Store`. Raises CheckpointError.
 
     `recipes` names the state tables with a text that changes when their state is no longer comparable; None
-    takes every table as it is, to look at.
-    `adopt` takes the file as it is, without asking the witness: for a copy that was put back on purpose.
+    takes every table as it is, to look at. The file is made by the first commit.
+    `adopt` takes the file as it is, without asking the witness, and begins a life of its own: for a copy that is
+    put back on purpose.
     """
 
     def __init__(
         self, path: Path, topology: str, recipes: Mapping[str, str] | None, *, adopt: bool = False
     ) -> None:
         self.path = path
+        self._topology = topology
         self._recipes = json.dumps(None if recipes is None else dict(recipes), sort_keys=True)
         self._layouts: dict[int, tuple[Layout, str]] = {}
-        self._head: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock, witness = _lock(path.with_suffix(".lock"))
+        self._head = _Head(secrets.token_hex(8))
+        self._lacking = 0
+        """Bytes that found no room on the disk."""
+        self._witness = Witness(path)
+        self._files = contextlib.ExitStack()
+        self._files.callback(self._witness.close)
         try:
-            self._open(topology, 0 if adopt else witness)
-        except (sqlite3.Error, CheckpointError) as error:
+            with self._troubles():
+                self._open(adopt)
+        except CheckpointError:
             self.close()
-            if isinstance(error, CheckpointError):
-                raise
-            raise self._damaged(error) from error
+            raise
 
     def load(self, most: int = 1_000_000) -> Saved:
         """See `Store`."""
-        try:
+        with self._troubles():
             return self._load(most)
-        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from error
 
     def fetch(self, machines: Sequence[str]) -> list[Group]:
         """See `Store`."""
-        found: list[tuple[str, bytes, int, int]] = []
-        try:
+        found: list[tuple[Any, ...]] = []
+        with self._troubles():
+            if not self.exists:
+                return []
             for start in range(0, len(machines), _AT_A_TIME):
                 names = machines[start : start + _AT_A_TIME]
                 marks = ",".join("?" * len(names))
-                query = f"SELECT machine, row, layout, crc FROM state WHERE machine IN ({marks})"  # noqa: S608
-                found += self._db.execute(query, names).fetchall()
+                found += self._tables.rows("state", f"WHERE machine IN ({marks})", names)
             return self._groups(found)[0]
-        except (sqlite3.Error, ValueError, KeyError) as error:
-            raise self._damaged(error) from error
 
     def commit(self, changes: Changes) -> int:
         """See `Store`."""
-        layout, rows = pack(changes.components, len(changes.machines))
-        head = self._next_head(changes)
-        at = time.time()
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._put("meta", [("head", json.dumps(head))])
-                if changes.machines:
-                    number, seen = self._layout(layout), changes.position.last_offset
-                    names = zip(changes.machines, rows, strict=True)
-                    state = [(m, row, number, seen, _crc(m, row, number)) for m, row in names]
-                    self._db.executemany(_PUT_STATE, state)
-                self._put(
-                    "models", [(d, json.dumps(c), json.dumps(p)) for d, (c, p) in changes.models.items()]
-                )
-                self._put("commands", [(key, json.dumps(r), at) for key, r in changes.commands.items()])
-                self._put("audit", [(None, json.dumps(entry)) for entry in changes.audit])
-                self._put("replays", [(letter, at) for letter in changes.replays])
-                if changes.commands or changes.audit or changes.replays:
-                    for statement, kept in _FORGET:
-                        self._db.execute(statement, (kept,))
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                self._layouts.clear()
-                raise
-        except sqlite3.Error as error:
-            kind = (
-                CheckpointFull
-                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
-                else CheckpointError
-            )
-            raise kind(f"{self.path}: could not be written: {error}") from error
-        self._head = head
-        os.pwrite(self._lock, _witness(head["commits"]), 0)
+            with self._troubles("could not be written"):
+                if self._lacking:
+                    self._make_room()
+                head = self._commit(changes)
+        except CheckpointFull:
+            self._lacking = max(self._lacking, _bytes(changes))
+            raise
+        self._head, self.exists, self._lacking = head, True, 0
+        self._witness.note(head.commits, head.life)
         return self._size()
 
     @property
     def commits(self) -> int:
         """How many commits were made."""
-        return int(self._head["commits"])
+        return self._head.commits
+
+    @property
+    def life(self) -> str:
+        """The name of the file's life: what began with it shares it, what was put in place has another."""
+        return self._head.life
 
     def verify(self) -> None:
         """Read everything there is, and check it. Raises CheckpointError on damage."""
+        if not self.exists:
+            raise CheckpointError(f"{self.path}: holds no checkpoint")
         self.load()
         self.audit()
 
     def audit(self) -> list[dict[str, Any]]:
         """Every command that came, oldest first: who, what, when, and what became of it."""
-        entries = self._checked("SELECT * FROM audit ORDER BY number")
-        return [{"number": number, **json.loads(entry)} for number, entry in entries]
+        with self._troubles():
+            entries = self._tables.rows("audit", "ORDER BY number") if self.exists else []
+            return [{"number": number, **json.loads(entry)} for number, entry in entries]
+
+    def layouts(self) -> list[tuple[int, dict[str, str], Layout]]:
+        """What records hold: how many machines have it, the recipes that made it, and the arrays in it."""
+        with self._troubles():
+            query = "SELECT layout, count(*) FROM state GROUP BY layout"
+            count = dict(self._db.execute(query)) if self.exists else {}
+            known = self._known_layouts() if self.exists else {}
+            return [
+                (count[n], json.loads(recipes) or {}, layout)
+                for n, (layout, recipes) in known.items()
+                if n in count
+            ]
 
     def close(self) -> None:
         """Close the file and give up the lock."""
-        if hasattr(self, "_db"):
-            self._db.close()
-        os.close(self._lock)
+        self._files.close()
 
-    def _open(self, topology: str, witness: int) -> None:
+    def _open(self, adopt: bool) -> None:
+        made = 0 if adopt else self._witness.commits
+        if made and not (self.path.exists() and self.path.stat().st_size):
+            raise self._gone(made)  # before SQLite throws away the log of a file that somebody moved
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._files.callback(self._db.close)
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
-        if (damage := self._db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(damage)
-        meta = dict(self._checked("SELECT * FROM meta"))
-        if not meta:
-            self._head = {
-                "commits": 0,
-                "position": [-1, ""],
-                "paused": False,
-                "running": False,
-                "trying": None,
-            }
-            values = [("format", _FORMAT), ("topology", topology), ("head", json.dumps(self._head))]
-            self._put("meta", values)
-            if witness:
-                raise CheckpointError(
-                    f"{self.path}: is gone or empty, but {witness} commits were made. Put it back, or start over "
-                    f"with mmlw checkpoint reset"
-                )
+        self._db.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
+        self._tables = SealedTables(self._db)
+        self.exists = self._tables.check_structure()
+        """False until the first commit."""
+        if not self.exists:
+            if made:
+                raise self._gone(made)
             return
-        if meta.get("format") != _FORMAT:
-            raise CheckpointError(f"{self.path}: format {meta.get('format')}, this version reads {_FORMAT}")
-        if meta.get("topology") != topology:
-            raise CheckpointError(f'{self.path}: belongs to the topology "{meta.get("topology")}"')
-        self._head = json.loads(meta["head"])
-        if (commits := self._head["commits"]) < witness:
+        meta = dict(self._tables.rows("meta"))
+        if set(meta) != {"format", "topology", "head"}:
+            raise ValueError("its head is incomplete")
+        if meta["format"] != _FORMAT:
             raise CheckpointError(
-                f"{self.path}: holds commit {commits}, but commit {witness} was made: it is damaged, or an older "
-                f"copy. To go on from it all the same, use mmlw checkpoint import"
+                f"{self.path}: format {meta['format']}, this version reads {_FORMAT}. Run the version that wrote it, "
+                f"or start over (mmlw checkpoint reset)"
+            )
+        if meta["topology"] != self._topology:
+            raise CheckpointError(
+                f'{self.path}: belongs to the topology "{meta["topology"]}". Put back its own '
+                f"(mmlw checkpoint import), or start over (mmlw checkpoint reset)"
+            )
+        self._head = msgspec.json.decode(meta["head"], type=_Head)
+        self._ask_witness(made)
+        self._tables.check(self._head.sums)
+        if self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+            raise CheckpointError(
+                f"{self.path}: cannot have a write-ahead log here: is its folder on a network?"
+            )
+        if adopt:
+            self._head = msgspec.structs.replace(self._head, life=secrets.token_hex(8))
+            self._tables.put("meta", [("head", _json(self._head))], {})
+
+    def _ask_witness(self, made: int) -> None:
+        if not made:
+            return
+        if self._witness.life not in ("", self._head.life):
+            raise CheckpointError(
+                f"{self.path}: is not the file that was written here last, but one from before a reset or an import. "
+                f"To go on from it all the same, use mmlw checkpoint import"
+            )
+        if self._head.commits < made:
+            raise CheckpointError(
+                f"{self.path}: holds commit {self._head.commits}, but commit {made} was made: it is damaged, or an "
+                f"older copy. To go on from it all the same, use mmlw checkpoint import"
             )
 
     def _load(self, most: int) -> Saved:
-        head = self._head
+        if not self.exists:
+            return Saved()
+        head, tables = self._head, self._tables
         saved = Saved(
-            position=StreamPosition(*head["position"]),
-            paused=head["paused"],
-            died=head["running"],
-            trying=Trying(*head["trying"]) if head["trying"] else None,
+            position=StreamPosition(*head.position),
+            paused=head.paused,
+            died=head.running,
+            trying=head.trying,
+            stored=head.sums.get("state", (0, 0))[0],
         )
-        for detector, current, previous in self._checked("SELECT * FROM models"):
+        for detector, current, previous in tables.rows("models"):
             saved.models[detector] = (json.loads(current), json.loads(previous))
-        for command, receipt, _ in self._checked("SELECT * FROM commands ORDER BY at"):
+        for command, _, receipt in tables.rows("commands", "ORDER BY at, rowid"):
             saved.commands[command] = json.loads(receipt)
-        lines = self._checked(f"SELECT * FROM audit ORDER BY number DESC LIMIT {_SHOWN}")  # noqa: S608
+        lines = tables.rows("audit", "ORDER BY number DESC LIMIT ?", (_SHOWN,))
         saved.audit = [json.loads(line) for _, line in reversed(lines)]
-        saved.replays = frozenset(row[0] for row in self._checked("SELECT * FROM replays"))
-        saved.groups, saved.forgotten = self._groups(self._db.execute(_LAST_SEEN, (most,)).fetchall())
-        saved.stored = self._db.execute("SELECT count(*) FROM state").fetchone()[0]
+        saved.replays = frozenset(row[0] for row in tables.rows("replays"))
+        last_seen = "WHERE rowid IN (SELECT rowid FROM state ORDER BY seen DESC LIMIT ?) ORDER BY rowid"
+        saved.groups, saved.forgotten = self._groups(tables.rows("state", last_seen, (most,)))
         return saved
 
-    def _groups(self, rows: Iterable[tuple[str, bytes, int, int]]) -> tuple[list[Group], tuple[str, ...]]:
+    def _groups(self, rows: Iterable[tuple[Any, ...]]) -> tuple[list[Group], tuple[str, ...]]:
         """Records as arrays, a group for each layout; tables whose recipe changed since are left out, and named."""
         recipes = json.loads(self._recipes)
         by_layout: dict[int, tuple[list[str], list[bytes]]] = {}
-        for machine, row, number, crc in rows:
-            if _crc(machine, row, number) != crc:
-                raise ValueError(f'the state of "{machine}" does not match its checksum')
+        for machine, number, _, row in rows:
             names, records = by_layout.setdefault(number, ([], []))
             names.append(machine)
             records.append(row)
@@ -234,90 +244,150 @@ class Checkpoint:
         for number, (names, records) in by_layout.items():
             layout, made_by = self._known_layouts()[number]
             columns, past = unpack(layout, records), json.loads(made_by)
-            kept = {name for name in columns if recipes is None or past.get(name) == recipes.get(name)}
+            kept = {
+                name
+                for name in columns
+                if recipes is None or past is None or past.get(name) == recipes.get(name)
+            }
             forgotten |= set(columns) - kept
             groups.append(Group(names, {name: columns[name] for name in columns if name in kept}))
         return groups, tuple(sorted(forgotten))
 
-    def _next_head(self, changes: Changes) -> dict[str, Any]:
-        head = dict(self._head)
-        head["commits"] += 1
-        head["position"] = [changes.position.last_offset, changes.position.fingerprint]
-        head["trying"] = list(changes.trying) if changes.trying else None
-        for name, value in (("paused", changes.paused), ("running", changes.running)):
-            if value is not None:
-                head[name] = value
+    def _commit(self, changes: Changes) -> _Head:
+        """One transaction; the head that it wrote."""
+        tables, sums, at = self._tables, dict(self._head.sums), time.time()
+        if not self.exists:
+            self._db.execute("PRAGMA journal_mode=WAL")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if not self.exists:
+                create(self._db)
+                tables.put("meta", [("format", _FORMAT), ("topology", self._topology)], sums)
+            seen = changes.position.last_offset
+            for start in range(0, len(changes.machines), _AT_A_TIME):
+                names = changes.machines[start : start + _AT_A_TIME]
+                layout, rows = pack(_part(changes, start, start + _AT_A_TIME), len(names))
+                number = self._layout(layout, sums)
+                records = zip(names, rows, strict=True)
+                tables.put("state", [(name, number, seen, row) for name, row in records], sums)
+            models = changes.models.items()
+            tables.put("models", [(d, json.dumps(c), json.dumps(p)) for d, (c, p) in models], sums)
+            tables.put("commands", [(key, at, json.dumps(r)) for key, r in changes.commands.items()], sums)
+            tables.put("replays", [(letter, at) for letter in changes.replays], sums)
+            if changes.audit:
+                last = self._db.execute("SELECT coalesce(max(number), 0) FROM audit").fetchone()[0]
+                lines = enumerate(changes.audit, last + 1)
+                tables.put("audit", [(number, json.dumps(entry)) for number, entry in lines], sums)
+            if changes.commands or changes.audit or changes.replays:
+                for table, which, kept in _FORGET:
+                    tables.forget(table, which, (kept,), sums)
+            head = self._next_head(changes, sums)
+            tables.put("meta", [("head", _json(head))], sums)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._layouts.clear()
+            raise
         return head
 
-    def _layout(self, layout: Layout) -> int:
+    def _next_head(self, changes: Changes, sums: Sums) -> _Head:
+        head = self._head
+        return _Head(
+            head.life,
+            head.commits + 1,
+            (changes.position.last_offset, changes.position.fingerprint),
+            head.paused if changes.paused is None else changes.paused,
+            head.running if changes.running is None else changes.running,
+            changes.trying,
+            sums,
+        )
+
+    def _layout(self, layout: Layout, sums: Sums) -> int:
         """The number of the layout in use, written down when it is new."""
         wanted = (layout, self._recipes)
         for number, known in self._known_layouts().items():
             if known == wanted:
                 return number
         number = max(self._layouts, default=0) + 1
-        self._put("layouts", [(number, json.dumps(layout), self._recipes)])
+        self._tables.put("layouts", [(number, json.dumps(layout), self._recipes)], sums)
         self._layouts[number] = wanted
         return number
 
     def _known_layouts(self) -> dict[int, tuple[Layout, str]]:
         if not self._layouts:
-            found = self._checked("SELECT * FROM layouts")
+            found = self._tables.rows("layouts")
             self._layouts = {number: (json.loads(layout), recipes) for number, layout, recipes in found}
         return self._layouts
 
-    def _put(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Write rows, each with its checksum; a None stands for a number that the table gives."""
-        if rows:
-            marks = ",".join("?" * (len(rows[0]) + 1))
-            sealed = [(*row, _crc(*(value for value in row if value is not None))) for row in rows]
-            self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", sealed)  # noqa: S608
-
-    def _checked(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows without their checksum. Raises CheckpointError when it does not fit."""
-        found = []
-        for *values, crc in self._db.execute(query):
-            sealed = values[1:] if "FROM audit" in query else values
-            if _crc(*sealed) != crc:
-                raise self._damaged("a row does not match its checksum")
-            found.append(tuple(values))
-        return found
+    def _make_room(self) -> None:
+        """Hold as many bytes as found no room, then leave them to what comes: a small commit proves nothing."""
+        if self.exists:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for start in range(0, self._lacking, _ROOM_PART):
+                    size = min(self._lacking - start, _ROOM_PART)
+                    self._db.execute("INSERT INTO room VALUES (zeroblob(?))", (size,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("DELETE FROM room")
 
     def _size(self) -> int:
         log = self.path.with_name(self.path.name + "-wal")
         return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
 
-    def _damaged(self, error: object) -> CheckpointError:
+    @contextlib.contextmanager
+    def _troubles(self, said: str = "") -> Iterator[None]:
+        """What goes wrong with the file, as a CheckpointError that says what to do."""
+        try:
+            yield
+        except (sqlite3.Error, msgspec.MsgspecError, ValueError, KeyError, TypeError, OSError) as error:
+            raise trouble(self.path, error, said) from error
+
+    def _gone(self, made: int) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: is damaged: {error}. Put back a copy (mmlw checkpoint import), or start over "
-            f"(mmlw checkpoint reset)"
+            f"{self.path}: is gone or empty, but {made} commits were made. Put it back, or start over "
+            f"with mmlw checkpoint reset"
         )
 
 
-def _crc(*values: Any) -> int:
-    total = 0
-    for value in values:
-        data = value if isinstance(value, bytes) else repr(value).encode()
-        total = zlib.crc32(data, zlib.crc32(len(data).to_bytes(8, "little"), total))
-    return total
+def trouble(path: Path, error: Exception, said: str = "") -> CheckpointError:
+    """What went wrong with a checkpoint file, and what to do about it."""
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+        return CheckpointFull(f"{path}: {said or 'cannot be written'}: the disk is full. Make room")
+    if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return CheckpointError(
+            f"{path}: {said or 'cannot be opened'}: {error}. See who owns it and its folder"
+        )
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return CheckpointError(f"{path}: {said or 'cannot be read'}: {error}: another program has it open")
+    if code & 0xFF == sqlite3.SQLITE_IOERR or isinstance(error, OSError):
+        return CheckpointError(f"{path}: {said or 'cannot be read'}: {error}: see to the disk")
+    if said and code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return CheckpointError(f"{path}: {said}: {error}")
+    return CheckpointError(
+        f"{path}: is damaged: {error}. Put back a copy (mmlw checkpoint import), or start over "
+        f"(mmlw checkpoint reset)"
+    )
 
 
-def set_witness(path: Path, commits: int) -> None:
-    """Say of a checkpoint how many commits it must hold: after it was put in place on purpose, or put aside."""
-    path.with_suffix(".lock").write_bytes(_witness(commits))
+def _part(changes: Changes, start: int, end: int) -> dict[str, dict[str, Any]]:
+    return {
+        table: {name: array[start:end] for name, array in rows.items()}
+        for table, rows in changes.components.items()
+    }
 
 
-def _witness(commits: int) -> bytes:
-    return f"{os.getpid():>10} {commits:>20}\n".encode()
+def _bytes(changes: Changes) -> int:
+    """About how much a commit writes."""
+    arrays = [array for rows in changes.components.values() for array in rows.values()]
+    loose = sum(len(blob) for array in arrays if array.dtype == object for blob in array.tolist())
+    return _ROOM + 2 * (loose + sum(array.nbytes for array in arrays) + 64 * len(changes.machines))
 
 
-def _lock(path: Path) -> tuple[int, int]:
-    """The lock file, open and held, and the number of the last commit it knows of."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise CheckpointError(f"{path}: another worker (or process) runs this topology here") from error
-    words = os.pread(handle, 64, 0).split()
-    return handle, int(words[1]) if len(words) == 2 and words[1].isdigit() else 0
+def _json(head: _Head) -> str:
+    return msgspec.json.encode(head).decode()

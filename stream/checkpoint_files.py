@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import tempfile
@@ -11,10 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stream.checkpoint import Checkpoint, set_witness
+from stream.checkpoint import Checkpoint, trouble
 from stream.errors import CheckpointError
+from stream.witness import held, set_witness
 
 __all__ = ["checkpoint_of", "copy", "in_use", "install", "put_aside", "snapshot"]
+
+_PARTS = ("", "-wal", "-shm")
 
 
 def checkpoint_of(data: Path, topology: str) -> Path:
@@ -29,15 +31,20 @@ def checkpoint_of(data: Path, topology: str) -> Path:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A consistent copy, also while a worker writes. Raises CheckpointError where the source cannot be read."""
+    """A consistent copy in one file, also while a worker writes. Raises CheckpointError."""
+    doing = source
     try:
         with (
             contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading,
-            contextlib.closing(sqlite3.connect(target)) as writing,
+            contextlib.closing(sqlite3.connect(target, isolation_level=None)) as writing,
         ):
+            reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            doing = target
             reading.backup(writing)
+            writing.execute("PRAGMA journal_mode=DELETE")  # so that reading it writes nothing beside it
     except sqlite3.Error as error:
-        raise CheckpointError(f"{source}: cannot be read: {error}") from error
+        said = "could not be written" if doing is target else "cannot be read"
+        raise trouble(doing, error, said) from error
 
 
 @contextlib.contextmanager
@@ -46,20 +53,22 @@ def snapshot(source: Path, topology: str) -> Iterator[Checkpoint]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / source.name
         copy(source, target)
-        checkpoint = Checkpoint(target, topology, None)
+        checkpoint: Checkpoint | None = None
         try:
+            checkpoint = Checkpoint(target, topology, None)
             checkpoint.verify()
             yield checkpoint
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(target), str(source))) from error
         finally:
-            checkpoint.close()
+            if checkpoint is not None:
+                checkpoint.close()
 
 
 def in_use(path: Path) -> bool:
     """Whether a worker runs this topology here."""
     try:
-        with _held(path):
+        with held(path):
             return False
     except CheckpointError:
         return True
@@ -68,58 +77,58 @@ def in_use(path: Path) -> bool:
 def install(source: Path, path: Path, topology: str) -> Path | None:
     """Verify a copy and put it in place of the checkpoint; where the old one went, if there was one.
 
-    The worker must be stopped. Raises CheckpointError, and then nothing has changed.
+    The worker must be stopped. Raises CheckpointError, and then nothing has changed. A power cut at any moment
+    leaves the old one or the new one, or neither: never something that is taken for what it is not.
     """
-    with _held(path):
+    with held(path):
         fresh = path.with_name(f"{path.name}.new")
-        fresh.unlink(missing_ok=True)
         try:
+            for suffix in _PARTS:
+                fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
             copy(source, fresh)
             checkpoint = Checkpoint(fresh, topology, None, adopt=True)
             try:
                 checkpoint.verify()
-                commits = checkpoint.commits
+                commits, life = checkpoint.commits, checkpoint.life
             finally:
                 checkpoint.close()
+            _sync(fresh)
         except CheckpointError as error:
             fresh.unlink(missing_ok=True)
             raise CheckpointError(str(error).replace(str(fresh), str(source))) from error
         finally:
             fresh.with_suffix(".lock").unlink(missing_ok=True)
         replaced = _move_away(path)
+        set_witness(path, 0)
         fresh.replace(path)
-        set_witness(path, commits)
+        _sync(path.parent)
+        set_witness(path, commits, life)
         return replaced
 
 
 def put_aside(path: Path) -> Path | None:
     """Move a checkpoint away, so that its topology starts over; where it went. Raises CheckpointError in use."""
-    with _held(path):
+    with held(path):
         aside = _move_away(path)
         set_witness(path, 0)
         return aside
 
 
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """The checkpoint's lock. Raises CheckpointError while a worker has it."""
-    handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise CheckpointError(f"{path}: a worker runs this topology; stop it first") from error
-    finally:
-        os.close(handle)
-
-
 def _move_away(path: Path) -> Path | None:
     """Rename the file, with its write-ahead log, to a name that tells when."""
-    if not path.exists():
+    if not any(path.with_name(path.name + suffix).exists() for suffix in _PARTS):
         return None
     aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in _PARTS:
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
     return aside
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -130,8 +130,8 @@ def test_second_worker_is_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_topology_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "t.checkpoint"):
-        pass
+    with opened(tmp_path / "t.checkpoint") as checkpoint:
+        checkpoint.commit(changes([0], state(1)))
     with pytest.raises(CheckpointError, match='belongs to the topology "t"'):
         Checkpoint(tmp_path / "t.checkpoint", "other", RECIPES)
 
@@ -144,7 +144,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     database.execute("UPDATE state SET row = CAST(X'FF' || substr(row, 2) AS BLOB)")
     database.commit()
     database.close()
-    with pytest.raises(CheckpointError, match='state of "m0" does not match its checksum'):
+    with pytest.raises(CheckpointError, match="state 'm0' does not match its checksum"):
         reload(path)
 
 

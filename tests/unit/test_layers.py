@@ -30,7 +30,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "starlette": {"stream.http"},
     "uvicorn": {"stream.http"},
     "prometheus_client": {"stream.metrics"},
-    "sqlite3": {"stream.checkpoint", "stream.checkpoint_files"},
+    "sqlite3": {"stream.checkpoint", "stream.checkpoint_files", "stream.sealed"},
     "plotly": {"stream.report"},
     "structlog": {"stream.log"},
     "click": {
