@@ -27,6 +27,10 @@ SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="prometheus")
 
 CHOSEN = 'topology=~"$topology"'
 AGE = f"time() - max by (topology) (mmlw_checkpoint_timestamp_seconds{{{CHOSEN}}} > 0)"
+UNSETTLED = " - ".join(
+    f"sum by (topology) (mmlw_messages_{name}_total{{{CHOSEN}}})"
+    for name in ("received", "processed", "deadlettered", "passed_over")
+)
 
 Query = tuple[str, str]
 """An expression and the legend of its series."""
@@ -138,16 +142,45 @@ def panels() -> Iterator[Any]:
     yield graph("Checkpoint size", "The file below --data.", total("mmlw_checkpoint_bytes"), unit="bytes")
     yield graph("Restarts from the checkpoint", "In five minutes.", grown("mmlw_restarts_total", "cause"))
     yield graph(
-        "Reading, paused",
-        "1 is yes.",
+        "Reading, paused, disk full",
+        "1 is yes. While the disk has no room for the checkpoint, nothing is read.",
         total("mmlw_consuming", name="reading"),
         total("mmlw_paused", name="paused"),
+        total("mmlw_checkpoint_full", name="disk full"),
     )
     yield graph(
-        "Offsets lost, deliveries passed over",
-        "Lost to retention; delivered again and without effect.",
+        "Offsets lost, streams made anew",
+        "Lost to retention; streams of ours that were deleted, with what they held unread.",
         total("mmlw_offsets_lost_total", name="lost"),
+        total("mmlw_streams_replaced_total", name="made anew"),
+    )
+
+    yield board.Row("Care")
+    yield graph(
+        "Received and not settled",
+        "Received - processed - dead letters - passed over: the batches at work, and 0 at rest. Nothing vanishes.",
+        (UNSETTLED, "{{topology}}"),
+        width=6,
+    )
+    yield graph(
+        "Passed over",
+        "Messages without effect: read again after a failure, or a duplicate or late as the source says.",
         total("mmlw_messages_passed_over_total", "policy"),
+        width=6,
+    )
+    yield graph(
+        "Readings dropped, detectors unhealthy",
+        "In five minutes: duplicate and late readings; readings for which a detector gave no finite score.",
+        grown("mmlw_readings_dropped_total", "policy"),
+        grown("mmlw_detector_unhealthy_total", "detector"),
+        width=6,
+    )
+    yield graph(
+        "Machines known, in memory",
+        "The others wait in the checkpoint until they send again.",
+        total("mmlw_machines", name="known"),
+        total("mmlw_machines_resident", name="in memory"),
+        width=6,
     )
 
     yield board.Row("RabbitMQ")
