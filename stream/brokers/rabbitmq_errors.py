@@ -29,13 +29,19 @@ class DriverErrors:
 
     @contextlib.contextmanager
     def mapped(self, what: str, *, connected: bool) -> Iterator[None]:
-        """The driver's exceptions as ours, each one line that says what to do. `connected`: not while connecting."""
+        """The driver's exceptions as ours, each one line that says what to do. `connected`: not while connecting.
+
+        The driver swallows a cancellation now and then, so that the task would go on for ever: it is raised again.
+        """
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
         try:
             yield
+            if task is not None and task.cancelling() > before:
+                raise asyncio.CancelledError
         except BrokerError:
             raise
         except asyncio.CancelledError:  # ours, or the driver's: so it ends waits on a lost connection
-            task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             raise BrokerUnreachable(f"{self.where}: {what}: the connection was lost") from None

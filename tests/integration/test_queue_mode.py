@@ -24,7 +24,7 @@ from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
 from stream.metrics import Metrics
 from stream.runtimes.local import Worker
 from stream.scorer import Scorer
-from stream.topology import Source, Topology
+from stream.topology import Source, Topology, readings_queue
 from tests.aio import run
 from tests.plant import ScaleShelf
 from tests.rabbitmq_node import RabbitNode
@@ -233,6 +233,26 @@ def test_worker_does_not_share_a_queue_that_somebody_reads_unless_told_to(
                 assert worker.ready
 
     run(scenario())
+
+
+def test_cancelled_question_to_the_broker_stays_cancelled(queueing: Queueing) -> None:
+    """The driver swallows a cancellation that comes while a channel closes; the task would not end."""
+
+    async def scenario() -> int:
+        cancelled = 0
+        await queueing.prepare("classic")
+        queue = readings_queue(queueing.topology)
+        for attempt in range(150):
+            async with RabbitBroker(queueing.url) as broker, asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(broker.message_count(queue))
+                await asyncio.wait([asking], timeout=attempt * 0.00005)
+                if asking.cancel():
+                    await asyncio.wait([asking])
+                    assert asking.cancelled(), f"after {attempt}"
+                    cancelled += 1
+        return cancelled
+
+    assert run(scenario()) > 20
 
 
 async def ignore(_: object) -> None: ...
