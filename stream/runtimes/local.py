@@ -163,7 +163,8 @@ class Worker:
                 error = first_error(group)
                 started = started or (lane.engine is not None and lane.engine.started)
                 patient = isinstance(error, (BrokerUnreachable, RegistryUnreachable))
-                if not started and not (patient and self._clock.monotonic() < deadline):
+                patient = patient and self._clock.monotonic() < deadline
+                if not started and not patient and not isinstance(error, CheckpointFull):
                     raise error from None
             else:
                 return
@@ -193,6 +194,8 @@ class Worker:
                 lane.full = False
             except CheckpointFull:
                 await _wait(stop, next(pauses))
+            except CheckpointError:
+                lane.full = False  # not full, but broken: the next start says how
         lane.metrics.checkpoint_full.set(0)
 
     async def _run_once(self, lane: _Lane, stop: asyncio.Event) -> None:
