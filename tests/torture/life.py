@@ -18,12 +18,13 @@ from typing import Any
 
 import aiormq.channel
 
-from stream import checkpoint, log
+from stream import log
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.checkpoint import Checkpoint
 from stream.runtimes.local import Worker
 from stream.scorer import Scorer
 from stream.topology import Topology
+from stream.witness import Witness
 from tests.plant import ScaleShelf
 from tests.torture.points import Killer, Point, WatchedBroker, WatchedShelf, WatchedStore
 
@@ -103,15 +104,16 @@ async def _run(worker: Worker) -> None:
 def _watch_driver(killer: Killer) -> None:
     """Two points lie below the ports: a confirm that arrives, and the number of a commit that is written down."""
     driver: Any = aiormq.channel.Channel
-    confirmed, write = driver._on_confirm_frame, os.pwrite
+    witness: Any = Witness
+    confirmed, note = driver._on_confirm_frame, witness.note
 
     async def on_confirm(channel: Any, frame: Any) -> None:
         killer.passed("unconfirmed")
         await confirmed(channel, frame)
 
-    def pwrite(*arguments: Any) -> int:
+    def on_note(kept: Any, *arguments: Any) -> None:
         killer.passed("before_witness")
-        return write(*arguments)
+        note(kept, *arguments)
 
     driver._on_confirm_frame = on_confirm
-    checkpoint.os.pwrite = pwrite  # type: ignore[attr-defined]
+    witness.note = on_note
