@@ -275,7 +275,6 @@ def _print_letter(delivery: Delivery) -> None:
     headers = {
         "when": _instant(letter),
         "id": letter.id,
-        "routing key": delivery.routing_key,
         "content type": delivery.content_type,
         "published by": delivery.user_id,
         **delivery.headers,

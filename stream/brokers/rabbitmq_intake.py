@@ -12,10 +12,13 @@ from typing import Any, Protocol
 from aio_pika.abc import AbstractChannel
 
 from stream.brokers.base import Delivery, Queue
+from stream.brokers.lenient import read_leniently
 from stream.brokers.rabbitmq_errors import one_line
 from stream.errors import BrokerUnreachable
 
 __all__ = ["Connection", "RabbitIntake"]
+
+read_leniently()
 
 
 class Connection(Protocol):
