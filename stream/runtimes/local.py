@@ -62,8 +62,6 @@ class _Lane:
     engine: Engine | None = None
     control: Control | None = None
     suspects: Suspects | None = None
-    full: bool = False
-    """The disk has no room for the checkpoint."""
 
 
 class Worker:
@@ -102,6 +100,8 @@ class Worker:
         self._observer = observer
         self._wait = wait
         self._lanes: list[_Lane] = []
+        self._full: set[str] = set()
+        """Topologies for whose checkpoint the disk has no room."""
 
     @property
     def ready(self) -> bool:
@@ -117,7 +117,7 @@ class Worker:
         for name in (topology.name for topology in self._topologies):
             lane = lanes.get(name)
             if lane is None or lane.engine is None or not lane.engine.consuming:
-                full = lane is not None and lane.full
+                full = name in self._full
                 found[name] = "no room on the disk for the checkpoint" if full else "not consuming"
         return found
 
@@ -140,7 +140,9 @@ class Worker:
         try:
             for topology in self._topologies:
                 metrics = self.metrics.of(topology.name, topology.detectors)
-                store = await in_thread(self._store, topology)
+                store = await self._opened(topology, metrics, stop)
+                if store is None:
+                    return
                 self._lanes.append(_Lane(topology, store, metrics))
             async with asyncio.TaskGroup() as tasks:
                 for lane in self._lanes:
@@ -181,22 +183,47 @@ class Worker:
             if isinstance(error, CheckpointFull):
                 await self._until_room(lane, stop)
 
+    async def _opened(
+        self, topology: Topology, metrics: TopologyMetrics, stop: asyncio.Event
+    ) -> Store | None:
+        """The topology's store, which a full disk keeps from being opened; None when told to stop meanwhile."""
+        pauses = _pauses()
+        while not stop.is_set():
+            try:
+                store = await in_thread(self._store, topology)
+            except CheckpointFull:
+                self._tell_full(topology.name, metrics)
+                await _wait(stop, next(pauses))
+            else:
+                self._tell_room(topology.name, metrics)
+                return store
+        return None
+
     async def _until_room(self, lane: _Lane, stop: asyncio.Event) -> None:
         """Read nothing until the checkpoint can be written again."""
-        lane.full = True
-        lane.metrics.checkpoint_full.set(1)
-        log.get().error("disk_full", topology=lane.topology.name, detail="reading waits until there is room")
         pauses = _pauses()
-        while lane.full and not stop.is_set():
+        while not stop.is_set():
+            self._tell_full(lane.topology.name, lane.metrics)
             try:
                 saved = await in_thread(lane.store.load, 0)
                 await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
-                lane.full = False
             except CheckpointFull:
                 await _wait(stop, next(pauses))
+                continue
             except CheckpointError:
-                lane.full = False  # not full, but broken: the next start says how
-        lane.metrics.checkpoint_full.set(0)
+                pass  # not full, but broken: the next start says how
+            self._tell_room(lane.topology.name, lane.metrics)
+            return
+
+    def _tell_full(self, name: str, metrics: TopologyMetrics) -> None:
+        if name not in self._full:
+            self._full.add(name)
+            metrics.checkpoint_full.set(1)
+            log.get().error("disk_full", topology=name, detail="reading waits until there is room")
+
+    def _tell_room(self, name: str, metrics: TopologyMetrics) -> None:
+        self._full.discard(name)
+        metrics.checkpoint_full.set(0)
 
     async def _run_once(self, lane: _Lane, stop: asyncio.Event) -> None:
         topology = lane.topology

@@ -31,8 +31,10 @@ class Disk:
     """A disk that can be filled: SQLite itself then finds no room for one page more."""
 
     full: bool = False
+    shut: bool = False
+    """Not even what SQLite has beside the file to read it finds room."""
     refused: int = 0
-    """Commits that found no room."""
+    """Commits, and openings, that found no room."""
 
 
 class Cramped(Checkpoint):
@@ -58,6 +60,9 @@ class CrampedPlant(Plant):
 
     def worker(self) -> Worker:
         def store(topology: Topology) -> Checkpoint:
+            if self.disk.full and self.disk.shut:
+                self.disk.refused += 1
+                raise CheckpointFull("the disk is full")
             path = self.data / f"{topology.name}.checkpoint"
             checkpoint = Cramped(path, topology.name, Scorer.recipes(topology))
             checkpoint.disk = self.disk
@@ -137,8 +142,10 @@ def test_full_disk_stops_reading_and_says_so_and_room_resumes_it(tmp_path: Path)
     run(story())
 
 
-@pytest.mark.parametrize("before", [0, 400])
-def test_disk_that_is_full_when_the_worker_starts_is_waited_for(tmp_path: Path, before: int) -> None:
+@pytest.mark.parametrize(("before", "shut"), [(0, False), (400, False), (0, True), (400, True)])
+def test_disk_that_is_full_when_the_worker_starts_is_waited_for(
+    tmp_path: Path, before: int, shut: bool
+) -> None:
     """Also before the first start of all, when there is no file yet."""
 
     async def story() -> None:
@@ -148,7 +155,7 @@ def test_disk_that_is_full_when_the_worker_starts_is_waited_for(tmp_path: Path, 
         if before:
             await plant.process(before)
         await plant.publish(readings(600, machines=400, seed=1))
-        plant.disk.full = True
+        plant.disk.full, plant.disk.shut = True, shut
         worker, stop = plant.worker(), asyncio.Event()
         with capture_logs() as logs:
             async with asyncio.TaskGroup() as tasks:
@@ -167,9 +174,10 @@ def test_disk_that_is_full_when_the_worker_starts_is_waited_for(tmp_path: Path, 
     run(story())
 
 
-def test_worker_that_waits_for_room_can_be_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shut", [False, True])
+def test_worker_that_waits_for_room_can_be_stopped(tmp_path: Path, shut: bool) -> None:
     async def story() -> None:
-        plant = CrampedPlant(tmp_path, topology(), disk=Disk(full=True))
+        plant = CrampedPlant(tmp_path, topology(), disk=Disk(full=True, shut=shut))
         await plant.declare()
         worker, stop = plant.worker(), asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
