@@ -106,7 +106,9 @@ def event_quality(
         spans, begins = events(truth[rows]), events(alert[rows])[:, 0]
         clock = when[rows]
         hits = [begins[(begins >= start) & (begins < end)] for start, end in spans]
-        delays += [clock[hit[0]] - clock[start] for hit, (start, _) in zip(hits, spans, strict=True) if len(hit)]
+        delays += [
+            clock[hit[0]] - clock[start] for hit, (start, _) in zip(hits, spans, strict=True) if len(hit)
+        ]
         known += len(spans)
         episodes += len(begins)
         false_alarms += int((~truth[rows][begins]).sum())

@@ -130,7 +130,9 @@ def _figure(
     shown, scaled = _on_one_axis(series.values[rows, :_MOST_SENSORS])
     for j, sensor in enumerate(recording.sensors[:_MOST_SENSORS]):
         keep = _thin(series.values[rows, j])
-        line = go.Scattergl(x=times[keep], y=shown[keep, j], name=html.escape(sensor), mode="lines", line={"width": 1})
+        line = go.Scattergl(
+            x=times[keep], y=shown[keep, j], name=html.escape(sensor), mode="lines", line={"width": 1}
+        )
         line.update(customdata=series.values[rows, j][keep], hovertemplate="%{x}<br>%{customdata:.5g}")
         figure.add_trace(line, row=1, col=1)
     if scaled:

@@ -23,7 +23,9 @@ def quality_rows(
     rows: list[Mapping[str, str]] = []
     for name, scores in series.scores.items():
         flags = flagged(series, [episode for episode in episodes if episode.opened.detector == name])
-        found = quality.event_quality(*(column[skip:] for column in (series.times, labels, flags, series.machines)))
+        found = quality.event_quality(
+            *(column[skip:] for column in (series.times, labels, flags, series.machines))
+        )
         hits = flags[skip:] & labels[skip:]
         rows.append(
             {
