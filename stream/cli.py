@@ -239,7 +239,7 @@ async def _run(
 ) -> None:
     from stream.http import bind, serving
     from stream.metrics import Metrics
-    from stream.runtimes.local import Worker
+    from stream.runtimes.local import Worker, steady
 
     stop = asyncio.Event()
     metrics = Metrics()
@@ -260,6 +260,7 @@ async def _run(
         if http != "off":
             served = serving(bind(http), metrics, worker.problems, control=worker.control, token=token)
             await web.enter_async_context(served)
+        steady()
         await worker.run(stop)
 
 

@@ -294,7 +294,6 @@ class Engine:
         position = StreamPosition(fresh[-1].offset, fingerprint(fresh[-1]) if self._stream else "")
         self.ledger.add(position, scored.touched, tally, messages=len(fresh), replays=letters)
         self._in_hand, self._tag = 0, fresh[-1].tag
-        self._show_state()
 
     def _origins(self, fresh: Sequence[Delivery]) -> tuple[dict[int, Origin], set[int]]:
         """Replayed dead letters by index, and which of them were processed already."""
@@ -370,6 +369,7 @@ class Engine:
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
+        self._show_state()
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)

@@ -75,7 +75,10 @@ class Scored:
 
 def online_info(recipe: Detector) -> ModelInfo:
     """The identity of a detector that learns as it goes: its kind and its settings' digest."""
-    digest = hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+    plain = msgspec.convert(
+        msgspec.to_builtins(recipe), type(recipe)
+    )  # a whole number where one of floats is meant
+    digest = hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
     return ModelInfo(recipe.kind, "online", f"sha256:{digest}", recipe.kind)
 
 

@@ -335,3 +335,11 @@ def test_state_of_every_kind_of_detector_survives_eviction(tmp_path: Path) -> No
             assert {n: repr(state(tight)[machine][n]) for n in tested} == {n: repr(rows[n]) for n in tested}
 
     run(story())
+
+
+def test_a_whole_number_and_the_same_one_with_a_point_are_one_recipe() -> None:
+    from detectors import AdaptiveZ
+    from stream.scorer import online_info
+
+    assert online_info(AdaptiveZ(half_life=50)) == online_info(AdaptiveZ(half_life=50.0))
+    assert online_info(AdaptiveZ(half_life=50)) != online_info(AdaptiveZ(half_life=51))
