@@ -285,7 +285,7 @@ class Scorer:
         """Narrow messages as whole rows; a row bears the position of the message that made it leave.
 
         A replayed one whose row has left is a row by itself."""
-        refused: list[tuple[int, ReadingRejected]] = []
+        refused: dict[int, ReadingRejected] = {}
         index: list[int] = []
         rows: list[int] = []
         times: list[float] = []
@@ -295,7 +295,7 @@ class Scorer:
                 left = aligner.push(slot, float(batch.times[i]), batch.values[i])
             except ReadingRejected as error:
                 if batch.messages[i] not in replayed:
-                    refused.append((int(batch.messages[i]), error))
+                    refused.setdefault(int(batch.messages[i]), error)  # a message is one dead letter
                     continue
                 left = [(float(batch.times[i]), batch.values[i])]
             for number, (time, row) in enumerate(left):
@@ -311,7 +311,7 @@ class Scorer:
             np.array(rows, dtype=np.int64),
             batch.seqs[index],
         )
-        return aligned, slots[index], offsets[index], refused
+        return aligned, slots[index], offsets[index], list(refused.items())
 
     def _alert(
         self,

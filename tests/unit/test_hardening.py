@@ -343,3 +343,20 @@ def test_a_whole_number_and_the_same_one_with_a_point_are_one_recipe() -> None:
 
     assert online_info(AdaptiveZ(half_life=50)) == online_info(AdaptiveZ(half_life=50.0))
     assert online_info(AdaptiveZ(half_life=50)) != online_info(AdaptiveZ(half_life=51))
+
+
+def test_message_with_several_rows_too_late_to_align_is_one_dead_letter(tmp_path: Path) -> None:
+    async def story() -> None:
+        layout: dict[str, Any] = {"layout": "narrow", "routing_key": "sensor.{machine}.{sensor}"}
+
+        def narrow(sensor: str, *times: float) -> Message:
+            body = json.dumps([{"time": START + at, "value": 1.0} for at in times]).encode()
+            return Message(exchange="mmlw.sensors", routing_key=f"sensor.m0.{sensor}", body=body)
+
+        messages = [narrow(sensor, float(i)) for i in range(20) for sensor in "ab"]
+        plant = await play(Plant(tmp_path, topology(**layout)), [*messages, narrow("a", 3.0, 4.0)])
+        assert plant.metrics.dead_letters("plant") == {"late": 1}
+        assert len(await plant.kept("mmlw.deadletters")) == 1
+        assert conserved(plant)
+
+    run(story())
