@@ -254,7 +254,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class CheckpointRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often state and position are committed: whichever comes first, and whenever nothing is to be read."""
+    """How often state and position are committed: whichever comes first."""
 
     every: Seconds = 0.2
     """0 commits after each batch."""
