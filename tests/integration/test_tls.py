@@ -519,7 +519,7 @@ def test_unusable_file_leaves_with_2(tmp_path: Path) -> None:
         env={**ENVIRONMENT, **names},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

@@ -16,10 +16,10 @@ PATIENCE = 800
 """Schedules within which a planted bug must be found."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_ten_thousand_schedules_equal_an_uninterrupted_run() -> None:
     done = 0
-    for count, failures in search_in_parallel(range(SCHEDULES), jobs=2):
+    for count, failures in search_in_parallel(range(SCHEDULES), jobs=1):
         assert not failures, f"{failures[0].schedule.text()}\n{failures[0].problems}"
         done += count
     assert done == SCHEDULES
