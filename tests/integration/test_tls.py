@@ -320,7 +320,7 @@ def test_command_that_is_refused_says_one_line_and_leaves_with_2(plant: Plant, t
         )
         for one in plant.refused()
     ]
-    found = [(process.communicate(timeout=60), process.returncode) for process in started]
+    found = [(process.communicate(timeout=110), process.returncode) for process in started]
     for one, ((out, err), code) in zip(plant.refused(), found, strict=True):
         assert (out, code, err.count("\n"), err[:6]) == ("", 2, 1, "mmlw: "), (one.what, out, err)
         assert one.says in err
