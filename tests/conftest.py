@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from tests.rabbitmq_node import RabbitNode, rabbit_node
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_come() -> None:
+    """A command that a test before ran in this process may have silenced the log."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

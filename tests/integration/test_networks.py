@@ -94,7 +94,7 @@ class Hall:
             wait=wait,
             store=store,
         )
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(110), asyncio.TaskGroup() as tasks:
             task = tasks.create_task(worker.run(stop))
             if not wait:
                 await until(lambda: worker.ready or task.done())
@@ -103,7 +103,7 @@ class Hall:
             async with asyncio.timeout(10):
                 await task
 
-    async def processed(self, parts: int, *, within: float = 30.0) -> None:
+    async def processed(self, parts: int, *, within: float = 60.0) -> None:
         """Wait until the worker has processed so many parts."""
         total = parts * SIZE
         try:
@@ -184,7 +184,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Alert]:
     return found
 
 
-async def until(condition: Callable[[], bool], within: float = 30.0) -> float:
+async def until(condition: Callable[[], bool], within: float = 60.0) -> float:
     """Wait until it holds; how many seconds that took."""
     started = time.monotonic()
     async with asyncio.timeout(within):
