@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 from detectors.base import Rows, Slots
 
 __all__ = ["Column", "Table"]
+
+_STEP = 4 * 2**20
+"""Bytes by which a table grows at most, once it has as many: short enough not to be noticed."""
 
 
 class Column(NamedTuple):
@@ -22,7 +26,7 @@ class Column(NamedTuple):
 
 
 class Table:
-    """Arrays by name, grown by doubling; a slot never seen before has fresh rows.
+    """Arrays by name, grown as slots come; a slot never seen before has fresh rows.
 
     >>> table = Table({"mean": Column(np.float64, (2,))})
     >>> table.reserve(np.array([3]))
@@ -46,11 +50,10 @@ class Table:
             raise ValueError(f"slot {slots.min()} is negative")
         if (needed := int(slots.max()) + 1) <= self._size:
             return
-        size = max(needed, 2 * self._size)
-        for name, array in self._arrays.items():
-            grown = self._fresh(name, size)
-            grown[: self._size] = array
-            self._arrays[name] = grown
+        row = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape, _ in self._columns.values())
+        size = max(needed, self._size + min(self._size, _STEP // row + 1))
+        for name in list(self._arrays):
+            self._grow(name, size)
         self._size = size
 
     def snapshot(self, slots: Slots) -> Rows:
@@ -73,6 +76,19 @@ class Table:
         self.reserve(slots)
         for name, array in self._arrays.items():
             array[slots] = rows[name]
+
+    def _grow(self, name: str, size: int) -> None:
+        """Memory is enlarged in place where it can be: a copy of all slots would take long, again and again."""
+        array = self._arrays.pop(name)
+        added = self._fresh(name, size - len(array))
+        try:
+            if array.dtype == object:
+                raise ValueError("holds references")
+            array.resize((size, *array.shape[1:]))  # refuses while anybody has a view of it
+            array[self._size :] = added
+        except ValueError:
+            array = np.concatenate([array, added])
+        self._arrays[name] = array
 
     def _fresh(self, name: str, size: int) -> NDArray[Any]:
         dtype, shape, fresh = self._columns[name]

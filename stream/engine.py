@@ -249,6 +249,7 @@ class Engine:
         decoded, rejected = self._decoder.decode(
             [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
         )
+        await asyncio.sleep(0)  # whoever else waits for the loop need not wait for the whole batch
         if twice:
             decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
             rejected = [item for item in rejected if item[0] not in twice]
@@ -263,12 +264,14 @@ class Engine:
                 await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
             self._suspects.detector_failed(self.ledger.messages + len(fresh))
             raise Poison(str(error)) from error
+        await asyncio.sleep(0)
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
         self._enter(fresh, batch, scored, refused, origins, twice)
         if self._observer is not None:
             self._observer(scored)
+        await asyncio.sleep(0)
         if careful or trying is not None:
             await self._settle(intake)
 

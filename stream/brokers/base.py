@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     bindings: tuple[Binding, ...] = ()
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message to publish. `exchange=""` addresses a queue by its name (the AMQP default exchange)."""
 
     exchange: str
@@ -81,7 +81,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which an unread message is dropped by the broker; None keeps it."""
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message received. `offset` is its position in the stream, or -1 from a queue that has none."""
 
     body: bytes

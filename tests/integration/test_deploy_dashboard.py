@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.aio import run
-from tests.integration.prometheus_server import Target, ask, assert_panels_have_data, prometheus
+from tests.integration.prometheus_server import Target, ask, assert_panels_have_data, prometheus, queries
 from tests.rabbitmq_node import RabbitNode, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +27,8 @@ DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "dashboard
 RULES = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
 QUEUES = {"family": ["queue_coarse_metrics", "queue_consumer_count"], "vhost": ["/"]}
 READINGS, BROKEN, RATE = 1000, 20, 200
+COPIES = 8
+NUMBERED = b'{"machine": "branch-1", "time": "2020-01-01T00:00:00Z", "seq": 1, "values": {"flow_l_s": 100}}'
 
 
 @contextmanager
@@ -70,13 +72,14 @@ def mmlw(*arguments: str, code: int = 0) -> None:
     assert done.returncode == code, done.stdout + done.stderr
 
 
-async def publish_broken(broker: str) -> None:
+async def publish_odd(broker: str) -> None:
+    """Messages that nobody can use, and one that is sent several times over."""
     connection = await aio_pika.connect(broker)
     async with connection:
         exchange = await (await connection.channel()).get_exchange("mmlw.sensors", ensure=False)
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(BROKEN):
-                tasks.create_task(exchange.publish(aio_pika.Message(b"{"), "sensor.branch-1.readings"))
+            for body in [b"{"] * BROKEN + [NUMBERED] * COPIES:
+                tasks.create_task(exchange.publish(aio_pika.Message(body), "sensor.branch-1.readings"))
 
 
 def until(url: str, query: str, value: float, *, seconds: float = 60.0) -> None:
@@ -103,7 +106,7 @@ def test_the_dashboard_tells_what_happened(rabbitmq: RabbitNode, tmp_path: Path)
         with prometheus(targets, rules=RULES) as url:
             for target in targets:
                 until(url, f'up{{job="{target.job}"}}', 1)
-            run(publish_broken(broker))
+            run(publish_odd(broker))
             rows = ("--rate", str(RATE), "--limit", str(READINGS))
             mmlw("publish", "--dataset", "water_flow", *rows, "--broker", broker)
             mmlw("status", "water_flow", "--broker", broker)
@@ -111,9 +114,15 @@ def test_the_dashboard_tells_what_happened(rabbitmq: RabbitNode, tmp_path: Path)
             mmlw("pause", "water_flow", "--broker", broker)
 
             assert_panels_have_data(url, DASHBOARD, topology="water_flow")
-            until(url, "mmlw_messages_received_total", READINGS + BROKEN)
-            until(url, "mmlw_messages_processed_total", READINGS)
-            until(url, 'mmlw_readings_scored_total{detector="level"}', READINGS)
+            until(url, "mmlw_messages_received_total", READINGS + BROKEN + COPIES)
+            until(url, "mmlw_messages_processed_total", READINGS + 1)
+            until(url, 'mmlw_readings_scored_total{detector="level"}', READINGS + 1)
+            until(url, 'mmlw_messages_passed_over_total{policy="duplicate"}', COPIES - 1)
+            until(url, 'mmlw_readings_dropped_total{policy="duplicate"}', COPIES - 1)
+            [unsettled] = [
+                query for title, query in queries(DASHBOARD) if title == "Received and not settled"
+            ]
+            until(url, unsettled, 0)
             until(url, 'mmlw_messages_deadlettered_total{reason="not_decodable"}', BROKEN)
             until(url, "sum(mmlw_messages_deadlettered_total)", BROKEN)
             until(url, 'sum(mmlw_commands_total{status="applied"})', 2)

@@ -92,7 +92,7 @@ def test_rule_reads_metrics_and_label_values_that_exist(name: str) -> None:
     promql_parser.parse(expression)
     for used in re.findall(r"\bmmlw_\w+", expression):
         assert re.search(rf"^{used}[{{ ]", exposed, re.MULTILINE), used
-    for label, value in re.findall(r'\b(reason|event|status)="(\w+)"', expression):
+    for label, value in re.findall(r'\b(reason|event|status|cause)!?="(\w+)"', expression):
         assert f'{label}="{value}"' in exposed, f"{label}={value}"
 
 
