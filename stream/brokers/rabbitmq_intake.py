@@ -103,6 +103,8 @@ class RabbitIntake:
         self._closed = self._closed or BrokerUnreachable("this intake was closed")
         with contextlib.suppress(Exception):  # a channel that cannot be closed is gone already
             async with asyncio.timeout(self._broker.timeout):
+                if self._consumer:  # else RabbitMQ counts a stream's consumer for ever, and keeps a row of it
+                    await self._driver.basic_cancel(self._consumer)
                 await self._channel.close()
 
     async def _wait_for(self, count: int, deadline: float) -> int:

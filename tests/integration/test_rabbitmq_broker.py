@@ -284,3 +284,29 @@ def test_memory_alarm_blocks_publishing_and_not_reading(own_node: RabbitNode) ->
             await broker.publish(sent(10))
 
     run(main())
+
+
+# Leaving nothing behind
+
+
+@pytest.mark.timeout(60)
+def test_measuring_the_lag_leaves_no_consumers_behind(place: Place) -> None:
+    """RabbitMQ keeps counting a stream's consumer whose channel closed and that was not cancelled before."""
+
+    async def main() -> None:
+        async with connect(place.url) as broker:
+            await broker.declare(PLAN, mode="declare")
+            await broker.publish(sent(3))
+            intake = await broker.consume(STREAM, offset=None, prefetch=10)
+            assert [await intake.end() for _ in range(5)] == [3] * 5
+            assert await asyncio.to_thread(consumers, place) == 1
+            await intake.close()
+            assert await asyncio.to_thread(consumers, place) == 0
+
+    run(main())
+
+
+def consumers(place: Place) -> int:
+    """How many read the stream, as RabbitMQ counts them."""
+    counted = place.node.ctl("list_queues", "--vhost", place.vhost, "name", "consumers")
+    return int(dict(line.split() for line in counted.splitlines())[STREAM.name])
