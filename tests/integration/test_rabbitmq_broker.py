@@ -306,6 +306,28 @@ def test_measuring_the_lag_leaves_no_consumers_behind(place: Place) -> None:
     run(main())
 
 
+@pytest.mark.timeout(120)
+def test_a_cancelled_measurement_of_the_lag_stays_cancelled(place: Place) -> None:
+    """The driver swallows a cancellation that comes while a channel closes; a stop would never end."""
+
+    async def main() -> int:
+        cancelled = 0
+        async with connect(place.url) as broker:
+            await broker.declare(PLAN, mode="declare")
+            await broker.publish(sent(3))
+        for attempt in range(200):
+            async with RabbitBroker(place.url) as broker, asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(broker.end_of_stream(STREAM))
+                await asyncio.wait([asking], timeout=attempt * 0.0001)
+                if asking.cancel():
+                    await asyncio.wait([asking])
+                    assert asking.cancelled(), f"after {attempt}"
+                    cancelled += 1
+        return cancelled
+
+    assert run(main()) > 20
+
+
 def consumers(place: Place) -> int:
     """How many read the stream, as RabbitMQ counts them."""
     counted = place.node.ctl("list_queues", "--vhost", place.vhost, "name", "consumers")
