@@ -101,7 +101,8 @@ class RabbitIntake:
         """See `Intake`."""
         self._broker.forget(self)
         self._closed = self._closed or BrokerUnreachable("this intake was closed")
-        with contextlib.suppress(Exception):  # a channel that cannot be closed is gone already
+        kept = self._broker.mapped("closing")  # a cancellation, which the driver may swallow
+        with contextlib.suppress(Exception), kept:  # a channel that cannot be closed is gone already
             async with asyncio.timeout(self._broker.timeout):
                 if self._consumer:  # else RabbitMQ counts a stream's consumer for ever, and keeps a row of it
                     await self._driver.basic_cancel(self._consumer)

@@ -307,25 +307,24 @@ def test_measuring_the_lag_leaves_no_consumers_behind(place: Place) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_cancelled_measurement_of_the_lag_stays_cancelled(place: Place) -> None:
+def test_a_closing_that_is_cancelled_stays_cancelled(place: Place) -> None:
     """The driver swallows a cancellation that comes while a channel closes; a stop would never end."""
 
     async def main() -> int:
         cancelled = 0
-        async with connect(place.url) as broker:
-            await broker.declare(PLAN, mode="declare")
-            await broker.publish(sent(3))
-        for attempt in range(200):
-            async with RabbitBroker(place.url) as broker, asyncio.TaskGroup() as tasks:
-                asking = tasks.create_task(broker.end_of_stream(STREAM))
-                await asyncio.wait([asking], timeout=attempt * 0.0001)
-                if asking.cancel():
-                    await asyncio.wait([asking])
-                    assert asking.cancelled(), f"after {attempt}"
+        for attempt in range(80):  # a connection each: the driver loses one over a half-closed channel
+            async with connect(place.url) as broker, asyncio.TaskGroup() as tasks:
+                await broker.declare(PLAN, mode="declare")
+                intake = await broker.consume(STREAM, offset=None, prefetch=10)
+                closing = tasks.create_task(intake.close())
+                await asyncio.wait([closing], timeout=attempt * 0.00003)
+                if closing.cancel():
+                    await asyncio.wait([closing])
+                    assert closing.cancelled(), f"after {attempt}"
                     cancelled += 1
         return cancelled
 
-    assert run(main()) > 20
+    assert run(main()) > 5
 
 
 def consumers(place: Place) -> int:
