@@ -193,7 +193,8 @@ def panels() -> Iterator[Any]:
     )
     yield graph(
         "Consumers",
-        "Each queue of readings and of commands needs one. A second on readings, for moments, measures the lag.",
+        "Each queue of readings and of commands needs one. On readings, a second measures the lag for moments; "
+        "one that was killed may stay counted.",
         (f"sum by (queue) (rabbitmq_detailed_queue_consumers{queues})", "{{queue}}"),
         width=6,
     )
