@@ -13,7 +13,7 @@ from detectors.base import Rows, Slots
 
 __all__ = ["Column", "Table"]
 
-_STEP = 4 * 2**20
+_STEP = 2**19
 """Bytes by which a table grows at most, once it has as many: short enough not to be noticed."""
 
 
@@ -80,14 +80,14 @@ class Table:
     def _grow(self, name: str, size: int) -> None:
         """Memory is enlarged in place where it can be: a copy of all slots would take long, again and again."""
         array = self._arrays.pop(name)
-        added = self._fresh(name, size - len(array))
         try:
             if array.dtype == object:
                 raise ValueError("holds references")
-            array.resize((size, *array.shape[1:]))  # refuses while anybody has a view of it
-            array[self._size :] = added
+            array.resize((size, *array.shape[1:]))  # refuses while anybody has a view of it; the new part is 0
+            if self._columns[name].fresh != 0:
+                array[self._size :] = self._columns[name].fresh
         except ValueError:
-            array = np.concatenate([array, added])
+            array = np.concatenate([array, self._fresh(name, size - len(array))])
         self._arrays[name] = array
 
     def _fresh(self, name: str, size: int) -> NDArray[Any]:

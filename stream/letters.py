@@ -228,7 +228,8 @@ def _no_such(numbers: list[int]) -> Problem:
 def _count(reasons: Counter[str]) -> str:
     """`120 letters: 100 unknown_sensor, 20 late`."""
     total = reasons.total()
-    parts = ", ".join(f"{count} {reason or 'without a reason'}" for reason, count in reasons.most_common())
+    by_count = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    parts = ", ".join(f"{count} {reason or 'without a reason'}" for reason, count in by_count)
     return f"{total} letter{'' if total == 1 else 's'}{': ' if parts else ''}{parts}"
 
 

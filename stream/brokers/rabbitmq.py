@@ -36,6 +36,9 @@ warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaite
 _LISTEN = 2.0
 """Seconds to listen for why a TLS connection was ended."""
 
+_PARTING = 1.0
+"""Seconds in which readers take their leave before their connection closes."""
+
 _WINDOW = 200
 """Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
 
@@ -89,7 +92,12 @@ class RabbitBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        reading = list(self._intakes) if self.lost is None else []
         self._lose("closed")
+        with contextlib.suppress(TimeoutError):  # a broker that is silent
+            async with asyncio.timeout(min(_PARTING, self.timeout)), asyncio.TaskGroup() as tasks:
+                for intake in reading:  # after a failure; see `RabbitIntake.close`
+                    tasks.create_task(intake.close())
         async with asyncio.TaskGroup() as tasks:  # together, for each waits for an answer that may never come
             for connection in (self._publishing, self._consuming):
                 if connection is not None:

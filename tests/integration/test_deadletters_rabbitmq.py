@@ -144,7 +144,7 @@ def test_letters_are_sent_back_to_a_mended_topology_and_processed_once(
         assert all(x["time"].endswith("Z") for x in listed)
         assert worker.listed("--since", "1h", "--reason", "unknown_sensor", "--reason", "late") == listed[:2]
         table = worker.letters("list")
-        assert "4 letters: 2 unknown_sensor, 2 not_decodable" in table
+        assert "4 letters: 2 not_decodable, 2 unknown_sensor" in table
         assert '"c" is not declared (known: a, b)' in table
         assert "the newest 1 shown" in worker.letters("list", "--limit", "1")
         shown = worker.letters("show", str(listed[0]["number"]))
