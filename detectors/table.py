@@ -83,7 +83,9 @@ class Table:
         try:
             if array.dtype == object:
                 raise ValueError("holds references")
-            array.resize((size, *array.shape[1:]))  # refuses while anybody has a view of it; the new part is 0
+            array.resize(
+                (size, *array.shape[1:])
+            )  # refuses while anybody has a view of it; the new part is 0
             if self._columns[name].fresh != 0:
                 array[self._size :] = self._columns[name].fresh
         except ValueError:
