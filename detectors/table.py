@@ -79,15 +79,13 @@ class Table:
 
     def _grow(self, name: str, size: int) -> None:
         """Memory is enlarged in place where it can be: a copy of all slots would take long, again and again."""
-        array = self._arrays.pop(name)
+        array, fresh = self._arrays.pop(name), self._columns[name].fresh
         try:
             if array.dtype == object:
                 raise ValueError("holds references")
-            array.resize(
-                (size, *array.shape[1:])
-            )  # refuses while anybody has a view of it; the new part is 0
-            if self._columns[name].fresh != 0:
-                array[self._size :] = self._columns[name].fresh
+            array.resize((size, *array.shape[1:]))  # with zeros; refuses while anybody has a view of it
+            if fresh != 0:
+                array[self._size :] = fresh
         except ValueError:
             array = np.concatenate([array, self._fresh(name, size - len(array))])
         self._arrays[name] = array
