@@ -331,14 +331,17 @@ def test_a_closing_that_is_cancelled_stays_cancelled(place: Place) -> None:
 def test_a_failed_reader_leaves_no_consumer_behind(place: Place) -> None:
     """Nobody closes the intake after a failure: the connection does."""
 
+    async def read_and_fail() -> None:
+        async with connect(place.url) as broker:
+            await broker.declare(PLAN, mode="declare")
+            await broker.publish(sent(3))
+            intake = await broker.consume(STREAM, offset=None, prefetch=10)
+            await intake.receive(3, 0.1, 5.0)
+            raise ZeroDivisionError
+
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
-            async with connect(place.url) as broker:
-                await broker.declare(PLAN, mode="declare")
-                await broker.publish(sent(3))
-                intake = await broker.consume(STREAM, offset=None, prefetch=10)
-                await intake.receive(3, 0.1, 5.0)
-                raise ZeroDivisionError
+            await read_and_fail()
         assert await asyncio.to_thread(consumers, place) == 0
 
     run(main())
