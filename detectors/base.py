@@ -16,10 +16,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Contributions", "Detector", "Floats", "Model", "Rows", "Slots", "TrainableDetector", "Weights"]
+__all__ = [
+    "Contributions",
+    "Detector",
+    "Floats",
+    "Mask",
+    "Model",
+    "Rows",
+    "Slots",
+    "TrainableDetector",
+    "Weights",
+]
 
 Floats = NDArray[np.float64]
 Slots = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Rows = Mapping[str, NDArray[Any]]
 """State of some keys by name: arrays whose first axis is the key, in the order of the slots asked for."""
 
@@ -47,12 +58,14 @@ class Model(Protocol):
     sensors: tuple[str, ...]
     threshold: float
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) of readings in arrival order: each row is scored by its key's state, then learned.
 
         `slots` (n,) names the key of each row, in any mix; a slot never seen before starts fresh and the
         tables grow as needed. `values` (n, n_sensors), NaN marks a missing sensor: the model degrades to the
-        others and its state stays finite. `times` (n,) epoch seconds. Splitting a call anywhere gives the
+        others and its state stays finite. `times` (n,) epoch seconds. `learn` (n,): where it is
+        False the reading is scored and remembered as the recent past, as far as the next scores need that, but
+        what counts as normal stays as it is; None learns all. Splitting a call anywhere gives the
         same scores and the same state. Inputs may be read-only and are never kept or changed.
         """
         ...

@@ -71,6 +71,21 @@ def _splits_do_not_matter(build: Build, seed: int) -> None:
         require_same_state(state, other_state, "state depends on where the stream is split")
 
 
+def _learning_can_be_held_back(build: Build, seed: int) -> None:
+    stream = readings(build, seed)
+    n = len(stream.slots)
+    everything = build().score_learn(*stream[:3], np.ones(n, np.bool_))
+    require_same(build().score_learn(*stream[:3]), everything, "learning all is not the default")
+    held = stream._replace(learn=np.random.default_rng(seed).random(n) < 0.7)
+    once, reasons, state = run(build(), held, [0, n])
+    scores, other_reasons, other_state = run(build(), held, [*range(0, n, 7), n])
+    require_same(once, scores, "with learning held back, scores depend on where the stream is split")
+    require_same(reasons.shares, other_reasons.shares, "so do contributions, with learning held back")
+    require_same_state(state, other_state, "with learning held back, state depends on the split")
+    first = int(np.argmin(held.learn if held.learn is not None else stream.slots))
+    require_same(everything[: first + 1], once[: first + 1], "a reading that is not learned scores otherwise")
+
+
 def _keys_are_independent(build: Build, seed: int) -> None:
     stream = readings(build, seed)
     together = build().score_learn(*stream)
@@ -133,12 +148,12 @@ def _inputs_are_left_alone(build: Build, seed: int) -> None:
     model = build()
     parts = []
     for part in (slice(0, 150), slice(150, None)):
-        slots, values, times = stream.at(part)
-        given = Stream(slots.copy(), values.copy(), times.copy())
+        slots, values, times, _ = stream.at(part)
+        given = (slots.copy(), values.copy(), times.copy(), np.ones(len(slots), np.bool_))
         for array in given:
             array.flags.writeable = False
         parts.append(model.score_learn(*given))
-        require_same(given.values, stream.values[part], "the values given were changed")
+        require_same(given[1], stream.values[part], "the values given were changed")
         for array in given:
             array.flags.writeable = True
             array.fill(7)
@@ -257,6 +272,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         for check in (
             _scores_are_finite,
             _splits_do_not_matter,
+            _learning_can_be_held_back,
             _keys_are_independent,
             _the_future_does_not_matter,
             _missing_values_degrade,

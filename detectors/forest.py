@@ -10,8 +10,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Rows, Slots
-from detectors.kernels import compiled, floats, slot_numbers
+from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.kernels import compiled, floats, learned, slot_numbers
 from detectors.table import Column, Table
 
 __all__ = ["HalfSpaceTrees", "HalfSpaceTreesModel"]
@@ -94,7 +94,7 @@ class HalfSpaceTreesModel:
         self._drops: Floats = np.zeros((0, len(sensors)))
         self._expected: Floats = np.zeros((0, len(sensors)))
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) in 0 to 1; see `Model`. About 2 µs per reading at the default settings."""
         slots, values = slot_numbers(slots), floats(values)
         table = self._table
@@ -105,6 +105,7 @@ class HalfSpaceTreesModel:
         _score_learn(
             slots,
             values,
+            learned(learn, len(slots)),
             self._features,
             self._splits,
             table["reference"],
@@ -203,13 +204,14 @@ def _scaled(value: float, scale: bool, count: int, low: float, high: float) -> f
 
 
 @compiled(
-    "void(int64[::1], float64[:,::1], int64[:,::1], float64[:,::1], int32[:,:,::1], int32[:,:,::1],"
+    "void(int64[::1], float64[:,::1], boolean[::1], int64[:,::1], float64[:,::1], int32[:,:,::1], int32[:,:,::1],"
     " int64[:,::1], int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], int64, boolean,"
     " float64[::1], float64[:,::1], float64[:,::1])"
 )
 def _score_learn(
     slots: Slots,
     values: Floats,
+    learn: Mask,
     features: NDArray[np.int64],
     splits: Floats,
     reference: NDArray[np.int32],
@@ -262,6 +264,8 @@ def _score_learn(
             value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
             if value < mean[slot, j]:
                 drops[i, j] = -drops[i, j]
+            if not learn[i]:
+                continue
             if count[slot, j] == 0 or values[i, j] < low[slot, j]:
                 low[slot, j] = values[i, j]
             if count[slot, j] == 0 or values[i, j] > high[slot, j]:
@@ -269,6 +273,8 @@ def _score_learn(
             count[slot, j] += 1
             mean[slot, j] += (value - mean[slot, j]) / min(count[slot, j], window)
             scaled[j] = _scaled(values[i, j], scale, count[slot, j], low[slot, j], high[slot, j])
+        if not learn[i]:
+            continue
         for t in range(n_trees):
             node = 0
             latest[slot, t, 0] += 1

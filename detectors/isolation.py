@@ -9,7 +9,7 @@ import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
+from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import checked, made, training_matrix
 from detectors.kernels import compiled, floats
 
@@ -94,7 +94,7 @@ class IsolationForestModel:
         self._verify()
         self._values: Floats = np.zeros((0, len(self.sensors)))
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) in 0 to 1; nothing is learned. See `Model`. About 5 µs per reading."""
         finite = np.where(np.isnan(values), self._median, values)
         finite = np.where(np.isinf(values), self._median, finite)

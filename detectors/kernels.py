@@ -9,9 +9,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Floats, Slots
+from detectors.base import Floats, Mask, Slots
 
-__all__ = ["compiled", "floats", "slot_numbers"]
+__all__ = ["compiled", "floats", "learned", "slot_numbers"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +41,11 @@ def compiled(signature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def floats(array: NDArray[Any]) -> Floats:
     """The array as kernels take it; a copy only where it is read-only, strided or of another type."""
     return np.require(array, np.float64, _NEEDS)
+
+
+def learned(learn: Mask | None, count: int) -> Mask:
+    """Which of so many readings are learned, as kernels take it: all where nobody says."""
+    return np.ones(count, np.bool_) if learn is None else np.require(learn, np.bool_, _NEEDS)
 
 
 def slot_numbers(array: NDArray[Any]) -> Slots:

@@ -16,10 +16,24 @@ from detectors.subspace import PCA
 __all__ = ["ONLINE", "TRAINABLE", "load"]
 
 ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
-    {recipe.kind: recipe for recipe in (AdaptiveZ, HalfSpaceTrees, River)}
+    {
+        recipe.kind: recipe
+        for recipe in (
+            AdaptiveZ,
+            HalfSpaceTrees,
+            River,
+        )
+    }
 )
 TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
-    {recipe.kind: recipe for recipe in (EllipticEnvelope, IsolationForest, PCA)}
+    {
+        recipe.kind: recipe
+        for recipe in (
+            EllipticEnvelope,
+            IsolationForest,
+            PCA,
+        )
+    }
 )
 
 

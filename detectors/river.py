@@ -11,8 +11,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Rows, Slots
-from detectors.kernels import floats
+from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.kernels import floats, learned
 from detectors.river_catalog import DEFAULT_THRESHOLDS, TARGET_ONLY, construct, positive, scaler, validate
 from detectors.statistical import AdaptiveZ
 from detectors.unpickling import StateRejected, restricted_loads
@@ -81,19 +81,20 @@ class RiverModel:
         self._normal = AdaptiveZ(warmup=2).build(sensors)
         self._objects: dict[int, _Keyed] = {}
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,), non-negative; see `Model`."""
         values = floats(values)
-        self._normal.score_learn(slots, values, times)
+        self._normal.score_learn(slots, values, times, learn)
         known = np.ones(values.shape, np.bool_)
         np.isfinite(values, out=known)
         expected = self._normal.contributions(np.arange(len(values))).expected
         filled = np.where(known, values, np.nan_to_num(expected))
         filled = np.clip(filled, -_LARGEST_VALUE, _LARGEST_VALUE)
         judged = self._features if self._target is None else [self._target]
+        taught = learned(learn, len(values))
         scores = np.zeros(len(values))
         for i in np.flatnonzero(known[:, judged].any(axis=1)).tolist():
-            scores[i] = self._score_learn_one(int(slots[i]), filled[i].tolist())
+            scores[i] = self._score_learn_one(int(slots[i]), filled[i].tolist(), bool(taught[i]))
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
@@ -145,14 +146,14 @@ class RiverModel:
         fresh.learned, fresh.scaler, fresh.detector = state
         return fresh
 
-    def _score_learn_one(self, slot: int, values: list[float]) -> float:
+    def _score_learn_one(self, slot: int, values: list[float], learn: bool) -> float:
         keyed = self._objects.get(slot)
         if keyed is None:
             keyed = self._objects[slot] = _Keyed(self._recipe)
         features = {self.sensors[j]: values[j] for j in self._features}
         target = None if self._target is None else values[self._target]
         try:
-            score = keyed.score_learn(features, target)
+            score = keyed.score_learn(features, target, learn)
         except (ArithmeticError, ValueError):  # river's arithmetic gave out: a blinded detector helps nobody
             score = math.nan
         if math.isfinite(score):
@@ -172,12 +173,14 @@ class _Keyed:
     def state(self) -> tuple[int, Any, Any]:
         return self.learned, self.scaler, self.detector
 
-    def score_learn(self, features: dict[str, float], target: float | None) -> float:
-        """As river's `scaler | detector`: score by the scaler as it was, then teach both."""
+    def score_learn(self, features: dict[str, float], target: float | None, learn: bool) -> float:
+        """As river's `scaler | detector`: score by the scaler as it was, then teach both, if at all."""
         asked = () if target is None else (target,)
         score = 0.0
         if self.learned:  # before its first reading a scaler gives NaN
             score = float(self.detector.score_one(self._scaled(features), *asked))
+        if not learn:
+            return score
         if self.scaler is not None:
             self.scaler.learn_one(features)
         self.detector.learn_one(self._scaled(features), *asked)

@@ -9,7 +9,7 @@ import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Rows, Slots, TrainableDetector, Weights
+from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
 
@@ -104,7 +104,7 @@ class PCAModel:
         self._shares: Floats = np.zeros((0, n))
         self._expected: Floats = np.zeros((0, n))
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,), 1 at the limit; nothing is learned. See `Model`. Under 1 µs per reading of 8 sensors."""
         values, arrays = floats(values), self._arrays
         scores = np.zeros(len(values))

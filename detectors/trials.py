@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Model, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 
 __all__ = [
     "N_KEYS",
@@ -43,10 +43,12 @@ class Stream(NamedTuple):
     slots: Slots
     values: Floats
     times: Floats
+    learn: Mask | None = None
 
     def at(self, rows: Any) -> Stream:
         """Some of the rows, by slice, mask or indices."""
-        return Stream(self.slots[rows], self.values[rows], self.times[rows])
+        learn = None if self.learn is None else self.learn[rows]
+        return Stream(self.slots[rows], self.values[rows], self.times[rows], learn)
 
 
 def readings(build: Build, seed: int) -> Stream:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detectors import AdaptiveZ
-from detectors.base import Contributions, Floats, Model, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from stream.alerts import Alert
 from stream.brokers.base import Broker, Delivery, Message, Queue
 from stream.brokers.memory import MemoryBroker, MemoryServer
@@ -71,7 +71,7 @@ class Scale:
         self.factor = factor
         self.sensors = sensors
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         scores: Floats = np.nan_to_num(np.abs(values[:, 0])) * self.factor
         return scores
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from detectors.base import Contributions, Floats, Model, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from detectors.registry import ONLINE
 from stream import log
 from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
@@ -258,7 +258,7 @@ class _Scale:
     def __init__(self, factor: float) -> None:
         self._factor = factor
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         scores: Floats = np.nan_to_num(np.abs(values[:, 0])) * self._factor
         return scores
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from detectors import registry
-from detectors.base import Floats, Slots
+from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
@@ -83,37 +83,37 @@ class _Broken(AdaptiveZModel):
 
 
 class _Negative(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
-        return super().score_learn(slots, values, times) - 1.0
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        return super().score_learn(slots, values, times, learn) - 1.0
 
 
 class _LooksAtTheBatch(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
-        return super().score_learn(slots, values, times) + len(slots)
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        return super().score_learn(slots, values, times, learn) + len(slots)
 
 
 class _SharesKeys(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
-        return super().score_learn(np.zeros_like(slots), values, times)
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        return super().score_learn(np.zeros_like(slots), values, times, learn)
 
 
 class _LooksAhead(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
-        return super().score_learn(slots, values, times) + (np.nanmean(values) > 100.0)
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        return super().score_learn(slots, values, times, learn) + (np.nanmean(values) > 100.0)
 
 
 class _WritesIntoValues(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
-        scores = super().score_learn(slots, values, times)
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        scores = super().score_learn(slots, values, times, learn)
         values[:] = 0.0
         return scores
 
 
 class _LearnsOnlySmallSlots(_Broken):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         if (slots > 1000).any():
             self._table["mean"][:] = 0.0
-        return super().score_learn(slots, values, times)
+        return super().score_learn(slots, values, times, learn)
 
 
 BROKEN: dict[str, tuple[Callable[[], AdaptiveZModel], str]] = {

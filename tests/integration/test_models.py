@@ -26,7 +26,7 @@ import pandas as pd
 import pytest
 
 from detectors import registry as kinds
-from detectors.base import Floats, Slots, Weights
+from detectors.base import Floats, Mask, Slots, Weights
 from stream.errors import ConfigError, ModelError, ModelNotFound, ModelRejected, RegistryUnreachable
 from stream.models import ModelRef, ModelUri, Registry, build, parse_uri
 from stream.weights import ARRAYS_FILE, HEADER_FILE, write_weights
@@ -48,7 +48,7 @@ class Toy:
         self._mean = weights.arrays["mean"]
         self.seen = 0
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         before = np.arange(self.seen, self.seen + len(values))
         self.seen += len(values)
         scores: Floats = np.nansum(np.abs(values - self._mean), axis=1) + 1e-3 * before
@@ -503,7 +503,7 @@ assert not {name for name in sys.modules if name.split(".")[0] == "mlflow"}, "im
 class Toy:
     def __init__(self, weights):
         self.sensors, self.threshold = weights.sensors, weights.threshold
-    def score_learn(self, slots, values, times):
+    def score_learn(self, slots, values, times, learn=None):
         return np.abs(np.nan_to_num(values)).sum(axis=1)
 
 stream.trial.registry.load = Toy

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from detectors.base import Detector, Floats, Slots
+from detectors.base import Detector, Floats, Mask, Slots
 from tests.plant import Scale
 
 __all__ = ["DETONATES", "Detonator"]
@@ -26,7 +26,7 @@ class Detonator(Detector, frozen=True, kw_only=True):
 
 
 class Detonating(Scale):
-    def score_learn(self, slots: Slots, values: Floats, times: Floats) -> Floats:
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         if np.any(values[:, 0] == DETONATES):
             os._exit(1)
-        return super().score_learn(slots, values, times)
+        return super().score_learn(slots, values, times, learn)
