@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
+from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
+from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -19,12 +21,15 @@ __all__ = [
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",
+    "Calibration",
+    "Calibrator",
     "Contributions",
     "Detector",
     "EllipticEnvelope",
     "EventQuality",
     "HalfSpaceTrees",
     "IsolationForest",
+    "LeftMatrixProfile",
     "Model",
     "RecentWindow",
     "River",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Floats, Rows, Slots
-from stream.topology import AlertRule
+from detectors.base import Floats, Mask, Rows, Slots
+from stream.rules import AlertRule
 
-__all__ = ["AlertTable", "Episode", "Event", "EventKind", "severity", "step"]
+__all__ = ["AlertTable", "Episode", "Event", "EventKind", "Judged", "Place", "close", "step"]
 
 
 class EventKind(StrEnum):
@@ -26,8 +27,8 @@ class EventKind(StrEnum):
 class Episode:
     """Where one key stands with one detector. Times are the readings' (epoch seconds)."""
 
-    run: int = 0
-    """Anomalous readings in a row, while closed."""
+    recent: int = 0
+    """While closed: which of the latest readings were anomalous, a bit each, the newest lowest."""
     calm: int = 0
     """Normal readings in a row, while open."""
     severity: int = -1
@@ -39,9 +40,13 @@ class Episode:
     first_seen: float = np.nan
     last_seen: float = np.nan
     closed_at: float = -np.inf
+    closed_number: int = -(2**62)
+    """The machine's count of readings then."""
     offset: int = -1
     """Position of the reading that opened the alert: message offset, and row within the message."""
     row: int = -1
+    accepted: int = 0
+    """1: an operator says that this is normal now; it is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,37 @@ class Event:
     """Row of the batch."""
     kind: EventKind
     episode: Episode
+    severity: str
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A scored reading as the rule sees it. `number` counts the machine's readings; `quiet`: no alert opens,
+    somebody works on the machine."""
+
+    time: float
+    score: float
+    threshold: float
+    offset: int
+    row: int
+    number: int = 0
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where readings stand, all arrays (n,): message offset, row in the message, the machine's count of readings,
+    and whether somebody works on the machine."""
+
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    quiet: Mask
 
 
 _DTYPES = {
-    "run": np.int32,
+    "recent": np.int64,
     "calm": np.int32,
     "severity": np.int8,
     "updates": np.int32,
@@ -64,56 +96,67 @@ _DTYPES = {
     "first_seen": np.float64,
     "last_seen": np.float64,
     "closed_at": np.float64,
+    "closed_number": np.int64,
     "offset": np.int64,
     "row": np.int64,
+    "accepted": np.int8,
 }
 
 
-def step(
-    rule: AlertRule, threshold: float, episode: Episode, time: float, score: float, offset: int, row: int
-) -> EventKind | None:
-    """Advance an episode by one scored reading, in place; the event it causes, if any. Pure otherwise."""
-    is_open = episode.severity >= 0
-    if is_open and score < threshold * (1 - rule.hysteresis):
+def step(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
+    """Advance an episode by one scored reading, in place; the event it causes, if any. Pure otherwise.
+
+    With `close_after` 0 an alert stays open until `close` ends it with the same reading."""
+    if episode.severity < 0:
+        return _opens(rule, episode, reading)
+    if reading.score < reading.threshold * (1 - rule.hysteresis):
         episode.calm += 1
         if episode.calm < rule.close_after:
             return None
-        episode.severity, episode.run, episode.calm = -1, 0, 0
-        episode.closed_at = time
+        close(episode, reading)
         return EventKind.CLOSED
-    if score < threshold:
-        if is_open:
-            episode.calm = 0
-        else:
-            episode.run = 0
-        return None
-    if not is_open:
-        if time < episode.closed_at + rule.cooldown:
-            return None
-        if episode.run == 0:
-            episode.first_seen, episode.readings, episode.peak = time, 0, 0.0
-        episode.run += 1
     episode.calm = 0
-    episode.readings += 1
-    episode.last_seen = time
-    episode.peak = max(episode.peak, score)
-    if not is_open and episode.run < rule.hold:
+    if reading.score < reading.threshold:
         return None
-    level = _level(rule, threshold, episode.peak)
-    if is_open:
-        if level <= episode.severity:
-            return None
-        episode.severity = level
-        episode.updates += 1
-        return EventKind.UPDATED
-    episode.severity, episode.updates = level, 0
-    episode.offset, episode.row = offset, row
+    _count(episode, reading)
+    level = _level(rule, reading.threshold, episode.peak)
+    if level <= episode.severity:
+        return None
+    episode.severity = level
+    episode.updates += 1
+    return EventKind.UPDATED
+
+
+def close(episode: Episode, reading: Judged) -> None:
+    """End an open episode with this reading, in place."""
+    episode.severity, episode.recent, episode.calm, episode.accepted = -1, 0, 0, 0
+    episode.closed_at, episode.closed_number = reading.time, reading.number
+
+
+def _opens(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
+    anomalous = reading.score >= reading.threshold
+    resting = reading.time < episode.closed_at + rule.cooldown
+    if resting or reading.quiet or reading.number - episode.closed_number <= rule.cooldown_readings:
+        episode.recent = 0
+        return None
+    earlier = (episode.recent << 1) & ((1 << (rule.within or rule.hold)) - 1)
+    if anomalous and not earlier:
+        episode.first_seen, episode.readings, episode.peak = reading.time, 0, 0.0
+    episode.recent = earlier | anomalous
+    if not anomalous:
+        return None
+    _count(episode, reading)
+    if episode.recent.bit_count() < rule.hold:
+        return None
+    episode.severity, episode.updates, episode.calm = _level(rule, reading.threshold, episode.peak), 0, 0
+    episode.offset, episode.row = reading.offset, reading.row
     return EventKind.OPENED
 
 
-def severity(rule: AlertRule, threshold: float, peak: float) -> str:
-    """The name of the severity that a peak score reaches."""
-    return list(rule.severities)[_level(rule, threshold, peak)]
+def _count(episode: Episode, reading: Judged) -> None:
+    episode.readings += 1
+    episode.last_seen = reading.time
+    episode.peak = max(episode.peak, reading.score)
 
 
 def _level(rule: AlertRule, threshold: float, peak: float) -> int:
@@ -121,7 +164,7 @@ def _level(rule: AlertRule, threshold: float, peak: float) -> int:
 
 
 class AlertTable:
-    """The episodes of all keys for one detector: a table by slot, part of the checkpoint."""
+    """The episodes of all keys for one decision: a table by slot, part of the checkpoint."""
 
     def __init__(self, rule: AlertRule) -> None:
         self._rule = rule
@@ -129,34 +172,69 @@ class AlertTable:
 
     def decide(
         self,
-        threshold: float,
+        thresholds: Floats,
         slots: Slots,
         times: Floats,
         scores: Floats,
-        offsets: NDArray[np.int64],
-        rows: NDArray[np.int64],
+        place: Place,
     ) -> list[Event]:
-        """The events of a batch of scored readings (all arrays (n,)), in arrival order."""
+        """The events of a batch of scored readings (all arrays (n,)), in arrival order.
+
+        A score that is NaN decides nothing."""
         if not len(slots):
             return []
         self._grow(int(slots.max()))
-        busy = (self._columns["severity"] >= 0) | (self._columns["run"] > 0)
-        busy[slots[scores >= threshold]] = True
+        busy = (self._columns["severity"] >= 0) | (self._columns["recent"] != 0)
+        busy[slots[scores >= thresholds]] = True
         events: list[Event] = []
         touched: dict[int, Episode] = {}
-        for index in np.flatnonzero(busy[slots]).tolist():
+        for index in np.flatnonzero(busy[slots] & ~np.isnan(scores)).tolist():
             slot = int(slots[index])
             if slot not in touched:
                 touched[slot] = self._load(slot)
-            episode = touched[slot]
-            position = int(offsets[index]), int(rows[index])
-            kind = step(self._rule, threshold, episode, float(times[index]), float(scores[index]), *position)
-            if kind is not None:
-                events.append(Event(index, kind, _copy(episode)))
+            reading = Judged(
+                float(times[index]),
+                float(scores[index]),
+                float(thresholds[index]),
+                int(place.offsets[index]),
+                int(place.rows[index]),
+                int(place.numbers[index]),
+                bool(place.quiet[index]),
+            )
+            events += self._advance(index, touched[slot], reading)
         for slot, episode in touched.items():
             for name, column in self._columns.items():
                 column[slot] = getattr(episode, name)
         return events
+
+    def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
+        before = episode.severity
+        kind = step(self._rule, episode, reading)
+        if kind is None:
+            return
+        names = list(self._rule.severities)
+        severity = names[before if kind is EventKind.CLOSED else episode.severity]
+        yield Event(index, kind, _copy(episode), severity, reading.threshold)
+        if kind is EventKind.OPENED and self._rule.close_after == 0:
+            close(episode, reading)
+            yield Event(index, EventKind.CLOSED, _copy(episode), severity, reading.threshold)
+
+    def is_open(self, slots: Slots, times: Floats, accept_after: float) -> Mask:
+        """Which readings (n,) meet an open alert that is not accepted, neither by time nor by an operator."""
+        if not len(slots):
+            return np.zeros(0, np.bool_)
+        self._grow(int(slots.max()))
+        columns = self._columns
+        open_: Mask = (columns["severity"][slots] >= 0) & (columns["accepted"][slots] == 0)
+        return open_ & (times - columns["first_seen"][slots] < accept_after)
+
+    def accept(self, slots: Slots) -> Slots:
+        """An operator takes the open alerts of these slots for normal; the slots that have one."""
+        if len(slots):
+            self._grow(int(slots.max()))
+        found = slots[self._columns["severity"][slots] >= 0]
+        self._columns["accepted"][found] = 1
+        return found
 
     def open_slots(self) -> Slots:
         """The slots with an open alert."""
@@ -179,7 +257,7 @@ class AlertTable:
         return Episode(**{name: column[slot].item() for name, column in self._columns.items()})
 
     def _grow(self, slot: int) -> None:
-        size = len(self._columns["run"])
+        size = len(self._columns["recent"])
         if slot < size:
             return
         fresh = Episode()

@@ -69,6 +69,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     score: float
     threshold: float
     peak_score: float
+    probability: float | None = None
+    """Of a normal reading that scores as high, where scores are calibrated."""
     anomalous_readings: int
     first_seen: str
     last_seen: str

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stream import log
+from stream.backtesting import add_to as add_backtest
 from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
 from stream.letters import add_to as add_letters
 from stream.options import (
@@ -393,4 +394,5 @@ def publish(
 add_to(cli)
 add_simulation(cli)
 add_letters(cli)
+add_backtest(cli)
 add_upkeep(cli)

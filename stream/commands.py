@@ -19,8 +19,8 @@ from stream.validation import suggest
 
 __all__ = ["CLOCK_SKEW", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
 
-Verb = Literal["status", "audit", "swap", "rollback", "pause", "resume"]
-VERBS: tuple[Verb, ...] = ("status", "audit", "swap", "rollback", "pause", "resume")
+Verb = Literal["status", "audit", "swap", "rollback", "pause", "resume", "accept"]
+VERBS: tuple[Verb, ...] = ("status", "audit", "swap", "rollback", "pause", "resume", "accept")
 READ_ONLY: tuple[Verb, ...] = ("status", "audit")
 """Verbs that change nothing: they need neither a time nor an order."""
 CLOCK_SKEW = 60.0
@@ -48,7 +48,10 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: float | None = None
     """Seconds after `issued` for which it is good."""
     detector: str | None = None
-    """Which batch detector; may be left out where the topology has one."""
+    """Which batch detector; may be left out where the topology has one. accept: whose alert; all where it is
+    left out."""
+    machine: str | None = None
+    """accept: the machine whose open alert is normal from now on, and is learned."""
     model: str | None = None
     """swap: `models:/name@alias`, or `models:/name/version`."""
     digest: str | None = None
@@ -139,8 +142,8 @@ class Docket:
 
     def term(self, asked: Asked, command: Command, now: float) -> Term:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
-        for field in ("model", "digest"):
-            if asked.verb != "swap" and getattr(command, field) is not None:
+        for field, verb in (("model", "swap"), ("digest", "swap"), ("machine", "accept")):
+            if asked.verb != verb and getattr(command, field) is not None:
                 raise CommandRefused(f'{asked.verb} takes no "{field}"')
         if command.issued is not None:
             try:

@@ -209,8 +209,8 @@ class Control:
             changes.audit = lines
             return changes
 
-        swaps = asked.verb in ("swap", "rollback")
-        pause = await self._engine.between_batches(act, settled=swaps)
+        learned = asked.verb in ("swap", "rollback", "accept")
+        pause = await self._engine.between_batches(act, settled=learned)
         self._audit.written(lines)
         self._docket.applied(dict(receipt))
         prepared.done()

@@ -214,6 +214,15 @@ class Engine:
         self._metrics.active_model(swap.detector, *_labels(swap.info))
         return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})
 
+    def accept(self, machine: str, detector: str | None) -> Changes:
+        """Take a machine's open alerts for normal (an act for `between_batches`). Raises CommandRefused."""
+        slots = self.scorer.accept(machine, detector)
+        if not len(slots):
+            whose = "" if detector is None else f' of "{detector}"'
+            raise CommandRefused(f'"{machine}" has no open alert{whose}')
+        self.ledger.touch(slots)
+        return Changes(self.position)
+
     async def _batch(self, intake: Intake, deliveries: Sequence[Delivery]) -> None:
         """The way of one batch.
 
@@ -443,8 +452,8 @@ class Engine:
     def _show_state(self) -> None:
         self._metrics.machines.set(self.ledger.machines)
         self._metrics.resident.set(len(self.scorer.residents))
-        for name, lane in self.scorer.lanes.items():
-            self._metrics.open_alerts(name, len(lane.alerts.open_slots()))
+        for name, count in self.scorer.open_alerts().items():
+            self._metrics.open_alerts(name, count)
 
 
 def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:

@@ -79,6 +79,10 @@ class Ledger:
         self._tallies.append(tally)
         self._replays += replays
 
+    def touch(self, slots: Slots) -> None:
+        """State of these slots changed other than by a reading."""
+        self._touched.append(slots)
+
     def created(self, machines: Sequence[str]) -> None:
         """Machines that the store does not know yet."""
         self._created.update(machines)

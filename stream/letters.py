@@ -210,7 +210,7 @@ def _wanted(
 
 def _age(text: str) -> float:
     """Seconds of `30s`, `10m`, `2h` or `7d`. Raises ConfigError."""
-    from stream.topology import Seconds
+    from stream.settings import Seconds
     from stream.validation import Reader
 
     reader = Reader()

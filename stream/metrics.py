@@ -231,7 +231,7 @@ class TopologyMetrics:
         for detector in detectors:
             for status in ("applied", "refused"):
                 metrics.swaps.labels(topology, detector, status)
-        for verb in ("status", "audit", "swap", "rollback", "pause", "resume", "unknown"):
+        for verb in ("status", "audit", "swap", "rollback", "pause", "resume", "accept", "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
         for cause in get_args(Cause):

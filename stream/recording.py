@@ -62,7 +62,7 @@ class Recording:
         parts = self.parts
         names = list(parts[0].scores) if parts else []
         columns = {name: [part.scores[name] for part in parts] for name in names}
-        limits = {name: [np.full(len(p.batch), p.thresholds[name]) for p in parts] for name in names}
+        limits = {name: [part.thresholds[name] for part in parts] for name in names}
         return Series(
             np.array([machine for part in parts for machine in part.batch.machines]),
             np.concatenate([part.offsets for part in parts] or [np.zeros(0, np.int64)]),

@@ -3,66 +3,70 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Model, Rows, Slots
+from detectors.base import Contributions, Detector, Floats, Mask, Model, Rows, Slots
 from detectors.features import RecentWindow
-from stream.alerting import AlertTable, Event, severity
+from detectors.rates import Rates
+from stream.alerting import Event
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
+from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful
 from stream.errors import ReadingRejected
 from stream.readings import Batch
 from stream.residents import Residents
+from stream.rules import COMBINED
+from stream.settings import epoch
 from stream.topology import RegistryModel, Topology
 
 __all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
 
+_DAY = 86400.0
+_DEFAULT_PROBABILITY = 1e-4
+_LEAST_PROBABILITY, _LARGEST_PROBABILITY = 1e-12, 0.05
+"""Bounds of what a budget asks for: beyond them no calibration can tell, and too much is no anomaly."""
+_KNOWN = 1000.0
+_YOUNG = 200
+"""Readings from which alpha spending counts, and below which a machine counts as having so many."""
 _WINDOW = 24
 """Readings that an alert shows of its machine's recent past."""
 
 
-class DetectorFailed(Exception):
-    """A detector raised, or gave scores that cannot be: state is no longer to be trusted."""
-
-    def __init__(self, detector: str, detail: str) -> None:
-        self.detector = detector
-        self.detail = detail
-        super().__init__(f'detector "{detector}": {detail}')
-
-
-class _Table(Protocol):
-    def snapshot(self, slots: Slots) -> Rows: ...
-    def restore(self, slots: Slots, rows: Rows) -> None: ...
-
-
 @dataclass(slots=True)
-class Lane:
-    """One detector at work: its model, which one it is, and the episodes of its alerts."""
+class _Found:
+    """Scores and thresholds of a batch as its pieces come in, by name; alerts by row and order of decision."""
 
-    name: str
-    model: Model
-    info: ModelInfo
-    threshold: float
-    alerts: AlertTable
+    size: int
+    scores: dict[str, Floats] = field(default_factory=dict)
+    thresholds: dict[str, Floats] = field(default_factory=dict)
+    alerts: list[tuple[int, int, Alert]] = field(default_factory=list)
+    unhealthy: list[tuple[str, str]] = field(default_factory=list)
+
+    def put(self, name: str, rows: NDArray[np.int64], scores: Floats, thresholds: Floats) -> None:
+        """Enter a piece."""
+        for columns, piece in ((self.scores, scores), (self.thresholds, thresholds)):
+            columns.setdefault(name, np.zeros(self.size))[rows] = piece
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
-    thresholds by detector, the alert events in order, and the slots whose state changed."""
+    thresholds by detector (and of all combined, where they decide together), the alert events in order, and the
+    slots whose state changed."""
 
     batch: Batch
     slots: Slots
     offsets: NDArray[np.int64]
     scores: Mapping[str, Floats]
-    thresholds: Mapping[str, float]
+    thresholds: Mapping[str, Floats]
     alerts: Sequence[Alert]
     touched: Slots
     refused: Sequence[tuple[int, ReadingRejected]] = ()
@@ -90,11 +94,9 @@ class Scorer:
         source = topology.source
         self._names = source.names
         self.residents = Residents()
-        self.lanes: dict[str, Lane] = {}
-        for name in topology.detectors:
-            model, info = models[name]
-            threshold = self._threshold(name, model)
-            self.lanes[name] = Lane(name, model, info, threshold, AlertTable(topology.alert))
+        self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
+        self._ensembles = self._decide_by()
+        self._rates = Rates()
         narrow = source.layout == "narrow"
         self._recent = RecentWindow(len(self._names), _WINDOW)
         self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
@@ -110,9 +112,15 @@ class Scorer:
         if narrow:
             recipes["align"] = sensors
         for name, spec in topology.detectors.items():
-            recipes[f"alert:{name}"] = ""
             fixed = isinstance(spec, RegistryModel)
             recipes[f"model:{name}"] = sensors + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
+        calibration, members = repr(topology.calibration), list(topology.detectors)
+        recipes["rates"] = ""
+        for name in members if topology.combine is None else [COMBINED]:
+            recipes[f"alert:{name}"] = "2"
+        if topology.calibration is not None:
+            for name in members:
+                recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"]
         return recipes
 
     def process(
@@ -138,25 +146,22 @@ class Scorer:
             refused += late
         whole = np.arange(len(batch))
         parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
-        scores: dict[str, list[Floats]] = {name: [] for name in self.lanes}
-        alerts: list[Alert] = []
-        unhealthy: list[tuple[str, str]] = []
-        for part in parts:
-            piece = batch if part is whole else batch.select(part)
-            found = self._score_part(piece, slots[part], offsets[part], careful, alerts, unhealthy)
-            for name, column in found.items():
-                scores[name].append(column)
+        found = _Found(len(batch))
+        for rows in parts:
+            piece = batch if rows is whole else batch.select(rows)
+            self._score_part(piece, slots[rows], offsets[rows], rows, careful, found)
+        found.alerts.sort(key=lambda item: item[:2])
         return Scored(
             batch,
             slots,
             offsets,
-            {name: np.concatenate(columns) for name, columns in scores.items()},
-            {name: lane.threshold for name, lane in self.lanes.items()},
-            alerts,
+            found.scores,
+            found.thresholds,
+            [alert for _, _, alert in found.alerts],
             touched,
             refused,
             dropped,
-            unhealthy,
+            found.unhealthy,
         )
 
     def _score_part(
@@ -164,43 +169,71 @@ class Scorer:
         batch: Batch,
         slots: Slots,
         offsets: NDArray[np.int64],
+        rows: NDArray[np.int64],
         careful: bool,
-        alerts: list[Alert],
-        unhealthy: list[tuple[str, str]],
-    ) -> dict[str, Floats]:
-        scores: dict[str, Floats] = {}
-        events: list[tuple[int, int, Lane, Event, Contributions]] = []
-        for order, lane in enumerate(self.lanes.values()):
-            before = lane.model.snapshot(slots) if careful else {}
-            scores[lane.name] = self._score(lane, slots, batch)
-            if not np.isfinite(scores[lane.name]).all():
-                if not careful:
-                    raise DetectorFailed(lane.name, "gave a score that is not finite")
-                lane.model.restore(slots, before)
-                unhealthy += [(lane.name, machine) for machine in batch.machines]
-                continue
-            found = lane.alerts.decide(
-                lane.threshold, slots, batch.times, scores[lane.name], offsets, batch.rows
-            )
-            if found:
-                why = lane.model.contributions(np.array([event.index for event in found]))
-                events += [
-                    (event.index, order, lane, event, Contributions(why.shares[i], why.expected[i]))
-                    for i, event in enumerate(found)
+        found: _Found,
+    ) -> None:
+        """Judge readings that are these rows of the batch."""
+        part = self._part(batch, slots, offsets)
+        for order, ensemble in enumerate(self._ensembles.values()):
+            for piece, decision in ensemble.judge(part, careful=careful):
+                for name, scores in decision.scores.items():
+                    found.put(name, rows[piece], scores, np.full(len(piece), self.lanes[name].threshold))
+                found.put(ensemble.name, rows[piece], decision.decided, decision.thresholds)
+                found.unhealthy += [
+                    (name, machine) for name in decision.unhealthy for machine in batch.machines
                 ]
-        events.sort(key=lambda item: item[:2])
-        alerts += [
-            self._alert(lane, event, why, batch, slots, offsets, float(scores[lane.name][event.index]))
-            for _, _, lane, event, why in events
-        ]
+                for event, why in decision.events:
+                    i = int(piece[event.index])
+                    score = float(decision.decided[event.index])
+                    alert = self._alert(ensemble, event, why, part, i, score)
+                    found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
-        return scores
+
+    def _part(self, batch: Batch, slots: Slots, offsets: NDArray[np.int64]) -> Part:
+        """Readings with the scores from which they are anomalous, as the budget has it and the machine is read."""
+        rule = self._topology.alert
+        intervals, numbers = self._rates.update(slots, batch.times)
+        limits = None
+        if rule.budget is not None:
+            probability = rule.budget / rule.budget_machines * intervals / _DAY
+            limits = -np.log10(np.clip(probability, _LEAST_PROBABILITY, _LARGEST_PROBABILITY))
+        rise = np.zeros(len(slots))
+        if rule.alpha_spending:
+            rise = rule.alpha_spending * np.log10(np.maximum(numbers, _YOUNG) / _KNOWN)
+        return Part(batch, slots, offsets, limits, rise, numbers, self._quiet(batch))
+
+    def _quiet(self, batch: Batch) -> Mask:
+        """The readings (n,) taken while somebody worked on the machine."""
+        quiet = np.zeros(len(batch), np.bool_)
+        for pause in self._topology.alert.maintenance:
+            start, end = epoch(pause.start), epoch(pause.end)
+            since = batch.times - start
+            inside = (since >= 0) & ((since % pause.every if pause.every else since) < end - start)
+            for i in np.flatnonzero(inside).tolist():
+                quiet[i] |= any(fnmatchcase(batch.machines[i], pattern) for pattern in pause.machines)
+        return quiet
 
     def swap(self, detector: str, model: Model, info: ModelInfo) -> None:
         """From the next batch on this model scores. Its keys' alert episodes go on."""
-        lane = self.lanes[detector]
-        lane.model, lane.info, lane.threshold = model, info, self._threshold(detector, model)
+        lane, fresh = self.lanes[detector], self._lane(detector, model, info)
+        lane.model, lane.info, lane.threshold = model, info, fresh.threshold
         self._fresh[f"model:{detector}"] = model.snapshot(np.zeros(1, dtype=np.int64))
+
+    def accept(self, machine: str, detector: str | None = None) -> Slots:
+        """Take a machine's open alerts (of one detector, or all) for normal: they are learned from now on.
+
+        Its slot (1,), or none where it has no such alert."""
+        if self.residents.missing([machine]):  # with an open alert it would be in memory
+            return np.zeros(0, dtype=np.int64)
+        slots = self.residents.slots([machine])
+        asked = [self._ensembles[detector]] if detector else list(self._ensembles.values())
+        found = [ensemble.alerts.accept(slots) for ensemble in asked]
+        return np.unique(np.concatenate(found))
+
+    def open_alerts(self) -> dict[str, int]:
+        """How many alerts are open, by what raised them."""
+        return {name: len(ensemble.alerts.open_slots()) for name, ensemble in self._ensembles.items()}
 
     def components(self, slots: Slots) -> dict[str, Rows]:
         """The rows of these slots of every state table, for the checkpoint."""
@@ -219,30 +252,43 @@ class Scorer:
 
     def evict(self, count: int, keep: Slots) -> None:
         """Let go of so many machines that are in the checkpoint, but of none in `keep` or with an open alert."""
-        open_ = [lane.alerts.open_slots() for lane in self.lanes.values()]
+        open_ = [ensemble.alerts.open_slots() for ensemble in self._ensembles.values()]
         self.residents.evict(count, np.concatenate([keep, *open_]))
 
-    def _tables(self) -> Iterator[tuple[str, _Table]]:
+    def _tables(self) -> Iterator[tuple[str, Stateful]]:
         yield "recent", self._recent
         yield "arrivals", self._arrivals
         if self._aligner is not None:
             yield "align", self._aligner
-        for lane in self.lanes.values():
-            yield f"alert:{lane.name}", lane.alerts
-            yield f"model:{lane.name}", lane.model
+        yield "rates", self._rates
+        for ensemble in self._ensembles.values():
+            yield from ensemble.tables()
 
-    def _threshold(self, detector: str, model: Model) -> float:
-        stated = self._topology.detectors[detector].threshold
-        return model.threshold if stated is None else stated
+    def _lane(self, name: str, model: Model, info: ModelInfo) -> Lane:
+        """A detector with what makes a probability of its scores, where they are calibrated."""
+        calibration, stated = self._topology.calibration, self._topology.detectors[name].threshold
+        if calibration is not None:
+            return Lane(name, model, info, self._improbable(), calibration.build())
+        return Lane(name, model, info, model.threshold if stated is None else stated)
 
-    def _score(self, lane: Lane, slots: Slots, batch: Batch) -> Floats:
-        try:
-            scores = lane.model.score_learn(slots, batch.values, batch.times)
-        except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
-            raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
-        if scores.shape != slots.shape:
-            raise DetectorFailed(lane.name, f"gave {scores.shape} scores for {slots.shape} readings")
-        return scores
+    def _improbable(self) -> float:
+        return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)
+
+    def _decide_by(self) -> dict[str, Ensemble]:
+        """Each detector for itself, or all together."""
+        topology = self._topology
+        floors = np.array([sensor.min_deviation for sensor in topology.source.sensors])
+        common = (topology.alert, topology.learning, floors)
+        if topology.combine is None or topology.calibration is None:
+            return {name: Ensemble(name, [lane], *common) for name, lane in self.lanes.items()}
+        together = Ensemble(
+            COMBINED,
+            list(self.lanes.values()),
+            *common,
+            combination=topology.combine,
+            threshold=self._improbable(),
+        )
+        return {COMBINED: together}
 
     def _arrive(
         self, batch: Batch, slots: Slots, offsets: NDArray[np.int64], replayed: Collection[int]
@@ -314,22 +360,15 @@ class Scorer:
         return aligned, slots[index], offsets[index], list(refused.items())
 
     def _alert(
-        self,
-        lane: Lane,
-        event: Event,
-        why: Contributions,
-        batch: Batch,
-        slots: Slots,
-        offsets: NDArray[np.int64],
-        score: float,
+        self, ensemble: Ensemble, event: Event, why: Contributions, part: Part, i: int, score: float
     ) -> Alert:
-        i, episode = event.index, event.episode
+        batch, episode = part.batch, event.episode
         machine = batch.machines[i]
         columns = (_plain(batch.values[i]), _plain(why.expected), why.shares.tolist())
         reasons = [SensorReason(*parts) for parts in zip(self._names, *columns, strict=True)]
         reasons.sort(key=lambda reason: -abs(reason.share))
-        times, window = self._recent.window(int(slots[i]), slots, batch.values, batch.times, i)
-        here = (self._topology.name, machine, lane.name, 0)
+        times, window = self._recent.window(int(part.slots[i]), part.slots, batch.values, batch.times, i)
+        here = (self._topology.name, machine, ensemble.name, 0)
         closed = event.kind == "closed"
         return Alert(
             id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
@@ -337,33 +376,34 @@ class Scorer:
             sequence=episode.updates + (1 if closed else 0),
             topology=self._topology.name,
             machine=machine,
-            detector=lane.name,
-            severity=severity(self._topology.alert, lane.threshold, episode.peak),
+            detector=ensemble.name,
+            severity=event.severity,
             score=score,
-            threshold=lane.threshold,
+            threshold=event.threshold,
+            probability=None if self._topology.calibration is None else 10.0**-score,
             peak_score=episode.peak,
             anomalous_readings=episode.readings,
             first_seen=rfc3339(episode.first_seen),
             last_seen=rfc3339(episode.last_seen),
             time=rfc3339(float(batch.times[i])),
-            reason=_sentence(lane, event, score, reasons),
+            reason=_sentence(ensemble.name, event, score, reasons),
             contributions=reasons,
-            model=lane.info,
-            position=Position(0, int(offsets[i]), int(batch.rows[i])),
+            model=ensemble.info,
+            position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
             window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
         )
 
 
-def _sentence(lane: Lane, event: Event, score: float, reasons: Sequence[SensorReason]) -> str:
+def _sentence(detector: str, event: Event, score: float, reasons: Sequence[SensorReason]) -> str:
     """What a technician should know, in one sentence."""
     if event.kind == "closed":
         episode = event.episode
         return (
             f"Back to normal after {episode.readings} anomalous readings (peak score {episode.peak:.3g}, "
-            f"threshold {lane.threshold:.3g})."
+            f"threshold {event.threshold:.3g})."
         )
     top = next((reason for reason in reasons if reason.share and reason.value is not None), None)
-    text = f"{lane.name} scored {score:.3g} (threshold {lane.threshold:.3g})"
+    text = f"{detector} scored {score:.3g} (threshold {event.threshold:.3g})"
     if top is None:
         return text + "."
     side = "high" if top.share > 0 else "low"

@@ -20,9 +20,10 @@ from stream.demo import LiveProgress, show_outcome, wide_console
 from stream.embedded import Job, run
 from stream.errors import ConfigError, Problem
 from stream.report import write_report
+from stream.rules import AlertRule
 from stream.shelf import Shelf
 from stream.tables import Table, read_csv
-from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+from stream.topology import RegistryModel, Sensor, Source, Topology
 
 __all__ = ["ShelfOf", "run_try", "starter_topology"]
 

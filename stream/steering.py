@@ -44,7 +44,9 @@ def alerts(
 _COMMANDS: list[click.Command] = []
 
 
-def _steering(verb: str, text: str, *, detector: bool = False, model: bool = False) -> None:
+def _steering(
+    verb: str, text: str, *, detector: bool = False, model: bool = False, machine: bool = False
+) -> None:
     """Add one of the commands that steer a running topology."""
 
     def command(
@@ -95,6 +97,9 @@ def _steering(verb: str, text: str, *, detector: bool = False, model: bool = Fal
             wrapped
         )
         wrapped = click.argument("model")(wrapped)
+    if machine:
+        wrapped = click.option("--detector", help="Whose alert.  [default: all of the machine's]")(wrapped)
+        wrapped = click.argument("machine")(wrapped)
     wrapped = click.argument("topology")(wrapped)
     _COMMANDS.append(click.command(verb)(wrapped))
 
@@ -117,3 +122,10 @@ _steering(
 _steering("rollback", "Go back to the model that scored before the last swap.", detector=True)
 _steering("pause", "Stop reading; what arrives waits in the stream.")
 _steering("resume", "Go on reading where it was paused.")
+_steering(
+    "accept",
+    "Take a machine's open alert for its new normal.\n\n"
+    "While an alert is open its readings are not learned; from now on they are, and the alert closes when the "
+    "detector knows them.",
+    machine=True,
+)

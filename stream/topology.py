@@ -5,30 +5,27 @@ Python and YAML say the same thing and load as equal objects; see `stream.config
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import structs
 from msgspec.structs import force_setattr
 
 from detectors.base import Detector, TrainableDetector
+from detectors.calibration import Calibration
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.references import parse_uri
+from stream.rules import COMBINED, AlertRule, Combination, Learning
+from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
 
 __all__ = [
     "CONTROL_EXCHANGE",
     "DEADLETTER_EXCHANGE",
-    "AlertRule",
-    "Bytes",
     "CheckpointRule",
     "Fields",
     "RegistryModel",
-    "Seconds",
     "Sensor",
-    "Settings",
     "Sink",
     "Source",
     "Topology",
@@ -38,32 +35,8 @@ __all__ = [
     "readings_queue",
 ]
 
-Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
-"""Seconds; a file may also say `500ms`, `30s`, `10m`, `12h` or `7d`."""
-Bytes = Annotated[int, msgspec.Meta(ge=1, extra={"unit": "bytes"})]
-"""Bytes; a file may also say `64kB`, `10MB` or `5GB`."""
-Count = Annotated[int, msgspec.Meta(ge=1)]
-
 CONTROL_EXCHANGE = "mmlw.control"
 DEADLETTER_EXCHANGE = "mmlw.deadletters"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-Settings = Mapping[str, Any]
-"""Settings of a struct by name, those that could be read: what `check` looks at. It yields each problem as
-`setting: what is wrong`, all of them, also where other settings of the struct are missing or unreadable."""
-
-
-def _refuse(problems: Iterable[str]) -> None:
-    """Raises ValueError with a line for each problem, if there are any."""
-    if found := list(problems):
-        raise ValueError("\n".join(found))
-
-
-def _is_time(text: str) -> bool:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,11 +46,13 @@ class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unit: str | None = None
     minimum: float | None = None
     maximum: float | None = None
+    min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Deviations from the expected value smaller than this, in the sensor's unit, open no alert."""
     path: str | None = None
     """Where its value stands in a message of a foreign layout, as a dotted path (`payload.p1`)."""
 
     def __post_init__(self) -> None:
-        _refuse(self.check(structs.asdict(self)))
+        refuse(self.check(structs.asdict(self)))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
@@ -158,7 +133,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         force_setattr(self, "sensors", sensors)
         force_setattr(self, "bindings", tuple(self.bindings))
         force_setattr(self, "machines", tuple(self.machines))
-        _refuse(self.check(structs.asdict(self)))
+        refuse(self.check(structs.asdict(self)))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
@@ -177,7 +152,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             yield "queue: name the queue, or leave it out to read the exchange"
         if settings.get("queue") and settings.get("bindings", ("sensor.#",)) != ("sensor.#",):
             yield "bindings: an existing queue has its own; remove either queue or bindings"
-        if "earliest" in settings and not _is_time(settings["earliest"]):
+        if "earliest" in settings and not is_time(settings["earliest"]):
             yield f'earliest: "{settings["earliest"]}" is not an RFC 3339 time such as 1990-01-01T00:00:00Z'
         words = str(settings.get("routing_key", "{sensor}")).split(".")
         if unknown := [word for word in words if "{" in word and word not in ("{machine}", "{sensor}")]:
@@ -203,7 +178,7 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How `mmlw train` trains it."""
 
     def __post_init__(self) -> None:
-        _refuse(self.check(structs.asdict(self)))
+        refuse(self.check(structs.asdict(self)))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
@@ -222,35 +197,6 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def alias(self) -> str | None:
         """The alias asked for, None where a version is named."""
         return parse_uri(self.model).alias
-
-
-class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When scores become an alert, and when it ends. A score is anomalous from its detector's threshold."""
-
-    hold: Count = 1
-    """An alert opens after this many anomalous readings in a row."""
-    close_after: Count = 3
-    """It closes after this many normal readings in a row."""
-    hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
-    """While it is open, a reading is normal only below threshold x (1 - hysteresis)."""
-    cooldown: Seconds = 0.0
-    """After it closed, none opens for this long (by the readings' time)."""
-    severities: dict[str, float] = msgspec.field(default_factory=lambda: {"warning": 1.0, "critical": 2.0})
-    """Severity from score / threshold, lowest first; the highest reached is the alert's."""
-
-    def __post_init__(self) -> None:
-        _refuse(self.check(structs.asdict(self)))
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Settings`."""
-        severities = settings.get("severities", {"warning": 1.0})
-        ratios = [ratio for ratio in severities.values() if ratio is not None]
-        if not severities or ratios != sorted(ratios) or ratios[:1] != [1.0]:
-            yield "severities: write them lowest first, the first at 1.0"
-        for name in severities:
-            if not _NAME.fullmatch(name):
-                yield f'severities: "{name}" must be lower-case letters, digits, - or _'
 
 
 class CheckpointRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -279,6 +225,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     description: str = ""
     source: Source
     detectors: dict[str, Detector | RegistryModel]
+    calibration: Calibration | None = None
+    """Makes a probability of every score, machine by machine: what `alert.budget` and `combine` stand on."""
+    combine: Combination | None = None
+    """All detectors raise one alert together; None: each its own."""
+    learning: Learning = Learning()
     alert: AlertRule = AlertRule()
     sink: Sink = Sink()
     checkpoint: CheckpointRule = CheckpointRule()
@@ -291,19 +242,20 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         force_setattr(self, "operators", tuple(self.operators))
-        _refuse(self.check(structs.asdict(self)))
+        refuse(self.check(structs.asdict(self)))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
         """See `Settings`."""
         rule = "must be lower-case letters, digits, - or _, at most 64"
-        if "name" in settings and not _NAME.fullmatch(settings["name"]):
+        if "name" in settings and not is_name(settings["name"]):
             yield f'name: "{settings["name"]}" {rule}'
         if "detectors" in settings and not settings["detectors"]:
             yield "detectors: declare at least one detector"
         for name in settings.get("detectors", ()):
-            if not _NAME.fullmatch(name):
+            if not is_name(name):
                 yield f'detectors: "{name}" {rule}'
+        yield from _calibrated(settings)
         source, sink = settings.get("source"), settings.get("sink")
         if source is not None and sink is not None and source.exchange == sink.exchange:
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
@@ -312,6 +264,31 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def registry_models(self) -> Mapping[str, RegistryModel]:
         """The batch detectors by name."""
         return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}
+
+
+def _calibrated(settings: Settings) -> Iterator[str]:
+    """What is wrong about calibration, and what stands on it."""
+    detectors, alert = settings.get("detectors", {}), settings.get("alert", AlertRule())
+    combine = settings.get("combine")
+    if "calibration" in settings and settings["calibration"] is None:
+        for name in ("budget", "probability", "alpha_spending"):
+            if alert is not None and getattr(alert, name):
+                yield f"alert: {name} needs calibrated scores; add calibration: {{method: evt}}"
+        if combine is not None:
+            yield "combine: needs calibrated scores; add calibration: {method: evt}"
+    elif "calibration" in settings:
+        for name, spec in detectors.items():
+            if spec is not None and spec.threshold is not None:
+                yield f"detectors.{name}: threshold has no effect on calibrated scores; use alert.probability"
+    if combine is None:
+        return
+    if COMBINED in detectors:
+        yield f'detectors: "{COMBINED}" is the name of what is decided together; choose another'
+    if 0 < len(detectors) < 2:
+        yield "combine: takes two detectors or more"
+    for name in combine.weights:
+        if name not in detectors:
+            yield f'combine.weights: "{name}" is not a detector'
 
 
 def readings_queue(topology: Topology) -> Queue:

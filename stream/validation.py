@@ -23,8 +23,14 @@ __all__ = ["Reader", "default_of", "suggest"]
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "seconds": {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400},
     "bytes": {"B": 1, "kB": 1000, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    "a day": {"/hour": 24, "/h": 24, "/day": 1, "/d": 1, "/week": 1 / 7, "/month": 1 / 30},
 }
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*")
+_FORMS = {
+    "seconds": "500ms, 30s, 10m, 12h or 7d",
+    "bytes": "64kB, 10MB or 5GB",
+    "a day": "1/hour, 2/day or 3/week",
+}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(/?[a-zA-Z]+)\s*")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -190,8 +196,8 @@ def _expected(kind: Any, data: Any) -> str | None:
     units = _units(kind) if get_origin(kind) is Annotated else None
     if units is None or not isinstance(data, str):
         return None
-    forms = "500ms, 30s, 10m, 12h or 7d" if units == "seconds" else "64kB, 10MB or 5GB"
-    return f'expected a number of {units}, or such as {forms}; found "{data}"'
+    number = "a number a day" if units == "a day" else f"a number of {units}"
+    return f'expected {number}, or such as {_FORMS[units]}; found "{data}"'
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:

@@ -71,7 +71,7 @@ class Verbs:
             "next_offset": engine.position.next_offset,
             "lag": engine.lag,
             "machines": engine.ledger.machines,
-            "alerts_open": {name: len(lane.alerts.open_slots()) for name, lane in lanes.items()},
+            "alerts_open": engine.scorer.open_alerts(),
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
         }
 
@@ -79,6 +79,8 @@ class Verbs:
         """Get ready what a verb changes. Raises CommandRefused, ModelError."""
         if verb in ("pause", "resume"):
             return Prepared(lambda: Changes(self._engine.position, paused=verb == "pause"))
+        if verb == "accept":
+            return self._accepted(command, receipt)
         receipt["detector"] = detector = self._detector(command)
         started = self._clock.monotonic()
         if self._shelf is None:
@@ -88,6 +90,18 @@ class Verbs:
         model = await asyncio.to_thread(self._shelf.model, ref, self._topology.source.names)
         receipt["prepared_s"] = round(self._clock.monotonic() - started, 4)
         return self._swap(receipt, detector, ref, model)
+
+    def _accepted(self, command: Command, receipt: Receipt) -> Prepared:
+        machine, detector = command.machine, command.detector
+        if machine is None:
+            raise CommandRefused('accept needs "machine": whose open alert is normal from now on')
+        known = list(self._engine.scorer.open_alerts())
+        if detector is not None and detector not in known:
+            raise CommandRefused(f'"{detector}" raises no alerts here{suggest(detector, known)}')
+        receipt["machine"] = machine
+        if detector is not None:
+            receipt["detector"] = detector
+        return Prepared(lambda: self._engine.accept(machine, detector))
 
     def refused(self, receipt: Receipt) -> None:
         """A swap or rollback was refused: count it, and say what goes on scoring."""

@@ -21,9 +21,10 @@ from stream.control import request
 from stream.errors import ModelNotFound, ModelRejected
 from stream.metrics import Metrics
 from stream.models import ModelRef
+from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.scorer import Scored
-from stream.topology import AlertRule, CheckpointRule, RegistryModel, Sensor, Source, Topology, broker_plan
+from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology, broker_plan
 
 __all__ = ["Plant", "Scale", "ScaleShelf", "readings", "topology"]
 

@@ -5,7 +5,8 @@ Run it:      mmlw run topologies/pump_line.py --broker amqp://guest:guest@localh
 """
 
 from detectors import PCA, AdaptiveZ
-from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+from stream.rules import AlertRule
+from stream.topology import RegistryModel, Sensor, Source, Topology
 
 topology = Topology(
     name="pump_line",

@@ -111,7 +111,8 @@ class _Reference:
             slot = slots.setdefault(machine, len(slots))
             if not self._is_new(machine, time, seq):
                 continue
-            row = np.array([slot]), np.array([[value]]), np.array([time])
+            learn = np.array([not lives.setdefault((machine, "spike"), _Life()).open])
+            row = np.array([slot]), np.array([[value]]), np.array([time]), learn
             version = next((v for at, _, v in reversed(swaps) if at <= message.offset), 1)
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
             position = message.offset if self.outcome.schedule.source == "stream" else seq

@@ -30,13 +30,13 @@ from stream.errors import (
 )
 from stream.metrics import Metrics
 from stream.models import ModelRef
+from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.simulation.loop import Deadlock, VirtualLoop, run_virtually
 from stream.simulation.schedule import START, Fault, Op, Schedule
 from stream.state import Changes, Group, Saved, StreamPosition
 from stream.topology import (
     CONTROL_EXCHANGE,
-    AlertRule,
     CheckpointRule,
     RegistryModel,
     Sensor,

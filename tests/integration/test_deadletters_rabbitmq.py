@@ -19,7 +19,8 @@ import pytest
 from detectors import AdaptiveZ
 from stream.alerts import Alert
 from stream.config import dump_yaml, load
-from stream.topology import AlertRule, Sensor, Source, Topology
+from stream.rules import AlertRule
+from stream.topology import Sensor, Source, Topology
 from tests.aio import run
 from tests.integration.test_worker_rabbitmq import Service, alerts, received, subscribe, wait_for
 from tests.rabbitmq_node import RabbitNode

@@ -26,8 +26,9 @@ from stream.deadletters import dead_letter
 from stream.errors import ReadingRejected
 from stream.metrics import Cause, Policy, Reason
 from stream.readings import Decoder
+from stream.rules import AlertRule
 from stream.scorer import Scorer, online_info
-from stream.topology import AlertRule, Fields, Sensor, Source, Topology
+from stream.topology import Fields, Sensor, Source, Topology
 from tests.aio import run
 from tests.plant import Plant
 from tests.property.almost import EPOCH, KEYS, SENSORS, TYPES, bodies, damaged

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from detectors import AdaptiveZ, HalfSpaceTrees, River
+from detectors.calibration import Calibration
 from stream.alerts import Alert
 from stream.brokers.base import Delivery
 from stream.readings import Decoder
+from stream.rules import AlertRule, Combination, Learning, Maintenance
 from stream.scorer import Scorer, online_info
-from stream.topology import AlertRule, Sensor, Source, Topology
+from stream.topology import Sensor, Source, Topology
 
 N = 240
 SENSORS = ("a", "b")
@@ -25,15 +30,46 @@ DETECTORS: dict[str, Any] = {
 }
 
 
-def topology(*, narrow: bool) -> Topology:
+MAINTENANCE = Maintenance(start="2024-08-07T00:00:30Z", end="2024-08-07T00:00:40Z", machines=("m1",))
+CALIBRATION = Calibration(warmup=20)
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "learning": {"learning": Learning(while_open=True)},
+    "accepted": {"learning": Learning(accept_after=3.0)},
+    "moments": {"alert": AlertRule(close_after=0, cooldown=5.0, hold=2, within=3)},
+    "calibrated": {"calibration": CALIBRATION, "alert": AlertRule(probability=0.05)},
+    "budget": {
+        "calibration": CALIBRATION,
+        "alert": AlertRule(budget=2000.0, direction="up", min_deviation=0.1),
+    },
+    "mean": {
+        "calibration": CALIBRATION,
+        "combine": Combination(),
+        "alert": AlertRule(probability=0.05, close_after=1),
+    },
+    "two": {
+        "calibration": CALIBRATION,
+        "combine": Combination(method="k_of_n"),
+        "alert": AlertRule(probability=0.05, close_after=1, maintenance=(MAINTENANCE,)),
+    },
+}
+
+
+def recipes(rule: str) -> dict[str, Any]:
+    """Calibrated scores are held against a probability, not against the detectors' thresholds."""
+    if "calibration" not in RULES[rule]:
+        return DETECTORS
+    return {name: structs.replace(recipe, threshold=None) for name, recipe in DETECTORS.items()}
+
+
+def topology(*, narrow: bool, rule: str = "plain") -> Topology:
     layout: dict[str, Any] = (
         {"layout": "narrow", "routing_key": "sensor.{machine}.{sensor}"} if narrow else {}
     )
     return Topology(
         name="t",
         source=Source(sensors=tuple(map(Sensor, SENSORS)), missing_sensor="accept", **layout),
-        detectors=DETECTORS,
-        alert=AlertRule(close_after=2),
+        **{"alert": AlertRule(close_after=2), "detectors": recipes(rule), **RULES[rule]},
     )
 
 
@@ -60,15 +96,17 @@ def stream(seed: int, *, narrow: bool) -> list[Delivery]:
     return found
 
 
-def fresh(wanted: Topology) -> Scorer:
-    models = {name: (recipe.build(SENSORS), online_info(recipe)) for name, recipe in DETECTORS.items()}
+def fresh(wanted: Topology, rule: str) -> Scorer:
+    models = {name: (recipe.build(SENSORS), online_info(recipe)) for name, recipe in recipes(rule).items()}
     return Scorer(wanted, models)
 
 
-def process(deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool) -> tuple[Any, ...]:
-    wanted = topology(narrow=narrow)
-    decoder, scorer = Decoder(wanted.source, lambda: 1_722_999_000.0), fresh(wanted)
-    scores: dict[str, list[float]] = {name: [] for name in DETECTORS}
+def process(
+    deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool, rule: str = "plain"
+) -> tuple[Any, ...]:
+    wanted = topology(narrow=narrow, rule=rule)
+    decoder, scorer = Decoder(wanted.source, lambda: 1_722_999_000.0), fresh(wanted, rule)
+    scores: dict[str, list[float]] = defaultdict(list)
     alerts: list[Alert] = []
     refused: list[int] = []
     for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
@@ -84,23 +122,36 @@ def process(deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restar
         refused += [part[index].offset for index, _ in scored.refused]
         if restart:
             names = scorer.residents.names
-            saved, scorer = (names, scorer.components(scorer.residents.slots(names))), fresh(wanted)
+            saved, scorer = (names, scorer.components(scorer.residents.slots(names))), fresh(wanted, rule)
             scorer.admit(*saved)
     return scores, alerts, refused
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     cuts=st.lists(st.integers(0, N), max_size=6).map(sorted),
     narrow=st.booleans(),
     restart=st.booleans(),
+    rule=st.sampled_from(sorted(RULES)),
 )
-def test_cuts_and_restarts_change_nothing(seed: int, cuts: list[int], *, narrow: bool, restart: bool) -> None:
+def test_cuts_and_restarts_change_nothing(
+    seed: int, cuts: list[int], *, narrow: bool, restart: bool, rule: str
+) -> None:
     deliveries = stream(seed, narrow=narrow)
-    assert process(deliveries, cuts, narrow=narrow, restart=restart) == process(
-        deliveries, [], narrow=narrow, restart=False
+    assert process(deliveries, cuts, narrow=narrow, restart=restart, rule=rule) == process(
+        deliveries, [], narrow=narrow, restart=False, rule=rule
     )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_batch_gives_what_reading_after_reading_gives(rule: str) -> None:
+    deliveries = stream(1, narrow=False)
+    whole = process(deliveries, [], narrow=False, restart=False, rule=rule)
+    assert process(deliveries, list(range(1, N)), narrow=False, restart=False, rule=rule) == whole
+    assert {alert.event for alert in whole[1]} >= {"opened", "closed"}
+    seen = {alert.detector for alert in whole[1]}
+    assert seen == {"combined"} if "combine" in RULES[rule] else seen <= set(DETECTORS)
 
 
 def test_the_streams_compared_do_have_alerts_and_refusals() -> None:

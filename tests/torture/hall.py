@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from detectors import AdaptiveZ
-from stream.topology import AlertRule, CheckpointRule, RegistryModel, Sensor, Source, Topology
+from stream.rules import AlertRule
+from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["EXCHANGE", "LAST", "MODES", "QUEUE", "Kind", "Mode", "Sent", "last", "readings", "topology"]
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream.alerting import AlertTable, Event
-from stream.topology import AlertRule
+from stream.alerting import AlertTable, Event, Place
+from stream.rules import AlertRule
+
+
+def place(n: int) -> Place:
+    return Place(np.arange(n), np.zeros(n, np.int64), np.arange(n), np.zeros(n, np.bool_))
 
 
 def decide(rule: AlertRule, scores: list[float], *, threshold: float = 10.0) -> list[Event]:
     n = len(scores)
     table = AlertTable(rule)
     return table.decide(
-        threshold,
+        np.full(n, threshold),
         np.zeros(n, np.int64),
         np.arange(n, dtype=float),
         np.array(scores),
-        np.arange(n),
-        np.zeros(n, np.int64),
+        place(n),
     )
 
 
@@ -59,7 +62,27 @@ def test_keys_do_not_mix() -> None:
     table = AlertTable(AlertRule(hold=2))
     slots = np.array([0, 1, 0, 1])
     events = table.decide(
-        10.0, slots, np.arange(4.0), np.array([11.0, 11, 1, 11]), np.arange(4), np.zeros(4, np.int64)
+        np.full(4, 10.0),
+        slots,
+        np.arange(4.0),
+        np.array([11.0, 11, 1, 11]),
+        place(4),
     )
     assert kinds(events) == [(3, "opened")]
     assert table.open_slots().tolist() == [1]
+
+
+def test_so_many_readings_keep_it_closed() -> None:
+    rule = AlertRule(close_after=1, cooldown_readings=3)
+    assert kinds(decide(rule, [11, 1, 11, 11, 11, 11])) == [(0, "opened"), (1, "closed"), (5, "opened")]
+
+
+def test_anomalous_readings_among_some_open_it() -> None:
+    rule = AlertRule(hold=2, within=3, close_after=1)
+    assert kinds(decide(rule, [11, 1, 1, 11, 1, 11, 1])) == [(5, "opened"), (6, "closed")]
+
+
+def test_momentary_alert_is_over_with_its_reading() -> None:
+    rule = AlertRule(close_after=0, cooldown_readings=2)
+    told = kinds(decide(rule, [1, 11, 25, 25, 25, 1]))
+    assert told == [(1, "opened"), (1, "closed"), (4, "opened"), (4, "closed")]

@@ -10,7 +10,8 @@ from detectors import registry
 from stream.config import dump_yaml, load, load_all
 from stream.errors import ConfigError
 from stream.graph import mermaid
-from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+from stream.rules import AlertRule
+from stream.topology import RegistryModel, Sensor, Source, Topology
 
 SHIPPED = sorted(
     path
@@ -36,7 +37,8 @@ operators: [ann]
 """
 PYTHON = """
 from detectors import registry
-from stream.topology import AlertRule, RegistryModel, Sensor, Source, Topology
+from stream.rules import AlertRule
+from stream.topology import RegistryModel, Sensor, Source, Topology
 
 topology = Topology(
     name="pumps",

@@ -176,10 +176,10 @@ def test_message_that_makes_a_detector_fail_is_quarantined_alone(
         model = type(topology().detectors["spike"].build(("a", "b")))  # type: ignore[union-attr]
         healthy = model.score_learn
 
-        def failing(self: Any, slots: Any, values: Any, times: Any) -> Any:
+        def failing(self: Any, slots: Any, values: Any, times: Any, learn: Any) -> Any:
             if (values == 666.0).any():
                 raise ZeroDivisionError("sabotage")
-            return healthy(self, slots, values, times)
+            return healthy(self, slots, values, times, learn)
 
         monkeypatch.setattr(model, "score_learn", failing)
         await uninterrupted(plant, [*messages[:100], poison, *messages[101:]])

@@ -176,8 +176,8 @@ def test_score_that_is_not_finite_restores_the_machines_last_good_state(
         model = type(recipe.build(("a", "b")))
         healthy = model.score_learn
 
-        def sick(self: Any, slots: Any, values: Any, times: Any) -> Any:
-            scores = healthy(self, slots, values, times)
+        def sick(self: Any, slots: Any, values: Any, times: Any, learn: Any) -> Any:
+            scores = healthy(self, slots, values, times, learn)
             return np.where(values[:, 0] == 666.0, np.nan, scores)
 
         monkeypatch.setattr(model, "score_learn", sick)
@@ -189,7 +189,7 @@ def test_score_that_is_not_finite_restores_the_machines_last_good_state(
         assert plant.value("mmlw_restarts_total", cause="detector") == 1
         for machine, rows in state(expected).items():
             same = [
-                name for name in rows if name.startswith("model:") or name.endswith((".run", ".severity"))
+                name for name in rows if name.startswith("model:") or name.endswith((".recent", ".severity"))
             ]
             np.testing.assert_equal({n: state(plant)[machine][n] for n in same}, {n: rows[n] for n in same})
         assert conserved(plant)

@@ -17,7 +17,7 @@ MODULES = sorted(
 )
 DETECTORS_MAY = {"msgspec", "numba", "numpy", "pandas", "river", "scipy", "sklearn", "detectors"}
 DETECTORS_MAY_NOT = {"asyncio", "time", "logging", "socket", "subprocess", "threading"}
-STREAM_KNOWS = {"base", "table", "registry", "features", "quality", "datasets"}
+STREAM_KNOWS = {"base", "table", "registry", "features", "quality", "datasets", "calibration", "rates"}
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {  # the modules of its adapter, and no others
     "aio_pika": {
@@ -34,6 +34,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "plotly": {"stream.report"},
     "structlog": {"stream.log"},
     "click": {
+        "stream.backtesting",
         "stream.cli",
         "stream.letters",
         "stream.simulation.command",

@@ -1,0 +1,181 @@
+"""Calibration: what a score means, as the probability that a normal reading of this key scores as high."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from detectors.base import Floats, Mask, Rows, Slots
+from detectors.kernels import compiled, floats, learned, slot_numbers
+from detectors.table import Column, Table
+
+__all__ = ["Calibration", "Calibrator"]
+
+_REFITS = 100
+"""The tail is fitted anew this often while the history is replaced once."""
+_LEAST_EXCESSES = 5
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Turns scores of any detector into surprise: -log10 of the probability of a normal score as high.
+
+    The last `history` scores of a key tell what is normal: below their `quantile` by counting, above it with
+    `evt` by a generalised Pareto distribution fitted to the excesses (peaks over threshold as in SPOT, Siffer et
+    al., KDD 2017; fitted by probability-weighted moments, Hosking and Wallis 1987). `conformal` counts all the way:
+    a surprise of at most log10(`history`) that holds without any assumption but exchangeability (Laxhammar and
+    Falkman 2010).
+
+    Scores of 0 before a key's first other score, its detector's warm-up, do not count.
+
+    >>> calibrator = Calibration(warmup=50).build()
+    >>> scores = np.append(np.random.default_rng(0).exponential(1.0, 500), 12.0)
+    >>> float(calibrator.score_learn(np.zeros(501, np.int64), scores)[-1].round(1))
+    4.7
+    """
+
+    method: Literal["evt", "conformal"] = "evt"
+    history: Annotated[int, Meta(ge=50, le=1_000_000)] = 1000
+    """Scores remembered for each key."""
+    warmup: Annotated[int, Meta(ge=50)] = 100
+    """Scores of a key before any is a surprise."""
+    quantile: Annotated[float, Meta(ge=0.5, lt=1)] = 0.95
+    """Where the tail begins."""
+    largest_shape: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
+    """Bound of the Pareto shape: 0 fits an exponential tail; more lets heavy tails be heavy, and alarm less."""
+
+    def __post_init__(self) -> None:
+        if self.warmup > self.history:
+            raise ValueError(f"warmup: {self.warmup} scores do not fit into a history of {self.history}")
+
+    def build(self) -> Calibrator:
+        """A calibrator that has seen nothing."""
+        return Calibrator(self)
+
+
+class Calibrator:
+    """State per key: the last scores in a ring, 4 bytes each, and the fitted tail; 4 kB at the defaults."""
+
+    def __init__(self, recipe: Calibration) -> None:
+        self._recipe = recipe
+        self._table = Table(
+            {
+                "count": Column(np.int64),
+                "ring": Column(np.float32, (recipe.history,)),
+                "fitted": Column(np.int64),
+                "tail": Column(np.float64, (4,)),
+            }
+        )
+
+    def score_learn(self, slots: Slots, scores: Floats, learn: Mask | None = None) -> Floats:
+        """Surprise (n,) of scores (n,) in arrival order, each judged by its key's history, then added to it.
+
+        At least 0, at most 30; 0 while warming up. Splitting a call anywhere changes nothing; `learn` as in `Model`.
+        About 1 µs per score, and 5 µs with a history of 20,000.
+        """
+        slots, scores = slot_numbers(slots), floats(scores)
+        recipe, table = self._recipe, self._table
+        table.reserve(slots)
+        surprise = np.zeros(len(slots))
+        _score_learn(
+            slots,
+            scores,
+            learned(learn, len(slots)),
+            table["count"],
+            table["ring"],
+            table["fitted"],
+            table["tail"],
+            recipe.warmup,
+            recipe.quantile,
+            recipe.largest_shape,
+            recipe.method == "evt",
+            surprise,
+        )
+        return surprise
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """`count` and `fitted` (k,), `ring` (k, history), `tail` (k, 4)."""
+        return self._table.snapshot(slots)
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """Put rows back. Raises ValueError on a mismatch."""
+        if "count" in rows and np.size(rows["count"]) and np.min(rows["count"]) < 0:
+            raise ValueError("state 'count' is negative")
+        self._table.restore(slots, rows)
+
+
+_LARGEST = 30.0
+_THRESHOLD, _SCALE, _SHAPE, _FITTED = range(4)
+
+
+@compiled("void(float32[::1], float64[::1], float64, float64)")
+def _fit(scores: NDArray[np.float32], tail: Floats, quantile: float, largest_shape: float) -> None:
+    """Threshold, scale and shape of the tail of these scores, put into `tail`."""
+    ordered = np.sort(scores)
+    at = int(quantile * len(ordered))
+    threshold = float(ordered[at])
+    k = len(ordered) - at - 1
+    first, second = 0.0, 0.0
+    for u in range(k):
+        excess = float(ordered[at + 1 + u]) - threshold
+        first += excess / k
+        if k > 1:
+            second += excess * (k - 1 - u) / (k - 1) / k
+    shape = 0.0
+    if largest_shape > 0.0 and first > 2.0 * second:
+        shape = min(max(2.0 - first / (first - 2.0 * second), 0.0), largest_shape)
+    tail[_THRESHOLD] = threshold
+    tail[_SCALE] = max(first * (1.0 - shape), 1e-9 * max(abs(threshold), 1e-9))
+    tail[_SHAPE] = shape
+    tail[_FITTED] = 1.0 if k >= _LEAST_EXCESSES else 0.0
+
+
+@compiled(
+    "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64,"
+    " float64, float64, boolean, float64[::1])"
+)
+def _score_learn(
+    slots: Slots,
+    scores: Floats,
+    learn: Mask,
+    count: NDArray[np.int64],
+    ring: NDArray[np.float32],
+    fitted: NDArray[np.int64],
+    tail: Floats,
+    warmup: int,
+    quantile: float,
+    largest_shape: float,
+    evt: bool,
+    surprise: Floats,
+) -> None:
+    history = ring.shape[1]
+    for i in range(len(slots)):
+        slot = slots[i]
+        score = np.float32(scores[i])
+        seen = count[slot]
+        held = min(seen, history)
+        if seen >= warmup:
+            row = tail[slot]
+            if evt and row[_FITTED] > 0.0 and score > row[_THRESHOLD]:
+                excess = (score - row[_THRESHOLD]) / row[_SCALE]
+                decay = np.log1p(row[_SHAPE] * excess) / row[_SHAPE] if row[_SHAPE] > 0.0 else excess
+                surprise[i] = min((decay - np.log(1.0 - quantile)) / np.log(10.0), _LARGEST)
+            else:
+                above = 0
+                for h in range(held):
+                    above += ring[slot, h] >= score
+                share = (above + 1.0) / (held + 1.0)
+                if evt and row[_FITTED] > 0.0:
+                    share = max(share, 1.0 - quantile)
+                surprise[i] = -np.log10(share)
+        if not learn[i] or (seen == 0 and score == 0.0):
+            continue
+        ring[slot, seen % history] = score
+        count[slot] = seen + 1
+        fitted[slot] += 1
+        if seen + 1 >= warmup and (seen + 1 == warmup or fitted[slot] >= max(20, held // _REFITS)):
+            _fit(ring[slot, : min(seen + 1, history)], tail[slot], quantile, largest_shape)
+            fitted[slot] = 0

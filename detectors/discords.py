@@ -1,0 +1,220 @@
+"""Discords: stretches of readings unlike any stretch of the past, whatever their shape."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.kernels import compiled, floats, learned, slot_numbers
+from detectors.table import Column, Table
+
+__all__ = ["LeftMatrixProfile", "LeftMatrixProfileModel"]
+
+_LARGEST_VALUE = 1e100
+_LARGEST_SCORE = 1e12
+_SCALED_BY = 50
+"""Distances whose mean is the unit of a sensor's scores: it stays, so that scores of all times compare."""
+
+
+class LeftMatrixProfile(Detector, frozen=True, kw_only=True):
+    """Scores a reading by how far its latest `length` readings are from the most similar stretch of the past.
+
+    The left matrix profile (Yeh et al., "Matrix profile I", ICDM 2016; left: DAMP, Lu et al., KDD 2022), one
+    sensor by one, over the last `history` readings, in plain Euclidean distance: a stretch of the same shape at
+    another level or of another size is not the same here, for in plants level and size count. The score is the
+    root mean square distance as a multiple of the mean of the first fifty; of several sensors the largest.
+    Neighbours less than half a length apart do not count, nor do those that hold readings kept from
+    learning. A missing value counts as the one before.
+
+    Learns seasons and repeated patterns by itself. Wants calibration: what distance is unusual differs from
+    sensor to sensor. Fails on noise without any pattern (all stretches are then equally far), on drift without
+    end, and where an anomaly comes again and again: the second is like the first.
+
+    >>> model = LeftMatrixProfile(length=8).build(("level",))
+    >>> wave = np.sin(np.arange(200.0) / 5.0)[:, np.newaxis]
+    >>> wave[150:158] = 0.0
+    >>> scores = model.score_learn(np.zeros(200, np.int64), wave, np.arange(200.0))
+    >>> int(np.argmax(scores[100:])) + 100 in range(150, 160)
+    True
+    """
+
+    kind: ClassVar[str] = "left_matrix_profile"
+
+    length: Annotated[int, Meta(ge=2, le=10_000)] = 24
+    """Readings in a stretch."""
+    history: Annotated[int, Meta(ge=8, le=1_000_000)] = 1000
+    """Readings that are remembered."""
+    warmup: Annotated[int, Meta(ge=0)] = 0
+    """Readings of a key before it is scored; at least one and a half lengths in any case."""
+    floor: Annotated[float, Meta(ge=0)] = 1e-9
+    """Least unit of the scores, in the sensors' units."""
+
+    def __post_init__(self) -> None:
+        if self.history < 3 * self.length:
+            raise ValueError(
+                f"history: {self.history} readings hold no three stretches of {self.length} (length)"
+            )
+
+    def build(self, sensors: tuple[str, ...]) -> LeftMatrixProfileModel:
+        """A fresh model; its threshold is 6 where the recipe states none."""
+        return LeftMatrixProfileModel(self, sensors)
+
+
+class LeftMatrixProfileModel:
+    """State per key: for each reading of the history 16 bytes a sensor; 17 kB at the defaults with one sensor."""
+
+    def __init__(self, recipe: LeftMatrixProfile, sensors: tuple[str, ...]) -> None:
+        self.sensors = sensors
+        self.threshold = 6.0 if recipe.threshold is None else recipe.threshold
+        self._recipe = recipe
+        width = len(sensors)
+        self._table = Table(
+            {
+                "count": Column(np.int64),
+                "ring": Column(np.float64, (width, recipe.history)),
+                "learned": Column(np.int32, (recipe.history,)),
+                "seen": Column(np.int64, (width,)),
+                "mean": Column(np.float64, (width,)),
+                "squares": Column(np.float64, (width, recipe.history)),
+            }
+        )
+        self._deviations: Floats = np.zeros((0, width))
+        self._expected: Floats = np.zeros((0, width))
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        """Scores (n,) as multiples of the first distances; see `Model`. Some 10 µs per reading and sensor."""
+        slots, values = slot_numbers(slots), floats(values)
+        recipe, table = self._recipe, self._table
+        table.reserve(slots)
+        scores = np.zeros(len(slots))
+        self._deviations, self._expected = np.zeros(values.shape), np.full(values.shape, np.nan)
+        _score_learn(
+            slots,
+            values,
+            learned(learn, len(slots)),
+            table["count"],
+            table["ring"],
+            table["learned"],
+            table["seen"],
+            table["mean"],
+            table["squares"],
+            recipe.length,
+            max(recipe.warmup, recipe.length + recipe.length // 2),
+            recipe.floor,
+            scores,
+            self._deviations,
+            self._expected,
+        )
+        return scores
+
+    def contributions(self, rows: NDArray[np.int64]) -> Contributions:
+        """Shares by squared score of the sensors; expected is the last value of the most similar stretch."""
+        squares = self._deviations[rows] ** 2
+        total = squares.sum(axis=1, keepdims=True)
+        shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
+        return Contributions(shares, self._expected[rows])
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
+        `squares` (k, n_sensors, history)."""
+        return self._table.snapshot(slots)
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """See `Model`. Raises ValueError on a negative count, too."""
+        if "count" in rows and np.size(rows["count"]) and np.min(rows["count"]) < 0:
+            raise ValueError("state 'count' is negative")
+        self._table.restore(slots, rows)
+
+
+@compiled("Tuple((float64, int64))(float64[::1], int32[::1], float64[::1], int64, int64)")
+def _nearest(
+    ring: Floats, runs: NDArray[np.int32], squares: Floats, count: int, length: int
+) -> tuple[float, int]:
+    """Squared distance of the newest stretch to the nearest before it (inf if none), and how far back that is.
+
+    A stretch counts that lies within a run of learned readings (`runs`: how many up to each, at most `length`).
+    `squares` holds the squared distances by lag and slides with each reading: one term comes, one goes. Rounding
+    errors do not pile up, since one lag in `length` is summed anew each time."""
+    history = len(ring)
+    newest = (count - 1) % history
+    gone = (newest - length) % history
+    first = max(1, length // 2)
+    best, nearest = np.inf, 0
+    for lag in range(first, min(count, history) - length):
+        end = newest - lag
+        end += history if end < 0 else 0
+        if (count - lag) % length == 0 or lag == count - length - 1:
+            total = 0.0
+            a, b = newest, end
+            for _ in range(length):
+                gap = ring[a] - ring[b]
+                total += gap * gap
+                a = a - 1 if a > 0 else history - 1
+                b = b - 1 if b > 0 else history - 1
+        else:
+            left = gone - lag
+            left += history if left < 0 else 0
+            come, went = ring[newest] - ring[end], ring[gone] - ring[left]
+            total = max(squares[lag] + come * come - went * went, 0.0)
+        squares[lag] = total
+        if total < best and runs[end] >= length:
+            best, nearest = total, lag
+    return best, nearest
+
+
+@compiled(
+    "void(int64[::1], float64[:,::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1], int64[:,::1],"
+    " float64[:,::1], float64[:,:,::1], int64, int64, float64, float64[::1], float64[:,::1], float64[:,::1])"
+)
+def _score_learn(
+    slots: Slots,
+    values: Floats,
+    learn: Mask,
+    count: NDArray[np.int64],
+    ring: Floats,
+    runs: NDArray[np.int32],
+    seen: NDArray[np.int64],
+    mean: Floats,
+    squares: Floats,
+    length: int,
+    warmup: int,
+    floor: float,
+    scores: Floats,
+    deviations: Floats,
+    expected: Floats,
+) -> None:
+    history = ring.shape[2]
+    for i in range(values.shape[0]):
+        slot = slots[i]
+        place = count[slot] % history
+        before = (count[slot] - 1) % history
+        run = runs[slot, before] + 1 if count[slot] else 1
+        runs[slot, place] = min(run, length) if learn[i] else 0
+        count[slot] += 1
+        for j in range(values.shape[1]):
+            missing = not np.isfinite(values[i, j])
+            if missing:
+                value = ring[slot, j, before] if count[slot] > 1 else 0.0
+            else:
+                value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+            ring[slot, j, place] = value
+            if count[slot] < length + length // 2:
+                continue
+            square, nearest = _nearest(ring[slot, j], runs[slot], squares[slot, j], count[slot], length)
+            if missing or not np.isfinite(square):
+                continue
+            example = ring[slot, j, (place - nearest) % history]
+            distance = np.sqrt(square / length)
+            usual = max(mean[slot, j], floor)
+            if count[slot] >= warmup and seen[slot, j] > 0:
+                score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
+                expected[i, j] = example
+                deviations[i, j] = score if value >= example else -score
+                scores[i] = max(scores[i], score)
+            if learn[i] and seen[slot, j] < _SCALED_BY:
+                seen[slot, j] += 1
+                mean[slot, j] += (distance - mean[slot, j]) / seen[slot, j]

@@ -1,0 +1,304 @@
+"""Detectors that make one decision: one alone, or all combined. Scores, what is learned of them, alert events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
+from detectors.calibration import Calibrator
+from stream.alerting import AlertTable, Event, EventKind, Place
+from stream.alerts import ModelInfo
+from stream.readings import Batch
+from stream.rules import COMBINED, AlertRule, Combination, Learning
+
+__all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful"]
+
+
+class DetectorFailed(Exception):
+    """A detector raised, or gave scores that cannot be: state is no longer to be trusted."""
+
+    def __init__(self, detector: str, detail: str) -> None:
+        self.detector = detector
+        self.detail = detail
+        super().__init__(f'detector "{detector}": {detail}')
+
+
+class Stateful(Protocol):
+    """A table by slot that is part of the checkpoint."""
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """Copies of the rows of these slots."""
+        ...
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """Put back what `snapshot` returned."""
+        ...
+
+
+@dataclass(slots=True)
+class Lane:
+    """One detector at work: its model, which one it is, and what makes a probability of its scores."""
+
+    name: str
+    model: Model
+    info: ModelInfo
+    threshold: float
+    calibrator: Calibrator | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Readings to judge, in arrival order. All arrays (n,): where their machine's state is, where they stand in
+    the input, the score from which a machine's reading is anomalous (None: the detectors' own), by how much that
+    rises, the machine's count of readings, and whether somebody works on the machine."""
+
+    batch: Batch
+    slots: Slots
+    offsets: NDArray[np.int64]
+    thresholds: Floats | None
+    rise: Floats
+    numbers: NDArray[np.int64]
+    quiet: Mask
+
+    def select(self, rows: NDArray[np.int64] | Mask) -> Part:
+        """Some of the readings."""
+        limits = None if self.thresholds is None else self.thresholds[rows]
+        return Part(
+            self.batch.select(rows),
+            self.slots[rows],
+            self.offsets[rows],
+            limits,
+            self.rise[rows],
+            self.numbers[rows],
+            self.quiet[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an ensemble found in a part: scores (n,) by detector (NaN where it is unhealthy), its own (n,), the
+    thresholds they were held against (n,), and alert events with their reasons."""
+
+    scores: Mapping[str, Floats]
+    decided: Floats
+    thresholds: Floats
+    events: Sequence[tuple[Event, Contributions]]
+    unhealthy: Sequence[str] = ()
+
+
+class Ensemble:
+    """Lanes and what decides over their scores. `floors` (n_sensors,): least deviation that counts, by sensor.
+
+    While an alert of a key is open, its readings are scored but not learned (as `learning` says). A batch is
+    tried as if no alert opened or closed within it; where one does, the state before is put back and the
+    batch judged in two parts, so the result is that of reading after reading. Where state is dear to copy,
+    it is judged in turns of one reading a key.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lanes: Sequence[Lane],
+        rule: AlertRule,
+        learning: Learning,
+        floors: Floats,
+        *,
+        combination: Combination | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        self.name = name
+        self.lanes = tuple(lanes)
+        self.alerts = AlertTable(rule)
+        self._rule = rule
+        self._learning = learning
+        self._floors = floors
+        self._combination = combination
+        self._threshold = threshold
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model decides: the lane's own, or all of them."""
+        if self._combination is None:
+            return self.lanes[0].info
+        together = "+".join(sorted(lane.info.digest for lane in self.lanes))
+        return ModelInfo(COMBINED, self._combination.method, together, COMBINED)
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a reading is anomalous, where no budget says otherwise."""
+        return self.lanes[0].threshold if self._threshold is None else self._threshold
+
+    def tables(self) -> Iterator[tuple[str, Stateful]]:
+        """Every table of state by its name in the checkpoint."""
+        yield f"alert:{self.name}", self.alerts
+        for lane in self.lanes:
+            yield f"model:{lane.name}", lane.model
+            if lane.calibrator is not None:
+                yield f"calibration:{lane.name}", lane.calibrator
+
+    def judge(self, part: Part, *, careful: bool = False) -> Iterator[tuple[NDArray[np.int64], Decision]]:
+        """Score, learn and decide; the rows of each piece of the part, and what was found there.
+
+        `careful`: the part is one reading, and where its score is not finite the state before is put back.
+        Raises DetectorFailed."""
+        rows = np.arange(len(part.slots))
+        repeated = self._protects() and len(np.unique(part.slots)) < len(rows)
+        if repeated and self._dear():
+            for turn in _turns(part.slots):
+                yield rows[turn], self._attempt(part.select(turn), careful)
+            return
+        while True:
+            before = self._snapshot(part.slots) if repeated else {}
+            decision = self._attempt(part, careful)
+            beyond = (
+                _after_a_change(part.slots, decision.events) if repeated else np.zeros(len(rows), np.bool_)
+            )
+            if not beyond.any():
+                yield rows, decision
+                return
+            self._restore(part.slots, before)
+            yield rows[~beyond], self._attempt(part.select(~beyond), careful)
+            part, rows = part.select(beyond), rows[beyond]
+
+    def _protects(self) -> bool:
+        """Whether what is learned depends on alerts at all."""
+        learns = any(state for _, state in self._states())
+        return learns and not self._learning.while_open and self._rule.close_after > 0
+
+    def _dear(self) -> bool:
+        """Whether state is dear to copy: objects of somebody's library, pickled one by one."""
+        return any(array.dtype == object for _, state in self._states() for array in state.values())
+
+    def _states(self) -> Iterator[tuple[str, Rows]]:
+        """What is learned, of no key: names, types and shapes."""
+        none = np.zeros(0, dtype=np.int64)
+        return ((name, table.snapshot(none)) for name, table in self.tables() if table is not self.alerts)
+
+    def _attempt(self, part: Part, careful: bool) -> Decision:
+        batch, slots = part.batch, part.slots
+        learn = ~part.quiet
+        if not self._learning.while_open:
+            learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
+        scores, unhealthy = {}, []
+        for lane in self.lanes:
+            before = lane.model.snapshot(slots) if careful else {}
+            scores[lane.name] = _scored(lane, slots, batch, learn)
+            if not np.isfinite(scores[lane.name]).all():
+                if not careful:
+                    raise DetectorFailed(lane.name, "gave a score that is not finite")
+                lane.model.restore(slots, before)
+                unhealthy.append(lane.name)
+            elif lane.calibrator is not None:
+                scores[lane.name] = lane.calibrator.score_learn(slots, scores[lane.name], learn)
+        decided = self._combined(scores, len(slots))
+        limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
+        counted = self._qualified(decided, limits, scores, batch)
+        place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
+        events = self.alerts.decide(limits, slots, batch.times, counted, place)
+        why = self._why(np.array([event.index for event in events], dtype=np.int64), scores)
+        reasons = [Contributions(why.shares[i], why.expected[i]) for i in range(len(events))]
+        return Decision(scores, decided, limits, list(zip(events, reasons, strict=True)), unhealthy)
+
+    def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
+        """One score (n,) of all detectors that gave one; NaN where none did."""
+        if self._combination is None:
+            return scores[self.lanes[0].name]
+        columns = np.array([scores[lane.name] for lane in self.lanes])
+        healthy = np.isfinite(columns).all(axis=1)
+        if not healthy.any():
+            return np.full(size, np.nan)
+        columns = columns[healthy]
+        if self._combination.method == "max":
+            return np.asarray(columns.max(axis=0), dtype=np.float64)
+        if self._combination.method == "k_of_n":
+            k = min(self._combination.k, len(columns))
+            return np.asarray(np.sort(columns, axis=0)[-k], dtype=np.float64)
+        weights, mean = self._weights()[healthy], np.zeros(size)
+        for weight, column in zip(weights.tolist(), columns, strict=True):  # one order of adding, at any size
+            mean += weight * column
+        return np.asarray(mean / max(weights.sum(), 1e-12), dtype=np.float64)
+
+    def _weights(self) -> Floats:
+        stated = {} if self._combination is None else self._combination.weights
+        return np.array([stated.get(lane.name, 1.0) for lane in self.lanes])
+
+    def _qualified(
+        self, scores: Floats, limits: Floats, by_lane: Mapping[str, Floats], batch: Batch
+    ) -> Floats:
+        """The scores as the rule counts them: 0 where the deviation is too small, or in the other direction."""
+        rule = self._rule
+        if rule.direction == "both" and not rule.min_deviation and not self._floors.any():
+            return scores
+        rows = np.flatnonzero(scores >= limits)
+        if not len(rows):
+            return scores
+        shares, expected = self._why(rows, by_lane)
+        top = np.argmax(np.abs(shares), axis=1)
+        each = np.arange(len(rows))
+        share, normal = shares[each, top], expected[each, top]
+        off = np.abs(batch.values[rows, top] - normal)
+        small = off < np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
+        wrong = np.zeros(len(rows), np.bool_)
+        if rule.direction != "both":
+            wrong = share < 0 if rule.direction == "up" else share > 0
+        counted = scores.copy()
+        counted[rows[small | wrong]] = 0.0
+        return counted
+
+    def _why(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Contributions:
+        """Reasons for rows (k,) of the latest attempt: the detectors' own, by what each had to say."""
+        found = [lane.model.contributions(rows) for lane in self.lanes]
+        if len(found) == 1:
+            return found[0]
+        weights = self._weights()[:, None] * np.array([scores[lane.name][rows] for lane in self.lanes])
+        weights = np.nan_to_num(weights)
+        shares = np.einsum("lk,lkj->kj", weights, np.array([why.shares for why in found]))
+        total = np.abs(shares).sum(axis=1, keepdims=True)
+        strongest = weights.argmax(axis=0)
+        expected = np.array([why.expected for why in found])[strongest, np.arange(len(rows))]
+        return Contributions(shares / np.where(total > 0, total, 1.0), expected)
+
+    def _snapshot(self, slots: Slots) -> dict[str, Rows]:
+        keys = np.unique(slots)
+        return {name: table.snapshot(keys) for name, table in self.tables()}
+
+    def _restore(self, slots: Slots, before: Mapping[str, Rows]) -> None:
+        keys = np.unique(slots)
+        for name, table in self.tables():
+            table.restore(keys, before[name])
+
+
+def _scored(lane: Lane, slots: Slots, batch: Batch, learn: Mask) -> Floats:
+    try:
+        scores = lane.model.score_learn(slots, batch.values, batch.times, learn)
+    except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
+        raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
+    if scores.shape != slots.shape:
+        raise DetectorFailed(lane.name, f"gave {scores.shape} scores for {slots.shape} readings")
+    return scores
+
+
+def _turns(slots: Slots) -> Iterator[NDArray[np.int64]]:
+    """The rows of each key's first reading, then of each key's second, and so on."""
+    order = np.argsort(slots, kind="stable")
+    _, starts, sizes = np.unique(slots[order], return_index=True, return_counts=True)
+    rank = np.empty(len(slots), np.int64)
+    rank[order] = np.arange(len(slots)) - np.repeat(starts, sizes)
+    return (np.flatnonzero(rank == turn) for turn in range(int(sizes.max())))
+
+
+def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Contributions]]) -> Mask:
+    """Which readings come after one that opened or closed an alert of their key."""
+    first: dict[int, int] = {}
+    for event, _ in events:
+        if event.kind is not EventKind.UPDATED:
+            first.setdefault(int(slots[event.index]), event.index)
+    beyond = np.zeros(len(slots), np.bool_)
+    for slot, index in first.items():
+        beyond |= (slots == slot) & (np.arange(len(slots)) > index)
+    return beyond

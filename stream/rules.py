@@ -1,0 +1,128 @@
+"""How scores become decisions, as data: the alert rule, its budget, combination, protection and maintenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import structs
+from msgspec.structs import force_setattr
+
+from stream.settings import Count, PerDay, Seconds, Settings, epoch, is_name, is_time, refuse
+
+__all__ = ["COMBINED", "AlertRule", "Combination", "Learning", "Maintenance"]
+
+
+COMBINED = "combined"
+"""The name under which detectors that decide together raise alerts."""
+
+
+class Maintenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A time in which no alert opens and nothing is learned: somebody works on the machine."""
+
+    start: str
+    end: str
+    every: Seconds | None = None
+    """It comes again after so long (`7d`); None: once."""
+    machines: tuple[str, ...] = ("*",)
+    """Machines it is for, as patterns (`pump-*`)."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "machines", tuple(self.machines))
+        refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        times = {name: settings[name] for name in ("start", "end") if settings.get(name) is not None}
+        odd = [name for name, text in times.items() if not is_time(text)]
+        for name in odd:
+            yield f'{name}: "{times[name]}" is not an RFC 3339 time such as 2024-05-01T22:00:00Z'
+        if odd or len(times) < 2:
+            return
+        length = epoch(times["end"]) - epoch(times["start"])
+        if length <= 0:
+            yield "end: must be after start"
+        every = settings.get("every")
+        if every is not None and every < length:
+            yield "every: must not be shorter than the time from start to end"
+
+
+class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When scores become an alert, and when it ends. A score is anomalous from its detector's threshold."""
+
+    hold: Count = 1
+    """An alert opens with this many anomalous readings."""
+    within: Annotated[int, msgspec.Meta(ge=1, le=60)] | None = None
+    """They lie among this many readings in a row; None: all of them are anomalous."""
+    close_after: Annotated[int, msgspec.Meta(ge=0)] = 3
+    """It closes after this many normal readings in a row; 0: an alert is a moment, over with its reading."""
+    hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """While it is open, a reading is normal only below threshold x (1 - hysteresis)."""
+    cooldown: Seconds = 0.0
+    """After it closed, none opens for this long (by the readings' time)."""
+    cooldown_readings: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """And none for so many of the machine's readings."""
+    severities: dict[str, float] = msgspec.field(default_factory=lambda: {"warning": 1.0, "critical": 2.0})
+    """Severity from score / threshold, lowest first; the highest reached is the alert's."""
+    probability: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """A reading is anomalous where a normal one scores as high with no more than this probability. Needs
+    `calibration`, and takes the place of the detectors' thresholds; one in 10,000 where neither is stated."""
+    budget: PerDay | None = None
+    """False alarms a day that a machine may cost (`2/day`): thresholds follow from it and from how often the
+    machine is read. Needs `calibration`."""
+    budget_machines: Count = 1
+    """So many machines share the budget."""
+    alpha_spending: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
+    """Decades of probability by which a reading must be rarer for each decade of the machine's readings beyond
+    the first thousand: the longer a machine is known, the more unusual is what still counts. With 1 alarms come
+    ever more seldom (as many from the 1,000th to the 10,000th reading as from there to the 100,000th). Needs
+    `calibration`."""
+    direction: Literal["both", "up", "down"] = "both"
+    """`up`: only where the sensor with the largest share is higher than expected; `down`: only where it is lower."""
+    min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """That sensor is off by at least this fraction of what was expected (0.05: 5 %); see also the sensors' own
+    `min_deviation`. Where the detector expects no value, this does not count."""
+    maintenance: tuple[Maintenance, ...] = ()
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "maintenance", tuple(self.maintenance))
+        refuse(self.check(structs.asdict(self)))
+
+    @staticmethod
+    def check(settings: Settings) -> Iterator[str]:
+        """See `Settings`."""
+        severities = settings.get("severities", {"warning": 1.0})
+        ratios = [ratio for ratio in severities.values() if ratio is not None]
+        if not severities or ratios != sorted(ratios) or ratios[:1] != [1.0]:
+            yield "severities: write them lowest first, the first at 1.0"
+        for name in severities:
+            if not is_name(name):
+                yield f'severities: "{name}" must be lower-case letters, digits, - or _'
+        hold, within = settings.get("hold", 1), settings.get("within")
+        if hold is not None and within is not None and within < hold:
+            yield f"within: {hold} anomalous readings (hold) do not fit into {within}"
+        if settings.get("budget") is not None and settings.get("probability") is not None:
+            yield "budget: the threshold follows from it; remove either budget or probability"
+        if within is None and hold is not None and hold > 60:
+            yield "hold: at most 60"
+
+
+class Combination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All detectors decide together: their calibrated scores become one. Needs `calibration`."""
+
+    method: Literal["mean", "max", "k_of_n"] = "mean"
+    """`mean` of the log-probabilities; `max`: the least probable counts; `k_of_n`: the k-th least probable."""
+    k: Count = 2
+    weights: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    """Weight of a detector, 1 where none is stated (`mean` only)."""
+
+
+class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What online detectors learn while an alert is open."""
+
+    while_open: bool = False
+    """False: nothing, so that a fault does not become normal."""
+    accept_after: Seconds = 86400.0
+    """An alert that has been open this long is taken for a new regime, and learned."""

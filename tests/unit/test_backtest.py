@@ -1,0 +1,121 @@
+"""A topology over files of the past: the same engine, a fresh state for every file, scores beside the input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from stream.backtest import backtest, files_below, read_history
+from stream.backtesting import backtest_
+from stream.cli import cli
+from stream.config import load
+from stream.errors import ConfigError
+from tests.unit.test_ensemble import scorer
+
+TOPOLOGY = """
+name: pumps
+source: {sensors: [pressure, flow]}
+detectors:
+  z: {kind: adaptive_z, warmup: 20}
+alert: {close_after: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "topology.yaml").write_text(TOPOLOGY)
+    rng = np.random.default_rng(0)
+    for name, start in (("a/one.csv", 80), ("two.csv", 150)):
+        values = rng.normal([3.0, 40.0], 0.1, (200, 2))
+        values[start : start + 5] += 4.0
+        times = pd.date_range("2024-05-01", periods=200, freq="min").strftime("%Y-%m-%d %H:%M:%S")
+        frame = pd.DataFrame({"datetime": times, "flow": values[:, 1], "pressure": values[:, 0]})
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(path, index=False)
+    return tmp_path
+
+
+def command(folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        backtest_, [str(folder / "topology.yaml"), "--input", str(folder / "data"), *arguments]
+    )
+
+
+def test_scores_are_written_beside_each_input(folder: Path) -> None:
+    told = command(folder, "--scores", str(folder / "out"))
+    assert told.exit_code == 0, told.output
+    assert "2 files, 400 readings, 2 alerts opened" in told.output
+    for name, start in (("a/one.csv", 80), ("two.csv", 150)):
+        given = pd.read_csv(folder / "data" / name, dtype=str)
+        found = pd.read_csv(folder / "out" / name, dtype={"timestamp": str})
+        assert list(found.columns) == ["timestamp", "anomaly_score", "alert", "changepoint"]
+        assert found["timestamp"].tolist() == given["datetime"].tolist()
+        assert np.flatnonzero(found["alert"]).tolist() == list(range(start, start + 6))
+        assert np.flatnonzero(found["changepoint"]).tolist() == [start, start + 6]
+        assert found["anomaly_score"].idxmax() == start
+
+
+def test_every_file_begins_with_a_fresh_state(folder: Path) -> None:
+    assert command(folder, "--scores", str(folder / "both")).exit_code == 0
+    (folder / "data" / "a" / "one.csv").unlink()
+    assert command(folder, "--scores", str(folder / "alone")).exit_code == 0
+    assert (folder / "both" / "two.csv").read_text() == (folder / "alone" / "two.csv").read_text()
+
+
+def test_prefix_has_the_scores_and_alerts_of_the_whole(folder: Path) -> None:
+    topology = load(folder / "topology.yaml")
+    path = folder / "data" / "two.csv"
+    whole = read_history(path, topology)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:156]))
+    part = read_history(path, topology)
+
+    def outcome(history: object) -> tuple[list[float], list[bool]]:
+        fresh = scorer(
+            sensors=topology.source.sensors, detectors=dict(topology.detectors), alert=topology.alert
+        )
+        found = backtest(fresh, history)  # type: ignore[arg-type]
+        return found.scores[:155].tolist(), found.open[:155].tolist()
+
+    assert outcome(part) == outcome(whole)
+    assert any(outcome(part)[1])
+
+
+def test_missing_values_and_other_columns_do_not_matter(folder: Path) -> None:
+    path = folder / "data" / "two.csv"
+    frame = pd.read_csv(path, dtype=str)
+    frame.loc[3, "flow"], frame.loc[4, "pressure"] = "", "broken"
+    frame.assign(operator="Jim").to_csv(path, index=False)
+    history = read_history(path, load(folder / "topology.yaml"))
+    assert history.values.shape == (200, 2)
+    assert np.argwhere(np.isnan(history.values)).tolist() == [[3, 1], [4, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("time,pressure\n2024-05-01,1\n", r"two\.csv: has no column flow \(columns: pressure\)"),
+        ("time,pressure,flow\n2024-05-01,1,2\nsoon,1,2\n", r'two\.csv:3: "soon" is not a time'),
+        ("", "cannot be read"),
+    ],
+)
+def test_odd_files_get_a_clear_error(folder: Path, text: str, said: str) -> None:
+    path = folder / "data" / "two.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_history(path, load(folder / "topology.yaml"))
+
+
+def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no \.csv file"):
+        files_below(tmp_path)
+    with pytest.raises(ConfigError, match="no such folder"):
+        files_below(tmp_path / "nowhere")
+
+
+def test_command_is_part_of_mmlw() -> None:
+    assert "Run a topology over files of the past" in CliRunner().invoke(cli, ["backtest", "--help"]).output

@@ -1,0 +1,81 @@
+"""The left matrix profile is what its definition says, and finds what has no like in the past."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors import LeftMatrixProfile
+from detectors.base import Floats
+from detectors.datasets import DATASETS
+
+
+def scored(recipe: LeftMatrixProfile, values: Floats, learn: np.ndarray | None = None) -> Floats:
+    n = len(values)
+    model = recipe.build(("x",))
+    return model.score_learn(np.zeros(n, np.int64), values.reshape(n, 1), np.arange(float(n)), learn)
+
+
+def by_definition(values: Floats, length: int, history: int) -> Floats:
+    """Root mean square distance of each stretch to the nearest before it, as numpy does it."""
+    found = np.full(len(values), np.nan)
+    for i in range(length - 1, len(values)):
+        stretch = values[i - length + 1 : i + 1]
+        lags = range(max(1, length // 2), min(i + 1, history) - length)
+        others = [values[i - lag - length + 1 : i - lag + 1] for lag in lags]
+        if others:
+            found[i] = np.sqrt(np.mean((np.array(others) - stretch) ** 2, axis=1).min())
+    return found
+
+
+@pytest.mark.parametrize("length", [2, 5, 24])
+def test_scores_are_the_definition_s_in_units_of_the_first_distances(length: int) -> None:
+    rng = np.random.default_rng(length)
+    values = np.cumsum(rng.normal(size=900)) + 1e4
+    values[400] += 1e6  # what was large once leaves no rounding error behind
+    scores = scored(LeftMatrixProfile(length=length, history=200), values)
+    expected = by_definition(values, length, 200)
+    first = expected[np.isfinite(expected)][:50].mean()
+    late = slice(int(np.flatnonzero(np.isfinite(expected))[60]), None)
+    np.testing.assert_allclose(scores[late], expected[late] / first, rtol=1e-3, atol=1e-6)
+
+
+def test_stretch_that_comes_again_scores_low_and_a_new_one_high() -> None:
+    rng = np.random.default_rng(0)
+    daily = np.tile(np.sin(np.linspace(0, 2 * np.pi, 48, endpoint=False)), 40)
+    values = daily + rng.normal(scale=0.05, size=len(daily))
+    values[1500:1512] = 0.0
+    scores = scored(LeftMatrixProfile(length=24, history=960), values)
+    normal = np.r_[scores[200:1500], scores[1560:]]
+    assert scores[1500:1530].max() > 3 * normal.max()
+
+
+def test_unit_of_the_sensor_does_not_matter() -> None:
+    values = np.random.default_rng(1).normal(size=600)
+    once = scored(LeftMatrixProfile(length=8), values)
+    np.testing.assert_allclose(scored(LeftMatrixProfile(length=8), 1024.0 * values), once, rtol=1e-12)
+
+
+def test_what_is_not_learned_is_no_neighbour() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=800)
+    values[400:420] += 20.0
+    values[600:620] = values[400:420]
+    held = np.ones(800, np.bool_)
+    held[400:420] = False
+    again = slice(607, 608)
+    assert scored(LeftMatrixProfile(length=8), values)[again].max() < 0.5
+    assert scored(LeftMatrixProfile(length=8), values, held)[again].max() > 5.0
+
+
+def test_water_flow_s_long_lows_are_the_least_likely_days() -> None:
+    data = DATASETS["water_flow"]()
+    values = data.frame.to_numpy(dtype=np.float64)[:, 0]
+    scores = scored(LeftMatrixProfile(length=24, history=1200), values)
+    top = np.argsort(scores)[-20:]
+    assert data.labels[top].mean() > 0.3, "20 highest of 1,268, of which 4 % are labelled"
+
+
+def test_history_must_hold_three_stretches() -> None:
+    with pytest.raises(ValueError, match="no three stretches of 24"):
+        LeftMatrixProfile(length=24, history=60)

@@ -1,0 +1,159 @@
+"""What is learned while an alert is open, and how several detectors decide together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detectors import AdaptiveZ, HalfSpaceTrees
+from detectors.base import Floats
+from detectors.calibration import Calibration
+from stream.readings import Batch
+from stream.rules import AlertRule, Combination, Learning, Maintenance
+from stream.scorer import Scored, Scorer, online_info
+from stream.topology import Sensor, Source, Topology
+
+START = 1_700_000_000.0
+MINUTE = 60.0
+SENSORS = (Sensor("a"), Sensor("b"))
+
+
+def scorer(**settings: Any) -> Scorer:
+    recipes = settings.pop("detectors", {"z": AdaptiveZ(warmup=20, half_life=50)})
+    sensors = settings.pop("sensors", SENSORS)
+    topology = Topology(name="t", source=Source(sensors=sensors), detectors=recipes, **settings)
+    names = topology.source.names
+    found = Scorer(topology, {name: (spec.build(names), online_info(spec)) for name, spec in recipes.items()})
+    found.admit(["m"], {})
+    return found
+
+
+def batch(values: Floats, start: int = 0) -> Batch:
+    n = len(values)
+    times = START + MINUTE * np.arange(start, start + n, dtype=np.float64)
+    none = np.full(n, -1, dtype=np.int64)
+    return Batch(["m"] * n, times, values, np.arange(n), np.zeros(n, np.int64), none)
+
+
+def judge(found: Scorer, values: Floats, start: int = 0) -> Scored:
+    return found.process(batch(values, start), start + np.arange(len(values)))
+
+
+def quiet(n: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).normal([10.0, 5.0], [0.1, 0.1], (n, 2))
+
+
+def events(scored: Scored) -> list[tuple[int, str]]:
+    return [(alert.position.offset, alert.event) for alert in scored.alerts]
+
+
+FAULT = np.array([3.0, 0.0])
+
+
+def test_fault_does_not_become_normal_while_its_alert_is_open() -> None:
+    protected, learning = scorer(), scorer(learning=Learning(while_open=True))
+    for found in (protected, learning):
+        judge(found, quiet(100))
+    ten_hours = quiet(600, 1) + FAULT
+    assert events(judge(protected, ten_hours, 100)) == [(100, "opened")]
+    assert "closed" in {event for _, event in events(judge(learning, ten_hours, 100))}
+    back = events(judge(protected, quiet(5, 2), 700))
+    assert back == [(702, "closed")], "and the machine's own normal is still known"
+
+
+def test_alert_open_for_long_enough_is_taken_for_a_new_regime() -> None:
+    found = scorer(learning=Learning(accept_after=2 * 3600.0))
+    judge(found, quiet(100))
+    told = events(judge(found, quiet(600, 1) + FAULT, 100))
+    assert told[0] == (100, "opened")
+    closed = next(row for row, event in told if event == "closed")
+    assert 100 + 120 < closed < 600
+
+
+def test_operator_s_word_makes_it_normal() -> None:
+    found = scorer()
+    judge(found, quiet(100))
+    judge(found, quiet(50, 1) + FAULT, 100)
+    assert found.accept("m").tolist() == [0]
+    assert found.accept("nobody").tolist() == []
+    told = events(judge(found, quiet(300, 2) + FAULT, 150))
+    assert [event for _, event in told] == ["closed"]
+    assert found.accept("m").tolist() == [], "it has no open alert any more"
+
+
+def test_nothing_opens_and_nothing_is_learned_during_maintenance() -> None:
+    work = Maintenance(start="2023-11-14T23:53:20Z", end="2023-11-15T01:33:20Z")  # rows 100 to 199
+    found = scorer(alert=AlertRule(maintenance=(work,)))
+    judge(found, quiet(100))
+    before = found.components(np.array([0]))["model:z"]
+    assert events(judge(found, quiet(100, 1) + FAULT, 100)) == []
+    after = found.components(np.array([0]))["model:z"]
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert events(judge(found, quiet(1, 2) + FAULT, 200)) == [(200, "opened")]
+
+
+def test_maintenance_comes_again_and_is_for_those_it_names() -> None:
+    weekly: dict[str, Any] = {
+        "start": "2023-11-07T23:53:20Z",
+        "end": "2023-11-08T01:33:20Z",
+        "every": 7 * 86400.0,
+    }
+    for machines, opened in (("*", False), ("pump-*", True)):
+        found = scorer(alert=AlertRule(maintenance=(Maintenance(**weekly, machines=(machines,)),)))
+        judge(found, quiet(100))
+        assert bool(events(judge(found, quiet(10, 1) + FAULT, 100))) == opened
+
+
+@pytest.mark.parametrize(("direction", "opens"), [("both", True), ("down", True), ("up", False)])
+def test_direction_of_the_deviation_decides(direction: Any, opens: bool) -> None:
+    found = scorer(alert=AlertRule(direction=direction))
+    judge(found, quiet(100))
+    assert bool(events(judge(found, quiet(5, 1) - FAULT, 100))) == opens
+
+
+def test_small_deviation_opens_no_alert() -> None:
+    flat = np.full((100, 2), [10.0, 5.0])
+    step = np.array([0.02, 0.0])
+    for settings, opens in (
+        ({}, True),
+        ({"alert": AlertRule(min_deviation=0.01)}, False),
+        ({"sensors": (Sensor("a", min_deviation=0.05), Sensor("b"))}, False),
+        ({"sensors": (Sensor("a"), Sensor("b", min_deviation=0.05))}, True),
+    ):
+        found = scorer(**settings)
+        judge(found, flat)
+        assert bool(events(judge(found, flat[:5] + step, 100))) == opens, settings
+
+
+def test_detectors_decide_together_and_say_why() -> None:
+    recipes = {"z": AdaptiveZ(warmup=20, half_life=50), "trees": HalfSpaceTrees(n_trees=10, window_size=50)}
+    found = scorer(
+        detectors=recipes,
+        calibration=Calibration(warmup=100),
+        combine=Combination(weights={"trees": 0.5}),
+        alert=AlertRule(probability=1e-4, close_after=1),
+    )
+    judge(found, quiet(600))
+    scored = judge(found, quiet(1, 1) + 5 * FAULT, 600)
+    assert set(scored.scores) == {"z", "trees", "combined"}
+    [alert] = scored.alerts
+    assert (alert.detector, alert.event, alert.model.kind) == ("combined", "opened", "combined")
+    assert alert.probability is not None
+    assert alert.probability <= 1e-4
+    assert alert.contributions[0].sensor == "a"
+    assert sum(abs(reason.share) for reason in alert.contributions) == pytest.approx(1.0)
+    assert alert.contributions[0].expected == pytest.approx(10.0, abs=0.2)
+
+
+def test_budget_sets_the_threshold_by_how_often_a_machine_is_read() -> None:
+    calibration = Calibration(warmup=100)
+    limits = []
+    for budget, machines in ((1.0, 1), (10.0, 1), (10.0, 10)):
+        rule = AlertRule(budget=budget, budget_machines=machines)
+        found = scorer(calibration=calibration, alert=rule)
+        limits.append(float(judge(found, quiet(300)).thresholds["z"][-1]))
+    assert limits[0] == pytest.approx(-np.log10(1 / 1440))
+    assert limits[1] == pytest.approx(limits[0] - 1)
+    assert limits[2] == pytest.approx(limits[0])
