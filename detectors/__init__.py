@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.checks import check_model
+from detectors.control_charts import MCUSUM, MEWMA
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -15,6 +16,8 @@ from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 
 __all__ = [
+    "MCUSUM",
+    "MEWMA",
     "ONLINE",
     "PCA",
     "TRAINABLE",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from detectors.base import Detector, Model, TrainableDetector, Weights
+from detectors.control_charts import MCUSUM, MEWMA
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -21,6 +22,8 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
         for recipe in (
             AdaptiveZ,
             HalfSpaceTrees,
+            MCUSUM,
+            MEWMA,
             River,
         )
     }

@@ -11,6 +11,7 @@ import pytest
 from detectors import registry
 from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
+from detectors.control_charts import MCUSUM, MEWMA
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -34,6 +35,11 @@ ONLINE: dict[str, Build] = {
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}
     ).build(SENSORS),
+    "mewma": lambda: MEWMA(warmup=20, rate=0.5).build(SENSORS),
+    "mewma_t2": lambda: MEWMA(warmup=20, rate=0.5, statistic="t2").build(SENSORS),
+    "hotelling": lambda: MEWMA(warmup=20, rate=1.0, statistic="t2", half_life=None).build(SENSORS),
+    "mcusum": lambda: MCUSUM(warmup=20, block=4).build(SENSORS),
+    "mcusum_t2": lambda: MCUSUM(warmup=20, block=4, statistic="t2").build(SENSORS),
     "river_half_space_trees": lambda: River(
         river="HalfSpaceTrees",
         settings={"window_size": 20, "n_trees": 2, "height": 3},
@@ -72,7 +78,7 @@ def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None
 
 def test_every_kind_of_the_registry_is_checked() -> None:
     assert set(registry.TRAINABLE) == set(TRAINED)
-    assert {"adaptive_z", "half_space_trees", "river"} == set(registry.ONLINE)
+    assert {"adaptive_z", "half_space_trees", "mcusum", "mewma", "river"} == set(registry.ONLINE)
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())
 
