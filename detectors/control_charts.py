@@ -70,7 +70,7 @@ class MEWMA(_ControlChart, frozen=True, kw_only=True):
     >>> model = MEWMA().build(("pressure", "flow"))
     >>> scores = model.score_learn(np.zeros(700, np.int64), values, np.arange(700.0))
     >>> int(np.argmax(scores >= 1))
-    615
+    614
     """
 
     kind: ClassVar[str] = "mewma"
