@@ -137,7 +137,7 @@ def chart(
             )
             sigma = np.sqrt(variance)
             if warm[j]:
-                most = clip * max(sigma, noise[j])
+                most = clip * sigma
             else:
                 most = 2.0 * clip * sigma if seen >= _TRUSTED_AFTER and sigma > least else np.inf
             bounded[j] = center + min(max(value - center, -most), most) if seen else value
