@@ -64,8 +64,8 @@ class MEWMA(_ControlChart, frozen=True, kw_only=True):
     Lowry, Woodall, Champ and Rigdon, "A multivariate exponentially weighted moving average control chart",
     Technometrics 1992. With `rate` 1 and `statistic` t2 it is Hotelling's T² of single readings. The memory is
     about 2 / rate readings: faults that stay as long are seen when small (with independent readings a mean that is
-    off by 1.3 of their sigmas), and a single spike counts little. What an alert holds back from learning (the `learn` mask) does not move the
-    centre.
+    off by 1.3 of their sigmas), and a single spike counts little. What an alert holds back from learning (the
+    `learn` mask) does not move the centre.
 
     Fails where the warm-up is not healthy or does not show all regimes (on and off, night and day), on sensors
     that drift in health (they are widened until they see nothing), on spikes, and when slow changes are learned
