@@ -31,7 +31,7 @@ class _ControlChart(Detector, frozen=True, kw_only=True):
     statistic: Literal["max", "t2"] = "max"
     """`max`: the sensor that is furthest off counts. `t2`: all together, by Hotelling's T² with correlations that
     are shrunk; the square root, over that of `limit`² and 1 for each further sensor."""
-    half_life: Annotated[float, Meta(gt=0)] | None = 200.0
+    half_life: Annotated[float, Meta(gt=0)] | None = 150.0
     """Readings in which the centre follows half of a change, after the warm-up; null freezes it."""
     wander: Annotated[float, Meta(ge=0)] = 1.0
     """Von Neumann's ratio of the block means below which a sensor counts as drifting, and its variance is widened
