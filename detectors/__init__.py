@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
+from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
@@ -17,6 +18,8 @@ from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 
 __all__ = [
+    "MCUSUM",
+    "MEWMA",
     "ONLINE",
     "PCA",
     "TRAINABLE",

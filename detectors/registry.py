@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from detectors.base import Detector, Model, TrainableDetector, Weights
+from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
@@ -23,6 +24,8 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             AdaptiveZ,
             HalfSpaceTrees,
             LeftMatrixProfile,
+            MCUSUM,
+            MEWMA,
             River,
         )
     }

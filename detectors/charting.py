@@ -1,0 +1,210 @@
+"""The compiled loop of the control charts: what is normal, the chart's memory, and its distance from the limit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Floats, Mask, Slots
+from detectors.kernels import compiled
+
+__all__ = ["chart"]
+
+_LARGEST_VALUE = 1e100
+"""Beyond it values are taken as if they were it: their squares must stay finite."""
+_LARGEST_DEVIATION = 1e6
+_TRUSTED_AFTER = 10
+"""Readings after which a young sensor's variance is good enough to clip by, doubly wide until it is warm."""
+_LEARNED_SIGMAS = 3.0
+"""A deviation moves the centre no further than one of so many sigmas."""
+_LEAST_SHRINKAGE = 0.01
+_MOST_ROOM = 4.0
+"""A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
+
+
+@compiled("float64(float64[:,::1], float64[::1], int64, int64)")
+def _distance(scatter: Floats, deviations: Floats, blocks: int, width: int) -> float:
+    """Squared Mahalanobis length of the first `width` deviations; overwrites them with R⁻¹ times themselves.
+
+    The correlations R of `scatter` (width, width) are shrunk towards none (Schäfer and Strimmer 2005), as if
+    there were as many independent readings as blocks. `scatter` is overwritten.
+    """
+    doubt, strength = 0.0, 0.0
+    for j in range(width):
+        for k in range(j):
+            size = np.sqrt(scatter[j, j]) * np.sqrt(scatter[k, k])
+            r = scatter[j, k] / size if size > 0 else 0.0
+            scatter[j, k] = r
+            doubt += (1.0 - r * r) ** 2 / max(blocks - 1, 1)
+            strength += r * r
+    kept = 1.0 - min(max(doubt / strength, _LEAST_SHRINKAGE), 1.0) if strength > 0 else 0.0
+    for j in range(width):  # Cholesky, in place
+        for k in range(j + 1):
+            total = 1.0 if j == k else kept * scatter[j, k]
+            for m in range(k):
+                total -= scatter[j, m] * scatter[k, m]
+            scatter[j, k] = np.sqrt(max(total, 1e-6)) if j == k else total / scatter[k, k]
+    squared = 0.0
+    for j in range(width):
+        for k in range(j):
+            deviations[j] -= scatter[j, k] * deviations[k]
+        deviations[j] /= scatter[j, j]
+        squared += deviations[j] * deviations[j]
+    for j in range(width - 1, -1, -1):
+        for k in range(j + 1, width):
+            deviations[j] -= scatter[k, j] * deviations[k]
+        deviations[j] /= scatter[j, j]
+    return squared
+
+
+@compiled("float64(float64, int64, int64, float64, float64, float64, float64)")
+def _noise(
+    variance: float, block: int, blocks: int, spread: float, moves: float, wander: float, least: float
+) -> float:
+    """Sigma of the mean of a block, for a reading long after the warm-up.
+
+    `spread` and `moves`: sums of squared deviations of the block means from their mean and from the block before.
+    Not below what `variance` of independent readings gives. `moves / spread` (von Neumann 1941) is about 2 for a
+    steady sensor and near 0 for one that drifts; below `wander` it widens sigma in proportion: such a sensor
+    will go on to where it has not been.
+    """
+    result = variance / block
+    if blocks >= 2:
+        result = max(result, spread / (blocks - 1) * (1.0 + 1.0 / blocks))
+        if moves < wander * spread:
+            result *= min(wander * spread / max(moves, 1e-300), 1e6)
+    return max(math.sqrt(result), least)
+
+
+@compiled(
+    "void(int64[::1], float64[:,::1], boolean[::1], int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1],"
+    " int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], boolean,"
+    " boolean, float64, float64, int64, int64, float64, float64, float64, float64, float64, float64[::1],"
+    " float64[:,::1], float64[:,::1])"
+)
+def chart(
+    slots: Slots,
+    values: Floats,
+    learn: Mask,
+    count: NDArray[np.int64],
+    mean: Floats,
+    scatter: Floats,
+    memory: Floats,
+    blocks: NDArray[np.int64],
+    block_sum: Floats,
+    block_mean: Floats,
+    block_last: Floats,
+    block_spread: Floats,
+    block_moves: Floats,
+    cumulative: bool,
+    joint: bool,
+    pace: float,
+    limit: float,
+    warmup: int,
+    block: int,
+    learning: float,
+    clip: float,
+    wander: float,
+    floor: float,
+    floor_relative: float,
+    scores: Floats,
+    shares: Floats,
+    expected: Floats,
+) -> None:
+    """Score and learn rows in order; `pace` is the rate of the average or the slack of the cumulative sum."""
+    n_sensors = values.shape[1]
+    bounded, noise = np.empty(n_sensors), np.empty(n_sensors)
+    steps, deviations = np.empty(n_sensors), np.empty(n_sensors)
+    warm, known = np.empty(n_sensors, np.bool_), np.empty(n_sensors, np.bool_)
+    part, index = np.empty((n_sensors, n_sensors)), np.empty(n_sensors, np.int64)
+    for i in range(values.shape[0]):
+        slot, width, few = slots[i], 0, 2**62
+        for j in range(n_sensors):
+            seen, center = count[slot, j], mean[slot, j]
+            expected[i, j] = center if seen else np.nan
+            known[j] = np.isfinite(values[i, j])
+            warm[j] = known[j] and seen >= warmup
+            if not known[j]:
+                continue
+            value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+            least = max(floor, floor_relative * abs(center))
+            variance = scatter[slot, j, j] / max(seen, 1)
+            done = blocks[slot, j]
+            noise[j] = _noise(
+                variance, block, done, block_spread[slot, j], block_moves[slot, j], wander, least
+            )
+            sigma = np.sqrt(variance)
+            if warm[j]:
+                most = clip * sigma
+            else:
+                most = 2.0 * clip * sigma if seen >= _TRUSTED_AFTER and sigma > least else np.inf
+            bounded[j] = center + min(max(value - center, -most), most) if seen else value
+            if not cumulative:
+                memory[slot, j] = (
+                    memory[slot, j] + pace * (bounded[j] - memory[slot, j]) if seen else bounded[j]
+                )
+            if not warm[j]:
+                continue
+            index[width] = j
+            if cumulative:  # a reading's own sigma, as wide as that of a block's mean asks for
+                scale = noise[j] * np.sqrt(block)
+                deviation = memory[slot, j] + (bounded[j] - center) / scale if scale > 0 else 0.0
+            else:
+                deviation = (memory[slot, j] - center) / noise[j] if noise[j] > 0 else 0.0
+            steps[width] = min(max(deviation, -_LARGEST_DEVIATION), _LARGEST_DEVIATION)
+            few = min(few, done)
+            width += 1
+        squared = 0.0
+        deviations[:width] = steps[:width]
+        if joint:
+            for a in range(width):
+                for b in range(a + 1):
+                    part[a, b] = scatter[slot, index[a], index[b]]
+            squared = max(_distance(part, deviations, few, width), 0.0)
+        bound = np.sqrt(width - 1.0 + limit * limit) if joint and width else limit
+        length = np.sqrt(squared)
+        for a in range(width):
+            j = index[a]
+            reach = length if joint else abs(steps[a])
+            shrunk = 1.0
+            if cumulative:
+                shrunk = 0.0 if reach <= pace else min(1.0 - pace / reach, _MOST_ROOM * bound / reach)
+                memory[slot, j] = shrunk * steps[a]
+            scores[i] = max(scores[i], shrunk * reach / bound)
+            terms = steps[a] * deviations[a] if joint else steps[a] * steps[a]
+            if shrunk > 0 and terms > 0:
+                shares[i, j] = terms if steps[a] > 0 else -terms
+        if not learn[i]:
+            continue
+        for j in range(
+            n_sensors
+        ):  # what each sensor adds to the scatter, exact as Welford's where none is missing
+            steps[j] = 0.0
+            if not known[j]:
+                continue
+            delta, seen = bounded[j] - mean[slot, j], count[slot, j]
+            if seen >= warmup:
+                most = _LEARNED_SIGMAS * np.sqrt(scatter[slot, j, j] / seen)
+                mean[slot, j] += learning * min(max(delta, -most), most)
+                continue
+            count[slot, j] = seen + 1
+            if seen:
+                steps[j] = delta * np.sqrt(seen / (seen + 1.0))
+            mean[slot, j] += delta / (seen + 1.0)
+            block_sum[slot, j] += bounded[j] / block
+            if (seen + 1) % block:
+                continue
+            done, last = blocks[slot, j], block_sum[slot, j]
+            if done:
+                block_moves[slot, j] += (last - block_last[slot, j]) ** 2
+            away = last - block_mean[slot, j]
+            blocks[slot, j] = done + 1
+            block_mean[slot, j] += away / (done + 1.0)
+            block_spread[slot, j] += away * (last - block_mean[slot, j])
+            block_last[slot, j], block_sum[slot, j] = last, 0.0
+        for j in range(n_sensors):
+            if steps[j] != 0.0:
+                for k in range(n_sensors):
+                    scatter[slot, j, k] += steps[j] * steps[k]
