@@ -45,7 +45,7 @@ RULES: dict[str, dict[str, Any]] = {
     "mean": {
         "calibration": CALIBRATION,
         "combine": Combination(),
-        "alert": AlertRule(probability=0.05, close_after=1),
+        "alert": AlertRule(probability=0.1, close_after=1),
     },
     "two": {
         "calibration": CALIBRATION,
