@@ -8,6 +8,7 @@ from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
@@ -15,6 +16,7 @@ from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 
 __all__ = [
+    "KNN",
     "ONLINE",
     "PCA",
     "TRAINABLE",

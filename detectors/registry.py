@@ -9,6 +9,7 @@ from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
 from detectors.river import River
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
@@ -19,6 +20,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
     {
         recipe.kind: recipe
         for recipe in (
+            KNN,
             AdaptiveZ,
             HalfSpaceTrees,
             River,
