@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.checks import check_model
+from detectors.cuts import RandomCutForest
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -30,6 +31,7 @@ __all__ = [
     "HalfSpaceTrees",
     "IsolationForest",
     "Model",
+    "RandomCutForest",
     "RecentWindow",
     "River",
     "TrainableDetector",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from detectors.base import Detector, Model, TrainableDetector, Weights
+from detectors.cuts import RandomCutForest
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -25,6 +26,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             LODA,
             AdaptiveZ,
             HalfSpaceTrees,
+            RandomCutForest,
             River,
         )
     }
