@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from detectors.autoencoder import Autoencoder
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.checks import check_model
 from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -24,17 +26,20 @@ __all__ = [
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",
+    "Autoencoder",
     "Contributions",
     "Detector",
     "EllipticEnvelope",
     "EventQuality",
     "HalfSpaceTrees",
     "IsolationForest",
+    "LocalOutlierFactor",
     "Model",
     "RandomCutForest",
     "RecentWindow",
     "River",
     "TrainableDetector",
+    "TrainedKNN",
     "Weights",
     "check_model",
     "event_quality",
