@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from detectors.autoencoder import Autoencoder
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
+from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
+from detectors.projections import LODA
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
@@ -18,12 +23,15 @@ from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 
 __all__ = [
+    "KNN",
+    "LODA",
     "MCUSUM",
     "MEWMA",
     "ONLINE",
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",
+    "Autoencoder",
     "Calibration",
     "Calibrator",
     "Contributions",
@@ -33,10 +41,13 @@ __all__ = [
     "HalfSpaceTrees",
     "IsolationForest",
     "LeftMatrixProfile",
+    "LocalOutlierFactor",
     "Model",
+    "RandomCutForest",
     "RecentWindow",
     "River",
     "TrainableDetector",
+    "TrainedKNN",
     "Weights",
     "check_model",
     "event_quality",

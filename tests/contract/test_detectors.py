@@ -9,13 +9,18 @@ import pandas as pd
 import pytest
 
 from detectors import registry
+from detectors.autoencoder import Autoencoder
 from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.control_charts import MCUSUM, MEWMA
+from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
+from detectors.projections import LODA
 from detectors.river import River
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
 from detectors.subspace import PCA
@@ -32,6 +37,11 @@ def _trained(kind: str) -> Build:
 
 ONLINE: dict[str, Build] = {
     "adaptive_z": lambda: AdaptiveZ(warmup=5, half_life=20).build(SENSORS),
+    "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
+    "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
+    "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),
+    "random_cut_forest": lambda: RandomCutForest(n_trees=4, tree_size=8).build(SENSORS),
+    "random_cut_forest_shingled": lambda: RandomCutForest(n_trees=4, tree_size=8, shingle=3).build(SENSORS),
     "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}
@@ -60,7 +70,15 @@ ONLINE: dict[str, Build] = {
     "river_pad": lambda: River(river="PredictiveAnomalyDetection", target="flow", warmup=5).build(SENSORS),
 }
 TRAINED: dict[str, Build] = {
-    kind: _trained(kind) for kind in (IsolationForest.kind, PCA.kind, EllipticEnvelope.kind)
+    kind: _trained(kind)
+    for kind in (
+        IsolationForest.kind,
+        PCA.kind,
+        EllipticEnvelope.kind,
+        LocalOutlierFactor.kind,
+        TrainedKNN.kind,
+        Autoencoder.kind,
+    )
 }
 
 
