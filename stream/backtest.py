@@ -15,10 +15,11 @@ from stream.alerts import Alert
 from stream.errors import ConfigError, Problem
 from stream.readings import Batch
 from stream.rules import COMBINED
-from stream.scorer import Scorer
-from stream.topology import Topology
+from stream.scorer import Scored, Scorer, online_info
+from stream.shelf import Shelf, info_of
+from stream.topology import RegistryModel, Topology
 
-__all__ = ["History", "Outcome", "backtest", "files_below", "read_history", "write_scores"]
+__all__ = ["History", "Outcome", "backtest", "files_below", "fresh_scorer", "read_history", "write_scores"]
 
 _BATCH = 4096
 """Rows given to the engine at once: their number changes nothing but the speed."""
@@ -81,9 +82,9 @@ def read_history(path: Path, topology: Topology) -> History:
 
 
 def backtest(
-    scorer: Scorer, history: History, progress: Callable[[int], None] = lambda rows: None
+    scorer: Scorer, history: History, observe: Callable[[Scored], None] = lambda scored: None
 ) -> Outcome:
-    """Give a fresh scorer a file's readings in order, as a worker would. `progress` hears how many were done."""
+    """Give a fresh scorer a file's readings in order, as a worker would. `observe` is shown every batch."""
     n = len(history.times)
     scores, thresholds = np.zeros(n), np.full(n, np.inf)
     is_open, changes = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
@@ -105,8 +106,23 @@ def backtest(
                 opened |= alert.event == "opened"
                 (standing.discard if alert.event == "closed" else standing.add)(alert.id)
             is_open[row] = opened or bool(standing)
-        progress(len(rows))
+        observe(scored)
     return Outcome(scores, thresholds, is_open, changes, alerts)
+
+
+def fresh_scorer(topology: Topology, shelf: Shelf | None = None) -> Scorer:
+    """A scorer that has seen nothing; its trained models as the registry has them now. Raises ModelError."""
+    names = topology.source.names
+    models = {}
+    for name, spec in topology.detectors.items():
+        if isinstance(spec, RegistryModel):
+            if shelf is None:
+                raise ConfigError([Problem(f"detectors.{name}", f"{spec.model} needs a model registry")])
+            ref = shelf.resolve(spec.model)
+            models[name] = (shelf.model(ref, names), info_of(ref))
+        else:
+            models[name] = (spec.build(names), online_info(spec))
+    return Scorer(topology, models)
 
 
 def write_scores(path: Path, history: History, outcome: Outcome) -> None:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from stream.options import data_option, registry_options, shelf_of
-
-if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
-    from stream.scorer import Scorer
-    from stream.shelf import Shelf
-    from stream.topology import Topology
 
 __all__ = ["add_to"]
 
@@ -52,7 +46,7 @@ def backtest_(
     from rich.console import Console
     from rich.progress import Progress
 
-    from stream.backtest import backtest, files_below, read_history, write_scores
+    from stream.backtest import backtest, files_below, fresh_scorer, read_history, write_scores
     from stream.config import load
 
     wanted = load(topology)
@@ -68,7 +62,7 @@ def backtest_(
             place = path.relative_to(root)
             progress.update(task, description=str(place))
             history = read_history(path, wanted)
-            scorer = _scorer(wanted, shelf)
+            scorer = fresh_scorer(wanted, shelf)
             started = time.perf_counter()
             outcome = backtest(scorer, history)
             spent += time.perf_counter() - started
@@ -92,21 +86,3 @@ def backtest_(
     )
     if scores is not None:
         console.print(f"scores in {scores}", highlight=False)
-
-
-def _scorer(topology: Topology, shelf: Shelf | None) -> Scorer:
-    """A scorer that has seen nothing; its trained models as the registry has them now."""
-    from stream.scorer import Scorer, online_info
-    from stream.shelf import info_of
-    from stream.topology import RegistryModel
-
-    names = topology.source.names
-    models = {}
-    for name, spec in topology.detectors.items():
-        if isinstance(spec, RegistryModel):
-            assert shelf is not None  # noqa: S101 - made for topologies that have trained detectors
-            ref = shelf.resolve(spec.model)
-            models[name] = (shelf.model(ref, names), info_of(ref))
-        else:
-            models[name] = (spec.build(names), online_info(spec))
-    return Scorer(topology, models)

@@ -1,0 +1,196 @@
+"""How well the shipped topologies detect, on public benchmarks, scored by a judge from outside.
+
+    make accuracy                      # python -m benchmarks.accuracy --shared ../shared
+    python -m benchmarks.accuracy --files 2 --no-report
+
+Each topology of `topologies/` runs as shipped, by the engine that runs live: score before learn, the alerts of its
+own rule. The judge is a script that knows nothing of this project. Without the folder only Shuttle is
+scored, which the river package carries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from detectors.base import Floats
+from detectors.datasets import DATASETS
+from detectors.quality import event_quality, roc_auc
+from stream.backtest import History, Outcome, backtest, fresh_scorer, read_history
+from stream.config import load
+from stream.recording import Recording
+from stream.report import Section, write_report
+from stream.topology import Topology
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPORA = {"nab": ("nab.yaml",), "skab": ("skab.yaml",)}
+DRAWS = 200
+"""Bootstrap draws over files."""
+
+
+def main() -> None:
+    """Print a table, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared", type=Path, default=ROOT.parent / "shared", help="folder with data/ and judge/"
+    )
+    parser.add_argument("--files", type=int, help="only so many files of each corpus")
+    parser.add_argument("--report", type=Path, default=Path("accuracy.html"))
+    parser.add_argument("--no-report", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    options = parser.parse_args()
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("mmlw", "numpy", "numba", "river", "scikit-learn")
+    )
+    print(
+        f"Python {platform.python_version()}, {packages}; bootstrap seed {options.seed}, {DRAWS} draws over files\n"
+    )
+    sections: list[Section] = []
+    judge = _judge(options.shared)
+    for corpus, files in CORPORA.items():
+        if judge is None:
+            print(f"no judge in {options.shared}: {corpus} is left out\n")
+            continue
+        topologies = [load(ROOT / "topologies" / name) for name in files]
+        for topology in topologies:
+            sections += _corpus(judge, options, corpus, topology)
+    sections.append(_shuttle())
+    if not options.no_report:
+        write_report(options.report, "Accuracy of the shipped topologies", _told(), sections)
+        print(f"\nreport   {options.report.absolute()}")
+
+
+def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str, topology: Topology) -> list[Section]:
+    root = options.shared / "data" / corpus
+    labels: Mapping[str, Any] = json.loads((root / "labels.json").read_text())["files"]
+    names = sorted(labels)[: options.files]
+    sections, files, rows, spent = [], [], 0, 0.0
+    for name in names:
+        history = read_history(root / "data" / name, topology)
+        recording = Recording(name, topology.source.names)
+        started = time.perf_counter()
+        outcome = backtest(fresh_scorer(topology), history, recording.add)
+        spent += time.perf_counter() - started
+        rows += len(history.times)
+        files.append(_judged_file(judge, corpus, labels[name], history, outcome, name))
+        opened = sum(alert.event == "opened" for alert in outcome.alerts)
+        cards = {"readings": f"{len(history.times):,}", "alerts": str(opened)}
+        truth = np.array(files[-1]["y"], dtype=bool)
+        sections.append(Section(f"{topology.name}: {name}", recording, labels=truth, cards=cards))
+    print(f"{topology.name}: {len(files)} files, {rows:,} readings, {rows / spent:,.0f} readings/s")
+    for line in _table(judge, corpus, files, options.seed):
+        print(f"  {line}")
+    return sections
+
+
+def _judged_file(
+    judge: ModuleType, corpus: str, label: Mapping[str, Any], history: History, outcome: Outcome, name: str
+) -> dict[str, Any]:
+    """One file as the judge's `evaluate` takes it: what its `load` makes of a CSV file."""
+    stamps = pd.to_datetime(history.timestamps).to_numpy()
+    n = len(stamps)
+    truth, windows = np.zeros(n, int), []
+    for first, last in label["windows"]:
+        start = int(np.flatnonzero(stamps == np.datetime64(first))[0])
+        stop = start + int(np.flatnonzero(stamps[start:] == np.datetime64(last))[0])
+        windows.append((start, stop))
+        truth[start : stop + 1] = 1
+    found = {
+        "rel": name, "ts": stamps, "score": outcome.scores, "n": n, "wins": windows, "nw": len(windows), "y": truth,
+        "p": label.get("warmup_rows", judge.probation(n)), "alert": outcome.open.astype(int),
+    }  # fmt: skip
+    if corpus == "skab":
+        found["cp"] = np.isin(stamps, np.array(label["changepoints"], dtype=stamps.dtype)).astype(int)
+        found["cp_given"] = outcome.changes.astype(int)
+    return found
+
+
+def _table(judge: ModuleType, corpus: str, files: list[dict[str, Any]], seed: int) -> list[str]:
+    """The judge's figures, each with a 90 % bootstrap interval over files."""
+    whole = judge.evaluate(corpus, [dict(file) for file in files])
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(DRAWS):
+        drawn = [dict(files[i]) for i in rng.integers(0, len(files), len(files))]
+        draws.append(_figures(corpus, judge.evaluate(corpus, drawn, vus=False)))
+    volumes = np.array([file["vus"] for file in whole_files(judge, files) if file["vus"] is not None])
+    lines = []
+    for name, value in _figures(corpus, whole).items():
+        low, high = np.nanquantile([draw[name] for draw in draws], [0.05, 0.95])
+        lines.append(f"{name:<26}{value:8.3f}   [{low:.3f}, {high:.3f}]")
+    means = [rng.choice(volumes, len(volumes)).mean() for _ in range(DRAWS)]
+    low, high = np.quantile(means, [0.05, 0.95])
+    lines.append(f"{'VUS-PR':<26}{volumes.mean():8.3f}   [{low:.3f}, {high:.3f}]")
+    return lines
+
+
+def whole_files(judge: ModuleType, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The files with the judge's VUS-PR of each that has labels."""
+    found = []
+    for file in files:
+        truth, score = file["y"][file["p"] :], file["score"][file["p"] :]
+        found.append({**file, "vus": judge.vus_pr(truth, score) if truth.any() else None})
+    return found
+
+
+def _figures(corpus: str, result: Mapping[str, Any]) -> dict[str, float]:
+    events = result["events"]
+    figures: dict[str, float] = {}
+    if corpus == "nab":
+        figures |= {f"NAB {name}": float(value) for name, value in result["nab"].items()}
+    else:
+        figures |= {"F1": result["F1"], "FAR %": result["FAR"], "MAR %": result["MAR"]}
+        figures["changepoint standard"] = float(result["cp_nab"]["standard"] or np.nan)
+    figures |= {"event F1": events["event_f1"], "event recall": events["event_recall"]}
+    figures |= {"false alarms": events["false_alarms"], "false alarms a day": events["false_alarms_per_day"]}
+    return figures
+
+
+def _shuttle() -> Section:
+    """All 49,097 rows, scored before they are learned."""
+    data, topology = DATASETS["shuttle"](), load(ROOT / "topologies" / "shuttle_online.yaml")
+    times: Floats = data.frame.index.to_numpy("datetime64[ns]").astype(np.int64) / 1e9
+    values = np.ascontiguousarray(data.frame.to_numpy(dtype=np.float64))
+    history = History("shuttle-1", pd.Series(data.frame.index.astype(str)), times, values)
+    recording = Recording("shuttle", topology.source.names)
+    started = time.perf_counter()
+    outcome = backtest(fresh_scorer(topology), history, recording.add)
+    rate = len(times) / (time.perf_counter() - started)
+    auc = roc_auc(data.labels, outcome.scores)
+    quality = event_quality(data.labels, outcome.open, times)
+    print(f"{topology.name}: {len(times):,} readings, {rate:,.0f} readings/s")
+    print(f"  {'ROC AUC':<26}{auc:8.4f}\n  {'event F1':<26}{quality.f1:8.3f}")
+    return Section("shuttle_online: Shuttle", recording, labels=data.labels, cards={"ROC AUC": f"{auc:.4f}"})
+
+
+def _judge(shared: Path) -> ModuleType | None:
+    path = shared / "judge" / "score.py"
+    spec = importlib.util.spec_from_file_location("judge", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _told() -> str:
+    return (
+        "Score before learn, one fixed configuration, the alerts that the topology ships. Orange: labelled."
+    )
+
+
+if __name__ == "__main__":
+    main()
