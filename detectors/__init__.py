@@ -11,6 +11,7 @@ from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
@@ -20,6 +21,7 @@ from detectors.subspace import PCA
 __all__ = [
     "MCUSUM",
     "MEWMA",
+    "KNN",
     "ONLINE",
     "PCA",
     "TRAINABLE",

@@ -11,6 +11,7 @@ from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
 from detectors.river import River
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
@@ -21,6 +22,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
     {
         recipe.kind: recipe
         for recipe in (
+            KNN,
             AdaptiveZ,
             HalfSpaceTrees,
             LeftMatrixProfile,

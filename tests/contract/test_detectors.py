@@ -16,6 +16,7 @@ from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.neighbours import KNN
 from detectors.river import River
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
 from detectors.subspace import PCA
@@ -32,6 +33,8 @@ def _trained(kind: str) -> Build:
 
 ONLINE: dict[str, Build] = {
     "adaptive_z": lambda: AdaptiveZ(warmup=5, half_life=20).build(SENSORS),
+    "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
+    "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
     "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}

@@ -1,0 +1,302 @@
+"""Nearest neighbours: how far a reading is from the examples of normal that its key has kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.draws import uniform
+from detectors.kernels import compiled, floats, learned, slot_numbers
+from detectors.table import Column, Table
+
+__all__ = ["KNN", "KNNModel"]
+
+_LARGEST_VALUE = 1e100
+_MISSING = 1e300
+"""Stands in an example for a sensor that was missing: state is finite."""
+_LARGEST_DEVIATION = 1e6
+"""Bound on a difference in sigmas, so that scores stay finite."""
+_CLIP = 3.0
+"""Sigmas beyond which a deviation counts no further towards mean and variance."""
+_TRUSTED_AFTER = 10
+_FLAT_MOVE = 6.0
+"""Sigmas that the move of a sensor counts at most that has never moved, so has no scale."""
+_LEAST_TYPICAL = 0.1
+"""Least typical distance, in sigmas times the root of the number of sensors: readings that repeat have none."""
+_STEP = 0.02
+"""The typical distance goes up or down by this share with each reading, which makes it a running median."""
+_RATE = 1e-3
+"""Weight of a reading in mean and variance once a thousand have been learned."""
+
+
+class KNN(Detector, frozen=True, kw_only=True):
+    """Scores a reading by its distance to the k-th nearest of the examples its key keeps, in typical distances.
+
+    Ramaswamy, Rastogi and Shim, "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000,
+    over a bounded sample as in Aggarwal, "On biased reservoir sampling in the presence of stream evolution",
+    VLDB 2006. Sensors are standardised by their running mean and variance (deviations beyond 3 sigmas count as
+    3). The score is the distance divided by its running median, so it is about 1 on normal readings and means
+    the same on every machine.
+
+    A reading that scores above `held` is not learned: anomalies neither become examples nor widen the scales,
+    also where they cluster and where they are some percent of all readings. After `patience` such readings in
+    a row the new regime is learned. An example with a missing sensor is compared by the others.
+
+    Fails where one regime has far wider gaps than another (one typical distance for all; use a local outlier
+    factor), where many sensors are irrelevant, where the warm-up holds more than k anomalies of one sort, and
+    on what shows only in the order of readings.
+
+    >>> model = KNN(k=1, warmup=10).build(("x",))
+    >>> values = np.array([[0.0], [1.0]] * 10 + [[9.0]])
+    >>> scores = model.score_learn(np.zeros(21, np.int64), values, np.arange(21.0))
+    >>> bool(scores[:20].max() < 1 < model.threshold < scores[20])
+    True
+    >>> model.contributions(np.array([20])).expected
+    array([[1.]])
+    """
+
+    kind: ClassVar[str] = "knn"
+
+    k: Annotated[int, Meta(ge=1, le=100)] = 5
+    capacity: Annotated[int, Meta(ge=2, le=4096)] = 128
+    """Examples kept per key; each takes 8 bytes a sensor."""
+    warmup: Annotated[int, Meta(ge=2, le=4096)] = 20
+    """Examples of a key before it is scored."""
+    reservoir: Literal["sampled", "sliding"] = "sampled"
+    """`sampled`: examples are a random sample, uniform over all readings at first and over about the last
+    `horizon` later. `sliding`: the latest readings."""
+    horizon: Annotated[int, Meta(ge=1)] = 10_000
+    """Learned readings after which an example has been replaced with a chance of 63 % (`sampled`)."""
+    held: Annotated[float, Meta(gt=1)] = 3.0
+    """Score above which a reading is not learned."""
+    patience: Annotated[int, Meta(ge=1)] = 500
+    """Readings in a row above `held` after which they are learned all the same."""
+    floor: Annotated[float, Meta(ge=0)] = 1e-9
+    """Least sigma, in the sensors' units."""
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not self.k < self.warmup <= self.capacity:
+            raise ValueError("k must be below warmup, and warmup at most capacity")
+
+    def build(self, sensors: tuple[str, ...]) -> KNNModel:
+        """A fresh model; its threshold is 5 typical distances where the recipe states none."""
+        return KNNModel(self, sensors)
+
+
+class KNNModel:
+    """State per key: the examples, and by sensor count, mean and variance; 9.5 kB at 9 sensors and the defaults."""
+
+    def __init__(self, recipe: KNN, sensors: tuple[str, ...]) -> None:
+        self.sensors = sensors
+        self.threshold = 5.0 if recipe.threshold is None else recipe.threshold
+        self._recipe = recipe
+        width = (len(sensors),)
+        self._table = Table(
+            {
+                "examples": Column(np.float64, (recipe.capacity, len(sensors))),
+                "counter": Column(np.int64, (3,)),
+                "typical": Column(np.float64),
+                "count": Column(np.int64, width),
+                "mean": Column(np.float64, width),
+                "variance": Column(np.float64, width),
+            }
+        )
+        self._differences: Floats = np.zeros((0, len(sensors)))
+        self._expected: Floats = np.zeros((0, len(sensors)))
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        """Scores (n,) in typical distances; see `Model`. About 5 µs per reading of 9 sensors and 128 examples."""
+        slots, values = slot_numbers(slots), floats(values)
+        recipe, table = self._recipe, self._table
+        table.reserve(slots)
+        scores = np.zeros(len(slots))
+        self._differences = np.zeros(values.shape)
+        self._expected = np.full(values.shape, np.nan)
+        _score_learn(
+            slots,
+            values,
+            learned(learn, len(slots)),
+            table["examples"],
+            table["counter"],
+            table["typical"],
+            table["count"],
+            table["mean"],
+            table["variance"],
+            (recipe.k, recipe.warmup, recipe.patience, recipe.horizon, recipe.seed),
+            recipe.reservoir == "sliding",
+            recipe.held,
+            recipe.floor,
+            scores,
+            self._differences,
+            self._expected,
+        )
+        return scores
+
+    def contributions(self, rows: NDArray[np.int64]) -> Contributions:
+        """Shares by squared difference, in sigmas, to the nearest example; expected is that example."""
+        squares = self._differences[rows] ** 2
+        total = squares.sum(axis=1, keepdims=True)
+        shares = np.sign(self._differences[rows]) * squares / np.where(total > 0, total, 1.0)
+        return Contributions(shares, self._expected[rows])
+
+    def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
+        """Distance (k,) of these rows of the latest call to their nearest example, in sigmas."""
+        distances: Floats = np.sqrt((self._differences[rows] ** 2).sum(axis=1))
+        return distances
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """`examples` (k, capacity, n_sensors), 1e300 for a missing sensor, and the running statistics."""
+        return self._table.snapshot(slots)
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """See `Model`. Raises ValueError also on counters that cannot be."""
+        counter = np.asarray(rows.get("counter", 0))
+        if counter.shape == (len(slots), 3):
+            kept = counter[:, 0]
+            if (counter < 0).any() or (kept > self._recipe.capacity).any() or (kept > counter[:, 1]).any():
+                raise ValueError("state: the counters of examples do not add up")
+        self._table.restore(slots, rows)
+
+
+@compiled("float64(float64[::1], float64[:,::1], int64, int64, float64[::1], float64[::1], int64[::1])")
+def _nearest(
+    reading: Floats,
+    examples: Floats,
+    kept: int,
+    left_out: int,
+    weights: Floats,
+    best: Floats,
+    nearest: NDArray[np.int64],
+) -> float:
+    """Squared distance to the k-th nearest example (k: the length of `best`), -1 if none compares."""
+    n_sensors, k = len(reading), len(best)
+    best[:] = np.inf
+    nearest[0] = -1
+    for e in range(kept):
+        if e == left_out:
+            continue
+        total = 0.0
+        common = 0
+        for j in range(n_sensors):
+            if reading[j] == _MISSING or examples[e, j] == _MISSING:
+                continue
+            common += 1
+            difference = (reading[j] - examples[e, j]) * weights[j]
+            total += min(difference * difference, _LARGEST_DEVIATION * _LARGEST_DEVIATION)
+            if total >= best[k - 1]:
+                break
+        if common == 0:
+            continue
+        total *= n_sensors / common
+        if total >= best[k - 1]:
+            continue
+        place = k - 1
+        while place > 0 and best[place - 1] > total:
+            best[place] = best[place - 1]
+            place -= 1
+        best[place] = total
+        if place == 0:
+            nearest[0] = e
+    for place in range(k - 1, -1, -1):
+        if best[place] < np.inf:
+            return float(best[place])
+    return -1.0
+
+
+@compiled(
+    "void(int64[::1], float64[:,::1], boolean[::1], float64[:,:,::1], int64[:,::1], float64[::1], int64[:,::1],"
+    " float64[:,::1], float64[:,::1], UniTuple(int64, 5), boolean, float64, float64, float64[::1],"
+    " float64[:,::1], float64[:,::1])"
+)
+def _score_learn(
+    slots: Slots,
+    values: Floats,
+    learn: Mask,
+    examples: Floats,
+    counter: NDArray[np.int64],
+    typical: Floats,
+    count: NDArray[np.int64],
+    mean: Floats,
+    variance: Floats,
+    settings: tuple[int, int, int, int, int],
+    sliding: bool,
+    held: float,
+    floor: float,
+    scores: Floats,
+    differences: Floats,
+    expected: Floats,
+) -> None:
+    k, warmup, patience, horizon, seed = settings
+    capacity, n_sensors = examples.shape[1:]
+    least = _LEAST_TYPICAL * np.sqrt(n_sensors)
+    best, nearest = np.empty(k), np.empty(1, np.int64)
+    reading, weights = np.empty(n_sensors), np.empty(n_sensors)
+    for i in range(values.shape[0]):
+        slot = slots[i]
+        present = False
+        for j in range(n_sensors):
+            reading[j] = _MISSING
+            if np.isfinite(values[i, j]):
+                reading[j] = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+                present = True
+            sigma = np.sqrt(variance[slot, j])
+            if sigma <= max(floor, 1e-6 * abs(mean[slot, j])):
+                move = abs(reading[j] - mean[slot, j]) / _FLAT_MOVE
+                sigma = max(move, floor) if move > 1e-100 else 1.0
+            weights[j] = 1.0 / sigma
+        if not present:
+            continue
+        kept = counter[slot, 0]
+        if kept >= warmup:
+            if typical[slot] == 0.0:
+                own = np.empty(kept)
+                for e in range(kept):
+                    own[e] = _nearest(examples[slot, e], examples[slot], kept, e, weights, best, nearest)
+                typical[slot] = max(np.sqrt(max(np.median(own), 0.0)), least)
+            square = _nearest(reading, examples[slot], kept, -1, weights, best, nearest)
+            if square >= 0:
+                scores[i] = np.sqrt(square) / typical[slot]
+                for j in range(n_sensors):
+                    example = examples[slot, nearest[0], j]
+                    if example == _MISSING:
+                        continue
+                    expected[i, j] = example
+                    if reading[j] != _MISSING:
+                        difference = (reading[j] - example) * weights[j]
+                        differences[i, j] = min(max(difference, -_LARGEST_DEVIATION), _LARGEST_DEVIATION)
+        if not learn[i]:
+            continue
+        if scores[i] > held:
+            counter[slot, 2] += 1
+            if counter[slot, 2] <= patience:
+                continue
+        else:
+            counter[slot, 2] = 0
+        if scores[i] > 0:
+            typical[slot] *= 1.0 + _STEP if scores[i] > 1 else 1.0 / (1.0 + _STEP)
+            typical[slot] = max(typical[slot], least)
+        for j in range(n_sensors):
+            if reading[j] == _MISSING:
+                continue
+            deviation = reading[j] - mean[slot, j]
+            most = _CLIP * np.sqrt(variance[slot, j])
+            if most > 0 and count[slot, j] >= _TRUSTED_AFTER:
+                deviation = min(max(deviation, -most), most)
+            count[slot, j] += 1
+            weight = max(1.0 / count[slot, j], _RATE)
+            mean[slot, j] += weight * deviation
+            variance[slot, j] = (1.0 - weight) * (variance[slot, j] + weight * deviation * deviation)
+        seen = counter[slot, 1]
+        counter[slot, 1] = seen + 1
+        if kept < capacity:
+            examples[slot, kept] = reading
+            counter[slot, 0] = kept + 1
+        elif sliding:
+            examples[slot, seen % capacity] = reading
+        elif uniform(seed, seen, 0) * min(seen + 1, max(horizon, capacity)) < capacity:
+            examples[slot, int(uniform(seed, seen, 1) * capacity)] = reading

@@ -1,0 +1,130 @@
+"""Nearest neighbours online: brute-force distances, clusters that are not learned, regimes that are, Shuttle."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from detectors.base import Floats
+from detectors.datasets import DATASETS
+from detectors.draws import uniform
+from detectors.neighbours import KNN, KNNModel
+from detectors.quality import roc_auc
+
+
+def _feed(model: KNNModel, values: Floats) -> Floats:
+    values = np.asarray(values, np.float64).reshape(len(values), -1)
+    return model.score_learn(
+        np.zeros(len(values), np.int64), values, np.arange(len(values), dtype=np.float64)
+    )
+
+
+def test_scores_are_brute_force_distances_to_the_kth_of_the_latest_readings() -> None:
+    values = np.random.default_rng(0).normal(size=(120, 3)) * [1.0, 10.0, 0.1] + [0.0, 50.0, 3.0]
+    recipe = KNN(k=3, capacity=40, warmup=20, reservoir="sliding", held=1e9)
+    model = recipe.build(("a", "b", "c"))
+    for i in range(120):
+        state = model.snapshot(np.array([0]))
+        score = _feed(model, values[i : i + 1])[0]
+        if i < 20:
+            assert score == 0
+            continue
+        scaled = (values - values[i]) / np.sqrt(state["variance"][0])
+        distances = np.sqrt((scaled[max(0, i - 40) : i] ** 2).sum(axis=1))
+        if i > 20:
+            assert score == pytest.approx(np.sort(distances)[2] / state["typical"][0], rel=1e-9)
+        _, expected = model.contributions(np.array([0]))
+        assert np.array_equal(expected[0], values[max(0, i - 40) : i][distances.argmin()])
+        assert model.nearest_distances(np.array([0]))[0] == pytest.approx(distances.min(), rel=1e-9)
+
+
+def test_the_sample_is_uniform_at_first_and_forgets_beyond_the_horizon() -> None:
+    model = KNN(k=1, capacity=200, warmup=2, held=1e9, horizon=2000).build(("x",))
+    values = np.random.default_rng(0).permutation(2000).astype(np.float64)
+    _feed(model, np.stack([values, np.arange(2000.0)], axis=1)[:, 1])
+    kept = model.snapshot(np.array([0]))["examples"][0, :, 0]
+    assert np.histogram(kept, bins=4, range=(0, 2000))[0] == pytest.approx([50] * 4, abs=20)
+    _feed(model, np.arange(2000.0, 12000.0))
+    assert np.median(model.snapshot(np.array([0]))["examples"][0, :, 0]) > 9000
+
+
+def test_normal_readings_score_about_one_and_a_cluster_of_anomalies_is_not_learned() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6000, 4))
+    anomalous = rng.random(6000) < 0.05
+    anomalous[:100] = False
+    values[anomalous] = 6.0 + 0.3 * rng.normal(size=(anomalous.sum(), 4))
+    scores = _feed(KNN().build(("a", "b", "c", "d")), values)
+    assert np.median(scores[~anomalous][100:]) == pytest.approx(1.0, abs=0.1)
+    assert (scores[~anomalous] >= 5).mean() < 0.001
+    assert (scores[anomalous][-100:] > 3).all()
+    assert roc_auc(anomalous, scores) > 0.999
+
+
+def test_a_new_regime_is_learned_when_it_stays_and_the_old_one_is_still_known() -> None:
+    rng = np.random.default_rng(0)
+    model = KNN(patience=100, reservoir="sliding", capacity=256).build(("x", "y"))
+    _feed(model, rng.normal(size=(500, 2)))
+    moved = _feed(model, 12.0 + rng.normal(size=(250, 2)))
+    assert (moved[:100] > 3).all()
+    assert np.median(moved[150:]) < 3
+    assert _feed(model, rng.normal(size=(50, 2))).max() < 5
+
+
+def test_the_reason_is_the_sensor_that_differs_from_the_nearest_example() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1000)
+    model = KNN().build(("x", "double", "own"))
+    _feed(model, np.stack([x, 2 * x, rng.normal(size=1000)], axis=1))
+    _feed(model, np.array([[0.0, 0.0, -9.0]]))
+    shares, expected = model.contributions(np.array([0]))
+    assert shares[0, 2] < -0.9
+    assert -5 < expected[0, 2] < 0
+    assert model.nearest_distances(np.array([0]))[0] > 4
+
+
+def test_a_missing_sensor_is_left_out_of_the_comparison_and_comes_back() -> None:
+    rng = np.random.default_rng(0)
+    model = KNN().build(("x", "y"))
+    values = rng.normal(size=(600, 2))
+    values[200:400, 1] = np.nan
+    scores = _feed(model, values)
+    assert np.median(scores[200:400]) < 2
+    assert (scores < 5).mean() > 0.97
+    assert _feed(model, np.array([[np.nan, 30.0]]))[0] > 5
+
+
+def test_a_flat_sensor_does_not_drown_the_others_and_its_move_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    model = KNN().build(("flat", "x"))
+    _feed(model, np.stack([np.full(500, 7.0), rng.normal(size=500)], axis=1))
+    assert 5 < _feed(model, np.array([[8.0, 0.0]]))[0] < 100
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="warmup"):
+        KNN(k=30)
+    model = KNN().build(("x",))
+    state = dict(model.snapshot(np.array([0])))
+    with pytest.raises(ValueError, match="state"):
+        model.restore(np.array([0]), {**state, "counter": np.array([[200, 0, 0]])})
+
+
+def test_draws_are_uniform_and_the_streams_unrelated() -> None:
+    draws = np.array([[uniform(42, i, stream) for i in range(20000)] for stream in range(3)])
+    for row in draws:
+        assert row.mean() == pytest.approx(0.5, abs=0.01)
+        assert row.var() == pytest.approx(1 / 12, rel=0.02)
+    for one, other in itertools.combinations(draws, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+
+
+def test_shuttle_is_told_apart_online_at_the_default_settings() -> None:
+    data = DATASETS["shuttle"]()
+    model = KNN().build(tuple(data.frame.columns))
+    scores = _feed(model, data.frame.to_numpy())
+    assert roc_auc(data.labels, scores) > 0.993
+    assert (scores[data.labels] >= model.threshold).mean() > 0.98
+    assert (scores[~data.labels] >= model.threshold).mean() < 0.01
