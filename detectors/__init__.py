@@ -12,6 +12,7 @@ from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
 from detectors.neighbours import KNN
+from detectors.projections import LODA
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
@@ -22,6 +23,7 @@ __all__ = [
     "MCUSUM",
     "MEWMA",
     "KNN",
+    "LODA",
     "ONLINE",
     "PCA",
     "TRAINABLE",

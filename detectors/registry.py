@@ -12,6 +12,7 @@ from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
 from detectors.neighbours import KNN
+from detectors.projections import LODA
 from detectors.river import River
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
@@ -23,6 +24,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
         recipe.kind: recipe
         for recipe in (
             KNN,
+            LODA,
             AdaptiveZ,
             HalfSpaceTrees,
             LeftMatrixProfile,

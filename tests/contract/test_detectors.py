@@ -17,6 +17,7 @@ from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
 from detectors.neighbours import KNN
+from detectors.projections import LODA
 from detectors.river import River
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
 from detectors.subspace import PCA
@@ -35,6 +36,7 @@ ONLINE: dict[str, Build] = {
     "adaptive_z": lambda: AdaptiveZ(warmup=5, half_life=20).build(SENSORS),
     "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
     "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
+    "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),
     "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}
