@@ -7,6 +7,7 @@ from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
+from detectors.cuts import RandomCutForest
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -38,6 +39,7 @@ __all__ = [
     "IsolationForest",
     "LeftMatrixProfile",
     "Model",
+    "RandomCutForest",
     "RecentWindow",
     "River",
     "TrainableDetector",

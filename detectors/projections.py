@@ -44,7 +44,7 @@ class LODA(Detector, frozen=True, kw_only=True):
     >>> model = LODA(warmup=20).build(("x", "y"))
     >>> values = np.array([[0.0, 1.0], [1.0, 0.0]] * 30 + [[9.0, 9.0]])
     >>> scores = model.score_learn(np.zeros(61, np.int64), values, np.arange(61.0))
-    >>> bool(scores[:60].max() < 1.0 < scores[60])
+    >>> bool(scores[:60].max() < 2 < model.threshold < scores[60])
     True
     """
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
+from detectors.cuts import RandomCutForest
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -30,6 +31,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             LeftMatrixProfile,
             MCUSUM,
             MEWMA,
+            RandomCutForest,
             River,
         )
     }

@@ -13,6 +13,7 @@ from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
+from detectors.cuts import RandomCutForest
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -37,6 +38,8 @@ ONLINE: dict[str, Build] = {
     "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
     "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
     "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),
+    "random_cut_forest": lambda: RandomCutForest(n_trees=4, tree_size=8).build(SENSORS),
+    "random_cut_forest_shingled": lambda: RandomCutForest(n_trees=4, tree_size=8, shingle=3).build(SENSORS),
     "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}
@@ -86,6 +89,9 @@ def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None
 def test_every_kind_of_the_registry_is_checked() -> None:
     assert set(registry.TRAINABLE) == set(TRAINED)
     assert all(any(name.startswith(kind) for name in ONLINE) for kind in registry.ONLINE)
+    assert {"adaptive_z", "half_space_trees", "knn", "loda", "random_cut_forest", "river"} == set(
+        registry.ONLINE
+    )
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())
 
