@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from detectors.autoencoder import Autoencoder
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -31,6 +33,7 @@ __all__ = [
     "AdaptiveZ",
     "Calibration",
     "Calibrator",
+    "Autoencoder",
     "Contributions",
     "Detector",
     "EllipticEnvelope",
@@ -38,11 +41,13 @@ __all__ = [
     "HalfSpaceTrees",
     "IsolationForest",
     "LeftMatrixProfile",
+    "LocalOutlierFactor",
     "Model",
     "RandomCutForest",
     "RecentWindow",
     "River",
     "TrainableDetector",
+    "TrainedKNN",
     "Weights",
     "check_model",
     "event_quality",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from detectors.autoencoder import Autoencoder
 from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -40,9 +42,12 @@ TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
     {
         recipe.kind: recipe
         for recipe in (
+            Autoencoder,
             EllipticEnvelope,
             IsolationForest,
+            LocalOutlierFactor,
             PCA,
+            TrainedKNN,
         )
     }
 )
@@ -51,9 +56,9 @@ TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
 def load(weights: Weights) -> Model:
     """The model that weights describe. Raises ValueError on an unknown kind and on weights that do not fit.
 
-    >>> load(Weights("oracle", ("x",), 1.0, {}, {}))
+    >>> load(Weights("oracle", ("x",), 1.0, {}, {}))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: unknown kind of model "oracle"; known: elliptic_envelope, isolation_forest, pca
+    ValueError: unknown kind of model "oracle"; known: ...elliptic_envelope, ...
     """
     if weights.kind not in TRAINABLE:
         raise ValueError(f'unknown kind of model "{weights.kind}"; known: {", ".join(sorted(TRAINABLE))}')

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 from detectors import registry
+from detectors.autoencoder import Autoencoder
 from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
+from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -68,7 +70,15 @@ ONLINE: dict[str, Build] = {
     "river_pad": lambda: River(river="PredictiveAnomalyDetection", target="flow", warmup=5).build(SENSORS),
 }
 TRAINED: dict[str, Build] = {
-    kind: _trained(kind) for kind in (IsolationForest.kind, PCA.kind, EllipticEnvelope.kind)
+    kind: _trained(kind)
+    for kind in (
+        IsolationForest.kind,
+        PCA.kind,
+        EllipticEnvelope.kind,
+        LocalOutlierFactor.kind,
+        TrainedKNN.kind,
+        Autoencoder.kind,
+    )
 }
 
 
