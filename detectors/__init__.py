@@ -7,9 +7,9 @@ from detectors.base import Contributions, Detector, Model, TrainableDetector, We
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
-from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
 from detectors.density import LocalOutlierFactor, TrainedKNN
+from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
@@ -23,17 +23,17 @@ from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 
 __all__ = [
-    "MCUSUM",
-    "MEWMA",
     "KNN",
     "LODA",
+    "MCUSUM",
+    "MEWMA",
     "ONLINE",
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",
+    "Autoencoder",
     "Calibration",
     "Calibrator",
-    "Autoencoder",
     "Contributions",
     "Detector",
     "EllipticEnvelope",

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from detectors.autoencoder import Autoencoder
 from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.control_charts import MCUSUM, MEWMA
-from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
 from detectors.density import LocalOutlierFactor, TrainedKNN
+from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest

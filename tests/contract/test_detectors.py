@@ -13,9 +13,9 @@ from detectors.autoencoder import Autoencoder
 from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.control_charts import MCUSUM, MEWMA
-from detectors.discords import LeftMatrixProfile
 from detectors.cuts import RandomCutForest
 from detectors.density import LocalOutlierFactor, TrainedKNN
+from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
@@ -99,9 +99,6 @@ def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None
 def test_every_kind_of_the_registry_is_checked() -> None:
     assert set(registry.TRAINABLE) == set(TRAINED)
     assert all(any(name.startswith(kind) for name in ONLINE) for kind in registry.ONLINE)
-    assert {"adaptive_z", "half_space_trees", "knn", "loda", "random_cut_forest", "river"} == set(
-        registry.ONLINE
-    )
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())
 
