@@ -31,9 +31,8 @@ class Autoencoder(TrainableDetector, frozen=True, kw_only=True):
     curve between regimes that the network has drawn.
 
     >>> x = np.sin(np.arange(400.0))
-    >>> frame = pd.DataFrame({"x": x, "square": x**2})
-    >>> model = Autoencoder.load(Autoencoder(code=1).fit(frame))
-    >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.9, 0.81], [0.0, 0.9]]), np.zeros(2)) >= 1
+    >>> model = Autoencoder.load(Autoencoder(code=1).fit(pd.DataFrame({"x": x, "double": 2 * x})))
+    >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.9, 1.8], [0.5, -1.0]]), np.zeros(2)) >= 1
     array([False,  True])
     """
 
