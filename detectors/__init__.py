@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detectors.autoencoder import Autoencoder
+from detectors.automatic import Auto
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
@@ -31,6 +32,7 @@ __all__ = [
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",
+    "Auto",
     "Autoencoder",
     "Calibration",
     "Calibrator",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from detectors.autoencoder import Autoencoder
+from detectors.automatic import Auto
 from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.cuts import RandomCutForest
@@ -29,6 +30,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             KNN,
             LODA,
             AdaptiveZ,
+            Auto,
             HalfSpaceTrees,
             LeftMatrixProfile,
             MCUSUM,

@@ -11,7 +11,7 @@ from msgspec.structs import force_setattr
 
 from stream.settings import Count, PerDay, Seconds, Settings, epoch, is_name, is_time, refuse
 
-__all__ = ["COMBINED", "AlertRule", "Combination", "Learning", "Maintenance"]
+__all__ = ["COMBINED", "AlertRule", "Combination", "Learning", "Maintenance", "automatic_rule"]
 
 
 COMBINED = "combined"
@@ -126,3 +126,14 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """False: nothing, so that a fault does not become normal."""
     accept_after: Seconds = 86400.0
     """An alert that has been open this long is taken for a new regime, and learned."""
+
+
+def automatic_rule(sensors: int) -> AlertRule:
+    """The rule that goes with `detectors: auto`.
+
+    Of one sensor an alert is a moment and then rests for 200 readings: what is unlike the past soon is a part of it.
+    Of several an alert opens with the third anomalous reading in a row, and lasts as long as the shift does.
+    """
+    if sensors == 1:
+        return AlertRule(close_after=0, cooldown_readings=200)
+    return AlertRule(hold=3, close_after=10, hysteresis=0.2)

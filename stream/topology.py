@@ -6,7 +6,7 @@ Python and YAML say the same thing and load as equal objects; see `stream.config
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 from msgspec import structs
@@ -14,12 +14,14 @@ from msgspec.structs import force_setattr
 
 from detectors.base import Detector, TrainableDetector
 from detectors.calibration import Calibration
+from detectors.registry import ONLINE
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.references import parse_uri
-from stream.rules import COMBINED, AlertRule, Combination, Learning
+from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
 from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
 
 __all__ = [
+    "AUTO",
     "CONTROL_EXCHANGE",
     "DEADLETTER_EXCHANGE",
     "CheckpointRule",
@@ -35,6 +37,7 @@ __all__ = [
     "readings_queue",
 ]
 
+AUTO = "auto"
 CONTROL_EXCHANGE = "mmlw.control"
 DEADLETTER_EXCHANGE = "mmlw.deadletters"
 
@@ -225,6 +228,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     description: str = ""
     source: Source
     detectors: dict[str, Detector | RegistryModel]
+    """Detectors by name; the word `auto` stands for one that chooses by each machine's first readings, and for the
+    alert rule that suits it, where none is stated."""
     calibration: Calibration | None = None
     """Makes a probability of every score, machine by machine: what `alert.budget` and `combine` stand on."""
     combine: Combination | None = None
@@ -242,6 +247,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         force_setattr(self, "operators", tuple(self.operators))
+        if cast("dict[str, Detector] | str", self.detectors) == AUTO:
+            force_setattr(self, "detectors", {AUTO: ONLINE[AUTO]()})
+            if self.alert == AlertRule():
+                force_setattr(self, "alert", automatic_rule(len(self.source.sensors)))
         refuse(self.check(structs.asdict(self)))
 
     @staticmethod

@@ -16,7 +16,7 @@ import yaml
 from detectors import registry
 from detectors.base import Detector, TrainableDetector
 from stream.errors import Problem
-from stream.topology import RegistryModel, Sensor
+from stream.topology import AUTO, RegistryModel, Sensor
 
 __all__ = ["Reader", "default_of", "suggest"]
 
@@ -86,6 +86,8 @@ class Reader:
         if get_origin(kind) is tuple and isinstance(data, list):
             items = [self.read(get_args(kind)[0], item, f"{place}.{i}") for i, item in enumerate(data)]
             return tuple(item for item in items if item is not None)
+        if get_origin(kind) is dict and data == AUTO and get_args(kind)[1] == Detector | RegistryModel:
+            return AUTO
         if get_origin(kind) is dict and isinstance(data, dict):
             return {
                 str(key): self.read(get_args(kind)[1], item, f"{place}.{key}") for key, item in data.items()

@@ -10,6 +10,7 @@ import pytest
 
 from detectors import registry
 from detectors.autoencoder import Autoencoder
+from detectors.automatic import Auto
 from detectors.base import Floats, Mask, Slots
 from detectors.checks import CHECKS, TRAINED_CHECKS, Build, Check, ContractBroken, check_model
 from detectors.control_charts import MCUSUM, MEWMA
@@ -42,6 +43,8 @@ ONLINE: dict[str, Build] = {
     "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),
     "random_cut_forest": lambda: RandomCutForest(n_trees=4, tree_size=8).build(SENSORS),
     "random_cut_forest_shingled": lambda: RandomCutForest(n_trees=4, tree_size=8, shingle=3).build(SENSORS),
+    "auto": lambda: Auto(look=30).build(SENSORS),
+    "auto_one": lambda: Auto(look=30).build(SENSORS[:1]),
     "half_space_trees": lambda: HalfSpaceTrees(window_size=20, n_trees=5).build(SENSORS),
     "half_space_trees_unscaled": lambda: HalfSpaceTrees(
         window_size=20, n_trees=5, scale="none", limits={"flow": (-5.0, 30.0)}

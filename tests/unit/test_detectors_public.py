@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +46,9 @@ def test_a_recent_window_refuses_rows_that_do_not_fit() -> None:
         recent.restore(np.array([0]), {**state, "count": np.array([-1])})
     with pytest.raises(ValueError, match="expected"):
         RecentWindow(3, 4).restore(np.array([0]), state)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_examples_of_the_docstrings_come_out_as_written(path: Path) -> None:
+    module = importlib.import_module(f"detectors.{path.stem}" if path.stem != "__init__" else "detectors")
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,251 @@
+"""A detector that looks at a key's first readings and then takes the family that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from detectors.base import Contributions, Detector, Floats, Mask, Model, Rows, Slots
+from detectors.calibration import Calibration, Calibrator
+from detectors.control_charts import MEWMA
+from detectors.discords import LeftMatrixProfile
+from detectors.kernels import compiled, floats, learned, slot_numbers
+from detectors.neighbours import KNN
+from detectors.table import Column, Table
+
+__all__ = ["Auto", "AutoModel"]
+
+_LENGTHS = (8, 24, 96, 288)
+_HISTORY = 4000
+_IMPROBABLE = 1.1
+"""Mean -log10 probability of the four lengths from which a stretch is anomalous, at the thousandth reading."""
+_FEW = 200.0
+_DEPENDENT = 0.3
+"""Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
+
+
+class Auto(Detector, frozen=True, kw_only=True):
+    """Scores by the family that a key's first `look` readings ask for; 1 is the threshold.
+
+    One sensor's stretches of four lengths are compared with its past (`left_matrix_profile`, each length
+    calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known). With several
+    sensors it depends on whether a reading follows from the one before, that is on the largest correlation
+    of successive readings among them: if so they are charted for shifts that stay (`mewma`), else compared with
+    examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says
+    which, and why.
+
+    Fails where the first readings are not like those that follow.
+
+    >>> rng = np.random.default_rng(0)
+    >>> model = Auto(look=100).build(("a", "b"))
+    >>> none = model.score_learn(np.zeros(200, np.int64), rng.normal(size=(200, 2)), np.arange(200.0))
+    >>> model.explain(0)
+    'knn: no reading follows from the one before (largest correlation 0.09 in the first 100)'
+    """
+
+    kind: ClassVar[str] = "auto"
+
+    look: Annotated[int, Meta(ge=30)] = 400
+    """Readings of a key that are looked at before anything is scored."""
+
+    def build(self, sensors: tuple[str, ...]) -> AutoModel:
+        """A fresh model; its threshold is 1 where the recipe states none."""
+        return AutoModel(self, sensors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Models that are used together; calibrated where there are several."""
+
+    name: str
+    models: tuple[Model, ...]
+    calibrators: tuple[Calibrator, ...] = ()
+
+    def tables(self) -> Iterator[tuple[str, Model | Calibrator]]:
+        for i, model in enumerate(self.models):
+            yield f"{self.name}.{i}", model
+        for i, calibrator in enumerate(self.calibrators):
+            yield f"{self.name}.tail{i}", calibrator
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask, counts: Floats) -> Floats:
+        """Scores (n,) as multiples of the threshold; `counts` (n,) readings of the key so far."""
+        scores = [model.score_learn(slots, values, times, learn) for model in self.models]
+        if not self.calibrators:
+            return np.asarray(scores[0] / self.models[0].threshold, dtype=np.float64)
+        mean = np.zeros(len(slots))
+        for calibrator, score in zip(self.calibrators, scores, strict=True):
+            mean += calibrator.score_learn(slots, score, learn) / len(self.calibrators)
+        rarer = np.log10(np.maximum(counts, _FEW) / 1000.0)
+        return np.asarray(mean / (_IMPROBABLE + rarer), dtype=np.float64)
+
+
+class AutoModel:
+    """State per key: that of every family; 2 to 10 kB with several sensors, 400 kB with one."""
+
+    def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
+        self.sensors = sensors
+        self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
+        self._look = recipe.look
+        width = len(sensors)
+        self._families = _families(recipe, sensors)
+        self._table = Table(
+            {
+                "count": Column(np.int64),
+                "correlation": Column(np.float64),
+                "pairs": Column(np.int64, (width,)),
+                "sums": Column(np.float64, (width, 4)),
+            }
+        )
+        self._by: NDArray[np.int8] = np.zeros(0, np.int8)
+        self._place: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        """Scores (n,) as multiples of the threshold; see `Model`. Costs what the family taken costs."""
+        slots, values, times = slot_numbers(slots), floats(values), floats(times)
+        taught, table = learned(learn, len(slots)), self._table
+        table.reserve(slots)
+        counts = np.zeros(len(slots), np.int64)
+        state = (table["count"], table["correlation"], table["pairs"], table["sums"])
+        _look(slots, values, *state, self._look, counts)
+        early = counts <= self._look
+        taken = self._taken(table["correlation"][slots])
+        scores = np.zeros(len(slots))
+        self._by, self._place = np.full(len(slots), -1, np.int8), np.zeros(len(slots), np.int64)
+        for number, family in enumerate(self._families):
+            rows = np.flatnonzero(early | (taken == number))
+            if not len(rows):
+                continue
+            found = family.score_learn(
+                slots[rows], values[rows], times[rows], taught[rows], counts[rows].astype(np.float64)
+            )
+            mine = ~early[rows]
+            scores[rows[mine]] = found[mine]
+            self._by[rows[mine]], self._place[rows] = number, np.arange(len(rows))
+        return scores
+
+    def contributions(self, rows: NDArray[np.int64]) -> Contributions:
+        """Those of the family that scored the reading; of several lengths, the one that was most surprised."""
+        shape = (len(rows), len(self.sensors))
+        shares, expected = np.zeros(shape), np.full(shape, np.nan)
+        for number, family in enumerate(self._families):
+            at = np.flatnonzero(self._by[rows] == number)
+            if not len(at):
+                continue
+            for model in family.models:
+                why = model.contributions(self._place[rows[at]])
+                silent = ~shares[at].any(axis=1)
+                shares[at[silent]], expected[at[silent]] = why.shares[silent], why.expected[silent]
+        return Contributions(shares, expected)
+
+    def explain(self, slot: int) -> str:
+        """Which family scores a key, and why."""
+        rows = self._table.snapshot(np.array([slot]))
+        count, correlation = int(rows["count"][0]), float(rows["correlation"][0])
+        if count < self._look:
+            return f"undecided: {count} of {self._look} readings seen"
+        if len(self._families) == 1:
+            return f"{self._families[0].name}: of one sensor, stretches are compared with its past"
+        family = self._families[int(self._taken(np.array([correlation]))[0])]
+        says = "readings follow" if correlation >= _DEPENDENT else "no reading follows"
+        within = f"(largest correlation {correlation:.2f} in the first {self._look})"
+        return f"{family.name}: {says} from the one before {within}"
+
+    def _taken(self, correlations: Floats) -> NDArray[np.int64]:
+        """Which family (k,) goes with these correlations."""
+        if len(self._families) == 1:
+            return np.zeros(len(correlations), np.int64)
+        return np.where(correlations >= _DEPENDENT, 0, 1)
+
+    def snapshot(self, slots: Slots) -> Rows:
+        """What was looked at, and the state of every family, by name."""
+        rows = dict(self._table.snapshot(slots))
+        for name, table in self._tables():
+            rows |= {f"{name}.{key}": value for key, value in table.snapshot(slots).items()}
+        return rows
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        """See `Model`."""
+        left = dict(rows)
+        parts = []
+        for name, table in self._tables():
+            own = {key: left.pop(key) for key in list(left) if key.startswith(f"{name}.")}
+            parts.append((table, {key.removeprefix(f"{name}."): value for key, value in own.items()}))
+        self._table.restore(slots, left)
+        for table, own in parts:
+            table.restore(slots, own)
+
+    def _tables(self) -> Iterator[tuple[str, Model | Calibrator]]:
+        for family in self._families:
+            yield from family.tables()
+
+
+def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
+    """What may score: of several sensors, readings with a memory by the first, those without by the second."""
+    if len(sensors) > 1:
+        shifts = MEWMA(warmup=min(recipe.look, 400)).build(sensors)
+        return _Family("mewma", (shifts,)), _Family("knn", (KNN().build(sensors),))
+    tail = Calibration(history=_HISTORY, warmup=max(50, min(recipe.look, 100)))
+    lengths = tuple(LeftMatrixProfile(length=m, history=_HISTORY).build(sensors) for m in _LENGTHS)
+    return (_Family("left_matrix_profile", lengths, tuple(tail.build() for _ in _LENGTHS)),)
+
+
+_LAST, _MEAN, _SQUARES, _STEPS = range(4)
+
+
+@compiled("void(float64[::1], int64[::1], float64[:,::1])")
+def _pair(values: Floats, pairs: NDArray[np.int64], sums: Floats) -> None:
+    """Sums of squared successive differences and of squared deviations (von Neumann): no large offset can hurt."""
+    for j in range(len(values)):
+        if not np.isfinite(values[j]):
+            continue
+        value = min(max(values[j], -1e100), 1e100)
+        row = sums[j]
+        step, off = value - row[_LAST], value - row[_MEAN]
+        pairs[j] += 1
+        if pairs[j] == 1:
+            row[_MEAN] = value
+        else:
+            row[_MEAN] += off / pairs[j]
+            row[_SQUARES] += off * (value - row[_MEAN])
+            row[_STEPS] += step * step
+        row[_LAST] = value
+
+
+@compiled("float64(int64[::1], float64[:,::1])")
+def _largest(pairs: NDArray[np.int64], sums: Floats) -> float:
+    """Largest correlation of successive readings, by von Neumann's ratio: 1 - half of it."""
+    largest = 0.0
+    for j in range(len(pairs)):
+        if sums[j, _SQUARES] > 0.0:
+            largest = max(largest, 1.0 - 0.5 * sums[j, _STEPS] / sums[j, _SQUARES])
+    return largest
+
+
+@compiled(
+    "void(int64[::1], float64[:,::1], int64[::1], float64[::1], int64[:,::1], float64[:,:,::1], int64, int64[::1])"
+)
+def _look(
+    slots: Slots,
+    values: Floats,
+    count: NDArray[np.int64],
+    correlation: Floats,
+    pairs: NDArray[np.int64],
+    sums: Floats,
+    look: int,
+    counts: NDArray[np.int64],
+) -> None:
+    """Count readings; of a key's first ones take the correlation with the one before, decided at the `look`-th."""
+    for i in range(values.shape[0]):
+        slot = slots[i]
+        count[slot] += 1
+        counts[i] = count[slot]
+        if count[slot] > look:
+            continue
+        _pair(values[i], pairs[slot], sums[slot])
+        if count[slot] == look:
+            correlation[slot] = _largest(pairs[slot], sums[slot])

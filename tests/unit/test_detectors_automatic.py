@@ -1,0 +1,90 @@
+"""`detectors: auto` looks first, then takes the family that suits a machine, and says why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors import Auto
+from detectors.base import Floats
+from detectors.datasets import DATASETS
+from detectors.quality import roc_auc
+from stream.config import dump_yaml
+from stream.rules import AlertRule
+from stream.topology import Sensor, Source, Topology
+
+
+def walk(n: int, seed: int) -> Floats:
+    """Two sensors with a memory: autoregressive, correlation 0.9."""
+    noise = np.random.default_rng(seed).normal(size=(n, 2))
+    values = np.zeros((n, 2))
+    for i in range(1, n):
+        values[i] = 0.9 * values[i - 1] + noise[i]
+    return values
+
+
+def test_each_key_gets_the_family_that_suits_it() -> None:
+    n = 600
+    independent = np.random.default_rng(0).normal(size=(n, 2))
+    values = np.empty((2 * n, 2))
+    values[0::2], values[1::2] = walk(n, 1) + 1e6, independent - 1e6
+    slots = np.tile([0, 1], n)
+    model = Auto(look=200).build(("a", "b"))
+    model.score_learn(slots[:200], values[:200], np.arange(200.0))
+    assert model.explain(0) == "undecided: 100 of 200 readings seen"
+    model.score_learn(slots[200:], values[200:], np.arange(200.0, 2.0 * n))
+    assert model.explain(0).startswith("mewma: readings follow from the one before (largest correlation 0.")
+    assert model.explain(1).startswith("knn: no reading follows from the one before")
+
+
+def test_nothing_is_scored_before_it_is_decided() -> None:
+    model = Auto(look=150).build(("a", "b"))
+    values = np.random.default_rng(2).normal(size=(400, 2))
+    values[100] += 50.0
+    values[300] += 50.0
+    scores = model.score_learn(np.zeros(400, np.int64), values, np.arange(400.0))
+    assert not scores[:150].any()
+    assert scores[300] == scores.max() > 1.0
+
+
+def test_shift_of_sensors_with_a_memory_is_found_and_explained() -> None:
+    values = walk(1500, 3)
+    values[1200:, 1] += 12.0
+    model = Auto(look=400).build(("a", "b"))
+    scores = model.score_learn(np.zeros(1500, np.int64), values, np.arange(1500.0))
+    assert (scores[1200:1260] >= 1.0).mean() > 0.5
+    assert (scores[400:1200] >= 1.0).mean() < 0.02
+    shares, expected = model.contributions(np.array([1260, 10]))
+    assert shares[0, 1] > 0.8
+    assert expected[0, 1] == pytest.approx(0.0, abs=3.0)
+    assert not shares[1].any()
+
+
+def test_shuttle_is_taken_for_readings_without_a_memory() -> None:
+    data = DATASETS["shuttle"]()
+    values = np.ascontiguousarray(data.frame.to_numpy(dtype=np.float64)[:8000])
+    model = Auto().build(tuple(map(str, data.frame.columns)))
+    scores = model.score_learn(np.zeros(8000, np.int64), values, np.arange(8000.0))
+    assert model.explain(0).startswith("knn")
+    assert roc_auc(data.labels[400:8000], scores[400:]) > 0.98
+
+
+def test_one_sensor_is_compared_with_its_past() -> None:
+    data = DATASETS["water_flow"]()
+    values = data.frame.to_numpy(dtype=np.float64)
+    model = Auto().build(("flow",))
+    scores = model.score_learn(np.zeros(len(values), np.int64), values, np.arange(float(len(values))))
+    assert model.explain(0) == "left_matrix_profile: of one sensor, stretches are compared with its past"
+    assert roc_auc(data.labels[400:], scores[400:]) > 0.8
+
+
+def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
+    one = Topology(name="t", source=Source(sensors=(Sensor("a"),)), detectors="auto")  # type: ignore[arg-type]
+    two = Topology(name="t", source=Source(sensors=(Sensor("a"), Sensor("b"))), detectors="auto")  # type: ignore[arg-type]
+    assert one.detectors == two.detectors == {"auto": Auto()}
+    assert (one.alert.close_after, one.alert.cooldown_readings) == (0, 200)
+    assert (two.alert.hold, two.alert.close_after) == (3, 10)
+    assert "kind: auto" in dump_yaml(two)
+    rule = AlertRule(hold=7)
+    stated = Topology(name="t", source=one.source, detectors="auto", alert=rule)  # type: ignore[arg-type]
+    assert stated.alert == AlertRule(hold=7), "what is stated stays"
