@@ -17,6 +17,7 @@ import click
 from stream import log
 from stream.backtesting import add_to as add_backtest
 from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
+from stream.kinds import add_to as add_kinds
 from stream.letters import add_to as add_letters
 from stream.options import (
     BrokerOptions,
@@ -395,4 +396,5 @@ add_to(cli)
 add_simulation(cli)
 add_letters(cli)
 add_backtest(cli)
+add_kinds(cli)
 add_upkeep(cli)

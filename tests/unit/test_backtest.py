@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from detectors import registry
 from stream.backtest import backtest, files_below, read_history
 from stream.backtesting import backtest_
 from stream.cli import cli
@@ -115,6 +117,19 @@ def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:
         files_below(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         files_below(tmp_path / "nowhere")
+
+
+def test_kinds_are_listed_and_explained() -> None:
+    listed = CliRunner().invoke(cli, ["detectors"]).output
+    assert all(f"  {kind} " in listed for kind in [*registry.ONLINE, *registry.TRAINABLE])
+    told = CliRunner().invoke(cli, ["detectors", "left_matrix_profile"]).output
+    assert "Fails on noise" in told
+    assert "history: 1000\n      Readings that are remembered." in told
+    assert "threshold: none\n      Score from which a reading is anomalous" in told
+    as_json = json.loads(CliRunner().invoke(cli, ["detectors", "mewma", "--json"]).output)
+    assert as_json["settings"]["rate"][0] == "0.1"
+    with pytest.raises(ConfigError, match='no detector is called "mewna"'):
+        CliRunner().invoke(cli, ["detectors", "mewna"], catch_exceptions=False)
 
 
 def test_command_is_part_of_mmlw() -> None:

@@ -36,6 +36,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "click": {
         "stream.backtesting",
         "stream.cli",
+        "stream.kinds",
         "stream.letters",
         "stream.simulation.command",
         "stream.options",
