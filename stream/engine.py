@@ -438,6 +438,7 @@ class Engine:
             self._metrics.scored_latency.observe(now - delivery.received)
         for name in scored.scores:
             self._metrics.scored(name, len(scored.batch))
+        self._metrics.machine_days.inc(scored.machine_days)
         for _, policy in scored.dropped:
             self._metrics.dropped_readings(policy, 1)
         for detector, machine in scored.unhealthy:

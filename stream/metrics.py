@@ -116,6 +116,11 @@ class Metrics:
             "detector",
             "event",
         )
+        self.machine_days = counter(
+            "mmlw_machine_days_total",
+            "Days that machines were watched, by their readings' times.",
+            "topology",
+        )
         self.alerts_open = gauge("mmlw_alerts_open", "Alerts open now.", "topology", "detector")
         self.machines = gauge("mmlw_machines", "Machines with state.", "topology")
         self.resident = gauge("mmlw_machines_resident", "Machines whose state is in memory.", "topology")
@@ -200,6 +205,7 @@ class TopologyMetrics:
         self.processed = metrics.processed.labels(topology)
         self.gaps = metrics.gaps.labels(topology)
         self.decoded = metrics.decoded.labels(topology)
+        self.machine_days = metrics.machine_days.labels(topology)
         self.machines = metrics.machines.labels(topology)
         self.resident = metrics.resident.labels(topology)
         self.replaced = metrics.replaced.labels(topology)

@@ -49,6 +49,7 @@ class _Found:
     thresholds: dict[str, Floats] = field(default_factory=dict)
     alerts: list[tuple[int, int, Alert]] = field(default_factory=list)
     unhealthy: list[tuple[str, str]] = field(default_factory=list)
+    days: float = 0.0
 
     def put(self, name: str, rows: NDArray[np.int64], scores: Floats, thresholds: Floats) -> None:
         """Enter a piece."""
@@ -69,6 +70,8 @@ class Scored:
     thresholds: Mapping[str, Floats]
     alerts: Sequence[Alert]
     touched: Slots
+    machine_days: float = 0.0
+    """Days that the machines were watched from one reading to the next, in all."""
     refused: Sequence[tuple[int, ReadingRejected]] = ()
     """Messages that become dead letters, by index."""
     dropped: Sequence[tuple[int, str]] = ()
@@ -159,6 +162,7 @@ class Scorer:
             found.thresholds,
             [alert for _, _, alert in found.alerts],
             touched,
+            found.days,
             refused,
             dropped,
             found.unhealthy,
@@ -174,7 +178,8 @@ class Scorer:
         found: _Found,
     ) -> None:
         """Judge readings that are these rows of the batch."""
-        part = self._part(batch, slots, offsets)
+        part, seconds = self._part(batch, slots, offsets)
+        found.days += seconds / _DAY
         for order, ensemble in enumerate(self._ensembles.values()):
             for piece, decision in ensemble.judge(part, careful=careful):
                 for name, scores in decision.scores.items():
@@ -190,8 +195,9 @@ class Scorer:
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
 
-    def _part(self, batch: Batch, slots: Slots, offsets: NDArray[np.int64]) -> Part:
-        """Readings with the scores from which they are anomalous, as the budget has it and the machine is read."""
+    def _part(self, batch: Batch, slots: Slots, offsets: NDArray[np.int64]) -> tuple[Part, float]:
+        """Readings with the scores from which they are anomalous, as the budget has it and the machine is read; and
+        the seconds that they cover."""
         rule = self._topology.alert
         intervals, numbers = self._rates.update(slots, batch.times)
         limits = None
@@ -201,7 +207,8 @@ class Scorer:
         rise = np.zeros(len(slots))
         if rule.alpha_spending:
             rise = rule.alpha_spending * np.log10(np.maximum(numbers, _YOUNG) / _KNOWN)
-        return Part(batch, slots, offsets, limits, rise, numbers, self._quiet(batch))
+        part = Part(batch, slots, offsets, limits, rise, numbers, self._quiet(batch))
+        return part, float(intervals.sum())
 
     def _quiet(self, batch: Batch) -> Mask:
         """The readings (n,) taken while somebody worked on the machine."""

@@ -270,6 +270,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
 
     @property
+    def scored_by(self) -> tuple[str, ...]:
+        """What gives scores: the detectors, and all of them together where they decide so."""
+        return (*self.detectors, *((COMBINED,) if self.combine is not None else ()))
+
+    @property
     def registry_models(self) -> Mapping[str, RegistryModel]:
         """The batch detectors by name."""
         return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}

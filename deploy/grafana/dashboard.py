@@ -120,9 +120,15 @@ def panels() -> Iterator[Any]:
         "Opened, updated and closed, each confirmed by RabbitMQ.",
         events,
         unit="cps",
-        width=12,
+        width=8,
     )
-    yield graph("Open alerts", "By detector.", total("mmlw_alerts_open", "detector"), width=12)
+    yield graph("Open alerts", "By detector.", total("mmlw_alerts_open", "detector"), width=8)
+    yield graph(
+        "Alerts opened per machine and day",
+        "Over the last day: hold it against the budget of the alert rule.",
+        realised_rate(),
+        width=8,
+    )
 
     yield board.Row("Models and commands")
     yield models(width=12)
@@ -230,6 +236,12 @@ def rate(metric: str, *by: str, name: str = "") -> Query:
 def grown(metric: str, *by: str) -> Query:
     """A counter's growth in five minutes: for what is rare."""
     return f"sum by ({labels(by)}) (increase({metric}{{{CHOSEN}}}[5m]))", legend(by)
+
+
+def realised_rate() -> Query:
+    """Alerts opened in the last day for each day that a machine was watched."""
+    opened = f'sum by (topology) (increase(mmlw_alerts_total{{{CHOSEN}, event="opened"}}[1d]))'
+    return f"{opened} / sum by (topology) (increase(mmlw_machine_days_total{{{CHOSEN}}}[1d]))", legend(())
 
 
 def halves(histogram: str) -> tuple[Query, Query]:

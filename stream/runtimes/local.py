@@ -141,7 +141,7 @@ class Worker:
         """
         try:
             for topology in self._topologies:
-                metrics = self.metrics.of(topology.name, topology.detectors)
+                metrics = self.metrics.of(topology.name, topology.scored_by)
                 store = await self._opened(topology, metrics, stop)
                 if store is None:
                     return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from detectors import AdaptiveZ
-from stream.rules import AlertRule
+from stream.rules import AlertRule, Learning
 from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["EXCHANGE", "LAST", "MODES", "QUEUE", "Kind", "Mode", "Sent", "last", "readings", "topology"]
@@ -100,5 +100,6 @@ def topology(mode: Mode) -> Topology:
             "scale": RegistryModel(model="models:/scale@champion"),
         },
         alert=AlertRule(close_after=2),
+        learning=Learning(while_open=True),  # every reading, so that the audit can count them
         checkpoint=CheckpointRule(every=0.05, after=100),
     )
