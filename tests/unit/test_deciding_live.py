@@ -123,7 +123,7 @@ def test_an_operator_s_word_reaches_the_stream(tmp_path: Path) -> None:
             await plant.publish(sent[:400])
             await plant.reached(worker, 400)
             status = await plant.ask("status")
-            assert status["alerts_open"] == {"z": 1, "trees": 0}
+            assert status["alerts_open"]["z"] == 1
             receipt = await plant.ask("accept", machine="m1", detector="z")
             assert (receipt["status"], receipt["machine"]) == ("applied", "m1")
             await plant.publish(sent[400:])
