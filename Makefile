@@ -1,7 +1,8 @@
 # make demo   sets up and runs the main job: no server, no network
 # make test   sets up and runs every check and test, against real servers
+# make accuracy  scores the shipped topologies on public benchmarks (with ../shared beside the project)
 # make torture  kills workers 500 times and audits them: some minutes; go on with make torture ARGS=--resume
-.PHONY: demo install dev servers check test torture bench lock clean
+.PHONY: demo install dev servers check test torture bench accuracy lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -51,6 +52,9 @@ test: dev servers check
 
 torture: dev servers
 	$(BIN)/python -m tests.torture --kills 500 --mode both $(ARGS)
+
+accuracy: dev
+	$(BIN)/python -m benchmarks.accuracy
 
 bench: dev servers
 	$(BIN)/python -m benchmarks.end_to_end

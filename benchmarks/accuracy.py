@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, default=ROOT.parent / "shared", help="folder with data/ and judge/"
     )
-    parser.add_argument("--files", type=int, help="only so many files of each corpus")
+    parser.add_argument("--files", type=int, help="only about so many of each corpus, spread evenly")
     parser.add_argument("--report", type=Path, default=Path("accuracy.html"))
     parser.add_argument("--no-report", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
@@ -76,7 +76,8 @@ def main() -> None:
 def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str, topology: Topology) -> list[Section]:
     root = options.shared / "data" / corpus
     labels: Mapping[str, Any] = json.loads((root / "labels.json").read_text())["files"]
-    names = sorted(labels)[: options.files]
+    names = sorted(labels)
+    names = names[:: max(1, len(names) // options.files)] if options.files else names
     sections, files, rows, spent = [], [], 0, 0.0
     for name in names:
         history = read_history(root / "data" / name, topology)
@@ -125,7 +126,8 @@ def _table(judge: ModuleType, corpus: str, files: list[dict[str, Any]], seed: in
     draws = []
     for _ in range(DRAWS):
         drawn = [dict(files[i]) for i in rng.integers(0, len(files), len(files))]
-        draws.append(_figures(corpus, judge.evaluate(corpus, drawn, vus=False)))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a draw without any event
+            draws.append(_figures(corpus, judge.evaluate(corpus, drawn, vus=False)))
     volumes = np.array([file["vus"] for file in whole_files(judge, files) if file["vus"] is not None])
     lines = []
     for name, value in _figures(corpus, whole).items():
