@@ -190,6 +190,18 @@ MUTANTS = (
         "self._metrics.processed.inc(tally.usable)",
         "pass",
     ),
+    Mutant(
+        "a fault is learned while its alert is open",
+        "stream.ensemble:Ensemble._attempt",
+        "            learn &= ~self.alerts.is_open(",
+        "            self.alerts.is_open(",
+    ),
+    Mutant(
+        "an alert that opens holds back nothing of its batch",
+        "stream.ensemble:Ensemble.judge",
+        "repeated = self._protects() and len",
+        "repeated = False and len",
+    ),
 )
 
 
