@@ -19,6 +19,10 @@ from stream.rules import COMBINED, AlertRule, Combination, Learning
 __all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful"]
 
 
+_SHORTEST = 8
+"""Readings tried at once, at least, where alerts open and close all the time."""
+
+
 class DetectorFailed(Exception):
     """A detector raised, or gave scores that cannot be: state is no longer to be trusted."""
 
@@ -96,8 +100,9 @@ class Ensemble:
 
     While an alert of a key is open, its readings are scored but not learned (as `learning` says). A batch is
     tried as if no alert opened or closed within it; where one does, the state before is put back and the
-    batch judged in two parts, so the result is that of reading after reading. Where state is dear to copy,
-    it is judged in turns of one reading a key.
+    batch judged in two parts, so the result is that of reading after reading. The next try is as long as that
+    part was, and then twice as long each time. Where state is dear to copy, a batch is judged in turns of
+    one reading a key.
     """
 
     def __init__(
@@ -152,18 +157,24 @@ class Ensemble:
             for turn in _turns(part.slots):
                 yield rows[turn], self._attempt(part.select(turn), careful)
             return
-        while True:
-            before = self._snapshot(part.slots) if repeated else {}
-            decision = self._attempt(part, careful)
-            beyond = (
-                _after_a_change(part.slots, decision.events) if repeated else np.zeros(len(rows), np.bool_)
-            )
-            if not beyond.any():
-                yield rows, decision
-                return
-            self._restore(part.slots, before)
-            yield rows[~beyond], self._attempt(part.select(~beyond), careful)
-            part, rows = part.select(beyond), rows[beyond]
+        if not repeated:
+            yield rows, self._attempt(part, careful)
+            return
+        size = len(rows)
+        while len(rows):
+            head = rows[:size]
+            piece = part.select(head)
+            before = self._snapshot(piece.slots)
+            decision = self._attempt(piece, careful)
+            beyond = _after_a_change(piece.slots, decision.events)
+            if beyond.any():
+                self._restore(piece.slots, before)
+                decision = self._attempt(piece.select(~beyond), careful)
+                rows = np.concatenate([head[beyond], rows[size:]])
+                head, size = head[~beyond], max(int((~beyond).sum()), _SHORTEST)
+            else:
+                rows, size = rows[size:], 2 * size
+            yield head, decision
 
     def _protects(self) -> bool:
         """Whether what is learned depends on alerts at all."""
