@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +76,32 @@ def export(topology: str, file: Path, force: bool, data: Path) -> None:
 
     name = _name(topology)
     path = checkpoint_of(data, name)
+    if file.resolve() in {
+        path.resolve(),
+        *(path.with_name(path.name + end).resolve() for end in ("-wal", "-shm")),
+    }:
+        raise CheckpointError(f"{file} is the checkpoint itself; name another file")
     if file.exists() and not force:
         raise CheckpointError(f"{file} is there already; say --force to overwrite it")
+    fresh = file.with_name(
+        f".{file.name}.{uuid.uuid4().hex}"
+    )  # whatever is at FILE stays until the copy is sound
     try:
-        file.unlink(missing_ok=True)
-        copy(path, file)
+        copy(path, fresh)
+        with snapshot(fresh, name) as copied:
+            saved = copied.load()
+            commits = copied.commits
+        fresh.replace(file)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(fresh), str(path))) from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be written: {error.strerror}") from error
-    with snapshot(file, name) as copied:
-        saved = copied.load()
-        click.echo(
-            f"{file}: commit {copied.commits}, next message {saved.position.next_offset}, {saved.stored} machines, "
-            f"{file.stat().st_size:,} bytes; verified"
-        )
+    finally:
+        fresh.unlink(missing_ok=True)
+    click.echo(
+        f"{file}: commit {commits}, next message {saved.position.next_offset}, {saved.stored} machines, "
+        f"{file.stat().st_size:,} bytes; verified"
+    )
 
 
 @checkpoint.command("import")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,32 @@ def test_reset_asks_first(plant: Plant) -> None:
 def test_checkpoint_that_is_not_there_is_one_clear_line(plant: Plant) -> None:
     with pytest.raises(CheckpointError, match=r"no such checkpoint \(in .*: plant\)"):
         mmlw(plant, "show", "shuttle")
+
+
+def test_export_leaves_the_last_good_copy_where_the_checkpoint_is_damaged(
+    plant: Plant, tmp_path: Path
+) -> None:
+    copy, checkpoint = tmp_path / "copy", plant.data / "plant.checkpoint"
+    mmlw(plant, "export", "plant", str(copy))
+    good = copy.read_bytes()
+    whole = checkpoint.read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes(byte ^ 0xFF for byte in whole[middle : middle + 4096])
+    for damaged in (whole[:100], whole[:middle] + flipped + whole[middle + 4096 :]):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=re.escape(str(checkpoint))):
+            mmlw(plant, "export", "plant", str(copy), "--force")
+        assert copy.read_bytes() == good
+        with pytest.raises(CheckpointError):
+            mmlw(plant, "export", "plant", str(tmp_path / "other"))
+        assert not (tmp_path / "other").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_does_not_overwrite_the_checkpoint_itself(plant: Plant) -> None:
+    checkpoint = plant.data / "plant.checkpoint"
+    whole = checkpoint.read_bytes()
+    for end in ("", "-wal"):
+        with pytest.raises(CheckpointError, match="is the checkpoint itself"):
+            mmlw(plant, "export", "plant", f"{checkpoint}{end}", "--force")
+    assert checkpoint.read_bytes() == whole
