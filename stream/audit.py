@@ -50,8 +50,13 @@ class Audit:
             "digest": asked.digest,
         }
 
-    def add(self, line: Line) -> bool:
-        """Have a line written with the next commit; False where too many came of late, and it is only counted."""
+    def add(self, line: Line, *, always: bool = False) -> bool:
+        """Have a line written with the next commit; False where too many came of late, and it is only counted.
+
+        `always`: an operator's, however many there were: after a restart it is known by its line alone."""
+        if always:
+            self._waiting.append(line)
+            return True
         if self._has_room():
             self._room -= 1
             self._waiting.append(line)

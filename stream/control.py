@@ -164,7 +164,7 @@ class Control:
         name = receipt["command"]
         if name is not None and asked.verb in ("swap", "rollback"):  # a stranger is not told what serves
             self._verbs.refused(receipt)
-        listed = self._audit.add(self._audit.line(asked, name, "refused", reason))
+        listed = self._audit.add(self._audit.line(asked, name, "refused", reason), always=name is not None)
         if name is not None:  # an operator's
             self._docket.refused({**receipt, "body": asked.digest})
         self._count(asked, receipt, listed=listed)

@@ -28,7 +28,7 @@ from stream.state import Changes, Store
 from stream.topology import Topology, broker_plan, readings_queue
 from tests.aio import run
 from tests.plant import Plant, readings, topology
-from tests.rabbitmq_node import RabbitNode
+from tests.rabbitmq_node import RabbitNode, rabbit_node
 from tests.tcp_proxy import PASS, RESET, STALL, Fault, TcpProxy, Way, tcp_proxy
 
 HEARTBEAT = 2
@@ -254,6 +254,34 @@ def test_worker_goes_on_by_itself_after(name: str, hall: Open, expected: list[Al
             await nothing_lost(at, expected)
 
     run(main())
+
+
+@pytest.mark.timeout(180)
+def test_worker_goes_on_by_itself_after_the_broker_was_restarted(
+    tmp_path: Path, expected: list[Alert]
+) -> None:
+    """Stopped in order and started again; RabbitMQ does not promise more of a single node (no power cut)."""
+
+    async def main(node: RabbitNode) -> None:
+        async with tcp_proxy(node.port) as proxy:
+            at = Hall(node, node.vhost(), proxy, Plant(tmp_path, topology(max_batch=32)))
+            async with at.past_the_proxy() as broker:
+                await broker.declare(broker_plan(at.plant.topology), mode="declare")
+            async with at.running():
+                await at.publish(0)
+                await at.processed(1)
+                await asyncio.to_thread(node.terminate)
+                await until(lambda: at.restarts >= 1, 15.0)
+                await asyncio.to_thread(node.start)
+                began = time.monotonic()
+                await at.publish(1)
+                await at.publish(2)
+                await at.processed(3, within=30.0)
+                print(f"@@ broker restart: well in {time.monotonic() - began:.2f} s")
+            await nothing_lost(at, expected)
+
+    with rabbit_node() as node:
+        run(main(node))
 
 
 @pytest.mark.parametrize("name", ["stall", "cut after 300 bytes"])
