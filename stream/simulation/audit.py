@@ -233,6 +233,23 @@ def _compare_state(outcome: Outcome, expected: _Reference) -> list[str]:
             found.append(
                 f"{machine}: newest and highest are {seen[machine]}, expected {expected.arrivals[machine]}"
             )
+    return found + _check_swaps(outcome)
+
+
+def _check_swaps(outcome: Outcome) -> list[str]:
+    """Each swap put the model in place that was asked for, each rollback the one before."""
+    found: list[str] = []
+    asked = {command.id: command.model for command in outcome.schedule.commands}
+    current, before = "1", None
+    for name, receipt in outcome.saved.commands.items():
+        if receipt["verb"] not in ("swap", "rollback"):
+            continue
+        wanted = before if receipt["verb"] == "rollback" else str(asked[name]).rpartition("/")[2]
+        told = str(receipt["model"]["version"])
+        if told != wanted:
+            found.append(f"{name}: {receipt['verb']} put version {told} in place, not {wanted}")
+        if told != current:
+            current, before = told, current
     return found
 
 
@@ -260,4 +277,4 @@ def _check_receipts(outcome: Outcome) -> list[str]:
             found.append(
                 f"{name}: a swap to {command.model} was {'carried out' if impossible else 'not carried out'}"
             )
-    return found
+    return found + _check_swaps(outcome)

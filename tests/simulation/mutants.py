@@ -202,6 +202,18 @@ MUTANTS = (
         "repeated = self._protects() and len",
         "repeated = False and len",
     ),
+    Mutant(
+        "a swap says that it was made and is not",
+        "stream.verbs:Verbs._wanted",
+        "        return ref\n",
+        "        return self._models[detector].current\n",
+    ),
+    Mutant(
+        "a rollback goes nowhere",
+        "stream.verbs:Verbs._wanted",
+        "            return previous\n",
+        "            return self._models[detector].current\n",
+    ),
 )
 
 
