@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from detectors.base import Floats, Mask, Rows, Slots
 from stream.rules import AlertRule
 
-__all__ = ["AlertTable", "Episode", "Event", "EventKind", "Judged", "Place", "close", "step"]
+__all__ = ["AlertTable", "Episode", "Event", "EventKind", "Judged", "Place", "close", "raised", "step"]
 
 
 class EventKind(StrEnum):
@@ -45,6 +46,8 @@ class Episode:
     offset: int = -1
     """Position of the reading that opened the alert: message offset, and row within the message."""
     row: int = -1
+    alerts: float = 0.0
+    """Alerts that were closed, those of long ago counted less."""
     accepted: int = 0
     """1: an operator says that this is normal now; it is learned."""
 
@@ -99,6 +102,7 @@ _DTYPES = {
     "closed_number": np.int64,
     "offset": np.int64,
     "row": np.int64,
+    "alerts": np.float64,
     "accepted": np.int8,
 }
 
@@ -113,7 +117,7 @@ def step(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None
         episode.calm += 1
         if episode.calm < rule.close_after:
             return None
-        close(episode, reading)
+        close(rule, episode, reading)
         return EventKind.CLOSED
     episode.calm = 0
     if reading.score < reading.threshold:
@@ -127,8 +131,16 @@ def step(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None
     return EventKind.UPDATED
 
 
-def close(episode: Episode, reading: Judged) -> None:
+def raised(rule: AlertRule, episode: Episode, threshold: float, time: float) -> float:
+    """The threshold of a key that had alerts before."""
+    if not rule.escalation or not episode.alerts:
+        return threshold
+    return threshold + rule.escalation * math.log10(1.0 + _remembered(rule, episode, time))
+
+
+def close(rule: AlertRule, episode: Episode, reading: Judged) -> None:
     """End an open episode with this reading, in place."""
+    episode.alerts = _remembered(rule, episode, reading.time) + 1.0
     episode.severity, episode.recent, episode.calm, episode.accepted = -1, 0, 0, 0
     episode.closed_at, episode.closed_number = reading.time, reading.number
 
@@ -157,6 +169,14 @@ def _count(episode: Episode, reading: Judged) -> None:
     episode.readings += 1
     episode.last_seen = reading.time
     episode.peak = max(episode.peak, reading.score)
+
+
+def _remembered(rule: AlertRule, episode: Episode, time: float) -> float:
+    """Alerts of the past as they count now."""
+    if not episode.alerts:
+        return 0.0
+    decayed: float = episode.alerts * 0.5 ** (max(time - episode.closed_at, 0.0) / rule.escalation_memory)
+    return decayed
 
 
 def _level(rule: AlertRule, threshold: float, peak: float) -> int:
@@ -189,13 +209,13 @@ class AlertTable:
         events: list[Event] = []
         touched: dict[int, Episode] = {}
         for index in np.flatnonzero(busy[slots] & ~np.isnan(scores)).tolist():
-            slot = int(slots[index])
+            slot, time = int(slots[index]), float(times[index])
             if slot not in touched:
                 touched[slot] = self._load(slot)
             reading = Judged(
-                float(times[index]),
+                time,
                 float(scores[index]),
-                float(thresholds[index]),
+                raised(self._rule, touched[slot], float(thresholds[index]), time),
                 int(place.offsets[index]),
                 int(place.rows[index]),
                 int(place.numbers[index]),
@@ -216,7 +236,7 @@ class AlertTable:
         severity = names[before if kind is EventKind.CLOSED else episode.severity]
         yield Event(index, kind, _copy(episode), severity, reading.threshold)
         if kind is EventKind.OPENED and self._rule.close_after == 0:
-            close(episode, reading)
+            close(self._rule, episode, reading)
             yield Event(index, EventKind.CLOSED, _copy(episode), severity, reading.threshold)
 
     def is_open(self, slots: Slots, times: Floats, accept_after: float) -> Mask:

@@ -79,6 +79,11 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     the first thousand: the longer a machine is known, the more unusual is what still counts. With 1 alarms come
     ever more seldom (as many from the 1,000th to the 10,000th reading as from there to the 100,000th). Needs
     `calibration`."""
+    escalation: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
+    """Decades of probability by which an alert must be rarer for each decade of alerts that the machine had: who
+    cries wolf is heard less (the threshold rises by escalation x log10(1 + alerts)). Needs `calibration`."""
+    escalation_memory: Annotated[float, msgspec.Meta(gt=0, extra={"unit": "seconds"})] = 90 * 86400.0
+    """An alert counts half after so long."""
     direction: Literal["both", "up", "down"] = "both"
     """`up`: only where the sensor with the largest share is higher than expected; `down`: only where it is lower."""
     min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0

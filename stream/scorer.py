@@ -120,7 +120,7 @@ class Scorer:
         calibration, members = repr(topology.calibration), list(topology.detectors)
         recipes["rates"] = ""
         for name in members if topology.combine is None else [COMBINED]:
-            recipes[f"alert:{name}"] = "2"
+            recipes[f"alert:{name}"] = "3"
         if topology.calibration is not None:
             for name in members:
                 recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"]

@@ -86,3 +86,18 @@ def test_momentary_alert_is_over_with_its_reading() -> None:
     rule = AlertRule(close_after=0, cooldown_readings=2)
     told = kinds(decide(rule, [1, 11, 25, 25, 25, 1]))
     assert told == [(1, "opened"), (1, "closed"), (4, "opened"), (4, "closed")]
+
+
+def test_who_cried_wolf_is_heard_less_until_it_is_long_ago() -> None:
+    rule = AlertRule(close_after=0, escalation=10.0)
+    scores = [
+        11.0,
+        1.0,
+        12.9,
+        13.1,
+        14.7,
+        14.8,
+    ]  # log10(2), log10(3) of the alerts before, times ten, above 10
+    assert [index for index, kind in kinds(decide(rule, scores)) if kind == "opened"] == [0, 3, 5]
+    soon = AlertRule(close_after=0, escalation=10.0, escalation_memory=1e-3)
+    assert [index for index, kind in kinds(decide(soon, scores)) if kind == "opened"] == [0, 2, 3, 4, 5]
