@@ -70,10 +70,10 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A reading is anomalous where a normal one scores as high with no more than this probability. Needs
     `calibration`, and takes the place of the detectors' thresholds; one in 10,000 where neither is stated."""
     budget: PerDay | None = None
-    """False alarms a day that a machine may cost (`2/day`): thresholds follow from it and from how often the
-    machine is read. Needs `calibration`."""
-    budget_machines: Count = 1
-    """So many machines share the budget."""
+    """False alarms a day that may be raised (`2/day`): thresholds follow from it and from how often a machine is
+    read. Needs `calibration`."""
+    budget_per: Literal["machine", "topology"] = "machine"
+    """Whose budget it is: each machine's own, or one that all machines share, whoever is known by then."""
     alpha_spending: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
     """Decades of probability by which a reading must be rarer for each decade of the machine's readings beyond
     the first thousand: the longer a machine is known, the more unusual is what still counts. With 1 alarms come
@@ -112,6 +112,13 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             yield "budget: the threshold follows from it; remove either budget or probability"
         if within is None and hold is not None and hold > 60:
             yield "hold: at most 60"
+        if settings.get("budget_per", "machine") != "machine" and settings.get("budget", 1.0) is None:
+            yield "budget_per: there is no budget to share; state one, such as budget: 2/day"
+
+    @property
+    def shares_budget(self) -> bool:
+        """Whether all machines share one budget."""
+        return self.budget is not None and self.budget_per == "topology"
 
 
 class Combination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Detector, Floats, Mask, Model, Rows, Slots
+from detectors.census import Census
 from detectors.features import RecentWindow
 from detectors.rates import Rates
 from stream.alerting import Event
@@ -22,6 +23,7 @@ from stream.arrivals import Arrivals, Verdict
 from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful
 from stream.errors import ReadingRejected
 from stream.readings import Batch
+from stream.reasons import sentence
 from stream.residents import Residents
 from stream.rules import COMBINED
 from stream.settings import epoch
@@ -96,10 +98,12 @@ class Scorer:
         self._topology = topology
         source = topology.source
         self._names = source.names
+        self._units = {sensor.name: sensor.unit for sensor in source.sensors if sensor.unit is not None}
         self.residents = Residents()
         self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
         self._ensembles = self._decide_by()
         self._rates = Rates()
+        self._census = Census() if topology.alert.shares_budget else None
         narrow = source.layout == "narrow"
         self._recent = RecentWindow(len(self._names), _WINDOW)
         self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
@@ -119,6 +123,8 @@ class Scorer:
             recipes[f"model:{name}"] = sensors + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
         calibration, members = repr(topology.calibration), list(topology.detectors)
         recipes["rates"] = ""
+        if topology.alert.shares_budget:
+            recipes["census"] = ""
         for name in members if topology.combine is None else [COMBINED]:
             recipes[f"alert:{name}"] = "3"
         if topology.calibration is not None:
@@ -202,7 +208,8 @@ class Scorer:
         intervals, numbers = self._rates.update(slots, batch.times)
         limits = None
         if rule.budget is not None:
-            probability = rule.budget / rule.budget_machines * intervals / _DAY
+            share = rule.budget if self._census is None else rule.budget / self._census.update(slots)
+            probability = share * intervals / _DAY
             limits = -np.log10(np.clip(probability, _LEAST_PROBABILITY, _LARGEST_PROBABILITY))
         rise = np.zeros(len(slots))
         if rule.alpha_spending:
@@ -268,6 +275,8 @@ class Scorer:
         if self._aligner is not None:
             yield "align", self._aligner
         yield "rates", self._rates
+        if self._census is not None:
+            yield "census", self._census
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
 
@@ -393,31 +402,19 @@ class Scorer:
             first_seen=rfc3339(episode.first_seen),
             last_seen=rfc3339(episode.last_seen),
             time=rfc3339(float(batch.times[i])),
-            reason=_sentence(ensemble.name, event, score, reasons),
+            reason=sentence(
+                ensemble.name,
+                event,
+                score,
+                reasons,
+                self._units,
+                calibrated=self._topology.calibration is not None,
+            ),
             contributions=reasons,
             model=ensemble.info,
             position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
             window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
         )
-
-
-def _sentence(detector: str, event: Event, score: float, reasons: Sequence[SensorReason]) -> str:
-    """What a technician should know, in one sentence."""
-    if event.kind == "closed":
-        episode = event.episode
-        return (
-            f"Back to normal after {episode.readings} anomalous readings (peak score {episode.peak:.3g}, "
-            f"threshold {event.threshold:.3g})."
-        )
-    top = next((reason for reason in reasons if reason.share and reason.value is not None), None)
-    text = f"{detector} scored {score:.3g} (threshold {event.threshold:.3g})"
-    if top is None:
-        return text + "."
-    side = "high" if top.share > 0 else "low"
-    text += f": {top.sensor} is {side} at {top.value:.4g}"
-    if top.expected is not None:
-        text += f", expected about {top.expected:.4g}"
-    return f"{text} ({abs(top.share):.0%} of the deviation)."
 
 
 def _plain(values: Floats) -> list[float | None]:

@@ -25,20 +25,19 @@ def scorer(**settings: Any) -> Scorer:
     sensors = settings.pop("sensors", SENSORS)
     topology = Topology(name="t", source=Source(sensors=sensors), detectors=recipes, **settings)
     names = topology.source.names
-    found = Scorer(topology, {name: (spec.build(names), online_info(spec)) for name, spec in recipes.items()})
-    found.admit(["m"], {})
-    return found
+    return Scorer(topology, {name: (spec.build(names), online_info(spec)) for name, spec in recipes.items()})
 
 
-def batch(values: Floats, start: int = 0) -> Batch:
+def batch(values: Floats, start: int = 0, machine: str = "m") -> Batch:
     n = len(values)
     times = START + MINUTE * np.arange(start, start + n, dtype=np.float64)
     none = np.full(n, -1, dtype=np.int64)
-    return Batch(["m"] * n, times, values, np.arange(n), np.zeros(n, np.int64), none)
+    return Batch([machine] * n, times, values, np.arange(n), np.zeros(n, np.int64), none)
 
 
-def judge(found: Scorer, values: Floats, start: int = 0) -> Scored:
-    return found.process(batch(values, start), start + np.arange(len(values)))
+def judge(found: Scorer, values: Floats, start: int = 0, machine: str = "m") -> Scored:
+    found.admit(found.residents.missing([machine]), {})
+    return found.process(batch(values, start, machine), start + np.arange(len(values)))
 
 
 def quiet(n: int, seed: int = 0) -> Floats:
@@ -148,12 +147,22 @@ def test_detectors_decide_together_and_say_why() -> None:
 
 
 def test_budget_sets_the_threshold_by_how_often_a_machine_is_read() -> None:
-    calibration = Calibration(warmup=100)
     limits = []
-    for budget, machines in ((1.0, 1), (10.0, 1), (10.0, 10)):
-        rule = AlertRule(budget=budget, budget_machines=machines)
-        found = scorer(calibration=calibration, alert=rule)
+    for budget in (1.0, 10.0):
+        found = scorer(calibration=Calibration(warmup=100), alert=AlertRule(budget=budget))
         limits.append(float(judge(found, quiet(300)).thresholds["z"][-1]))
     assert limits[0] == pytest.approx(-np.log10(1 / 1440))
     assert limits[1] == pytest.approx(limits[0] - 1)
-    assert limits[2] == pytest.approx(limits[0])
+
+
+def test_budget_of_a_topology_is_shared_by_the_machines_known_so_far() -> None:
+    rule = AlertRule(budget=10.0, budget_per="topology")
+    found = scorer(calibration=Calibration(warmup=100), alert=rule)
+    alone = judge(found, quiet(300)).thresholds["z"][-1]
+    assert alone == pytest.approx(-np.log10(10 / 1440))
+    for machine, start, known in (("n", 0, 2), ("o", 0, 3), ("n", 300, 3)):
+        shared = judge(found, quiet(300), start, machine).thresholds["z"][-1]
+        assert shared == pytest.approx(alone + np.log10(known))
+    restored = scorer(calibration=Calibration(warmup=100), alert=rule)
+    restored.admit(["n"], found.components(found.residents.slots(["n"])))  # the others wait on disk
+    assert judge(restored, quiet(1), 600, "n").thresholds["z"][-1] == pytest.approx(alone + np.log10(3))

@@ -17,7 +17,17 @@ MODULES = sorted(
 )
 DETECTORS_MAY = {"msgspec", "numba", "numpy", "pandas", "river", "scipy", "sklearn", "detectors"}
 DETECTORS_MAY_NOT = {"asyncio", "time", "logging", "socket", "subprocess", "threading"}
-STREAM_KNOWS = {"base", "table", "registry", "features", "quality", "datasets", "calibration", "rates"}
+STREAM_KNOWS = {
+    "base",
+    "table",
+    "registry",
+    "features",
+    "quality",
+    "datasets",
+    "calibration",
+    "census",
+    "rates",
+}
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {  # the modules of its adapter, and no others
     "aio_pika": {
