@@ -115,6 +115,7 @@ class Ensemble:
         *,
         combination: Combination | None = None,
         threshold: float | None = None,
+        calibrator: Calibrator | None = None,
     ) -> None:
         self.name = name
         self.lanes = tuple(lanes)
@@ -124,6 +125,7 @@ class Ensemble:
         self._floors = floors
         self._combination = combination
         self._threshold = threshold
+        self._calibrator = calibrator
 
     @property
     def info(self) -> ModelInfo:
@@ -145,6 +147,8 @@ class Ensemble:
             yield f"model:{lane.name}", lane.model
             if lane.calibrator is not None:
                 yield f"calibration:{lane.name}", lane.calibrator
+        if self._calibrator is not None:
+            yield f"calibration:{self.name}", self._calibrator
 
     def judge(self, part: Part, *, careful: bool = False) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         """Score, learn and decide; the rows of each piece of the part, and what was found there.
@@ -207,6 +211,8 @@ class Ensemble:
             elif lane.calibrator is not None:
                 scores[lane.name] = lane.calibrator.score_learn(slots, scores[lane.name], learn)
         decided = self._combined(scores, len(slots))
+        if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
+            decided = self._calibrator.score_learn(slots, decided, learn)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
         counted = self._qualified(decided, limits, scores, batch)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)

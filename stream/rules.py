@@ -129,6 +129,9 @@ class Combination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     k: Count = 2
     weights: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
     """Weight of a detector, 1 where none is stated (`mean` only)."""
+    calibrate: bool = True
+    """The combined score is calibrated once more, so that it is a probability, too. False: it stays a mean (or the
+    like) of log-probabilities, which no budget can be held against; `alert.probability` is then 10^-threshold."""
 
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -130,6 +130,9 @@ class Scorer:
         if topology.calibration is not None:
             for name in members:
                 recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"]
+            if topology.combine is not None and topology.combine.calibrate:
+                each = [recipes[f"calibration:{name}"] for name in members]
+                recipes[f"calibration:{COMBINED}"] = "/".join([repr(topology.combine), *each])
         return recipes
 
     def process(
@@ -303,6 +306,7 @@ class Scorer:
             *common,
             combination=topology.combine,
             threshold=self._improbable(),
+            calibrator=topology.calibration.build() if topology.combine.calibrate else None,
         )
         return {COMBINED: together}
 
@@ -396,7 +400,7 @@ class Scorer:
             severity=event.severity,
             score=score,
             threshold=event.threshold,
-            probability=None if self._topology.calibration is None else 10.0**-score,
+            probability=10.0**-score if self._topology.gives_probabilities else None,
             peak_score=episode.peak,
             anomalous_readings=episode.readings,
             first_seen=rfc3339(episode.first_seen),
@@ -408,7 +412,7 @@ class Scorer:
                 score,
                 reasons,
                 self._units,
-                calibrated=self._topology.calibration is not None,
+                calibrated=self._topology.gives_probabilities,
             ),
             contributions=reasons,
             model=ensemble.info,

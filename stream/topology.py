@@ -275,6 +275,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (*self.detectors, *((COMBINED,) if self.combine is not None else ()))
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether the scores that decide are calibrated: -log10 of a probability."""
+        return self.calibration is not None and (self.combine is None or self.combine.calibrate)
+
+    @property
     def registry_models(self) -> Mapping[str, RegistryModel]:
         """The batch detectors by name."""
         return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}
@@ -298,6 +303,8 @@ def _calibrated(settings: Settings) -> Iterator[str]:
         return
     if COMBINED in detectors:
         yield f'detectors: "{COMBINED}" is the name of what is decided together; choose another'
+    if alert is not None and alert.budget is not None and not combine.calibrate:
+        yield "combine: calibrate: a budget needs it; remove calibrate: false, or state alert.probability"
     if 0 < len(detectors) < 2:
         yield "combine: takes two detectors or more"
     for name in combine.weights:

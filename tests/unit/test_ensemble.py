@@ -166,3 +166,21 @@ def test_budget_of_a_topology_is_shared_by_the_machines_known_so_far() -> None:
     restored = scorer(calibration=Calibration(warmup=100), alert=rule)
     restored.admit(["n"], found.components(found.residents.slots(["n"])))  # the others wait on disk
     assert judge(restored, quiet(1), 600, "n").thresholds["z"][-1] == pytest.approx(alone + np.log10(3))
+
+
+@pytest.mark.parametrize("method", ["mean", "max", "k_of_n"])
+def test_budget_holds_for_detectors_that_decide_together(method: str) -> None:
+    recipes = {"z": AdaptiveZ(warmup=20, half_life=500), "trees": HalfSpaceTrees(n_trees=10, window_size=200)}
+    rates = {}
+    for calibrate in (True, False):
+        found = scorer(
+            detectors=recipes,
+            calibration=Calibration(),
+            combine=Combination(method=method, calibrate=calibrate),  # type: ignore[arg-type]
+            alert=AlertRule(probability=0.01, close_after=0),
+        )
+        judge(found, quiet(2000))
+        opened = [event for event in events(judge(found, quiet(20_000, 1), 2000)) if event[1] == "opened"]
+        rates[calibrate] = len(opened) / 20_000
+    assert 0.007 < rates[True] < 0.014
+    assert abs(np.log(rates[False] / 0.01)) > abs(np.log(rates[True] / 0.01))
