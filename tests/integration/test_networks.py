@@ -70,12 +70,14 @@ class Hall:
         return sum(s.value for family in families for s in family.samples if s.name == name)
 
     async def publish(self, part: int, *, pause: float = 0.0) -> None:
-        """Publish a part of the readings, each confirmed, with an ordinary client."""
+        """Publish a part of the readings, each confirmed, with an ordinary client that notices what is returned."""
         async with await aio_pika.connect(self.node.url(vhost=self.vhost)) as connection:
-            channel = await connection.channel()
+            channel = await connection.channel(on_return_raises=True)
             exchange = await channel.get_exchange("mmlw.sensors")
+            first, *others = self.messages[part * SIZE : (part + 1) * SIZE]
+            await _insist(exchange, first)
             async with asyncio.TaskGroup() as tasks:
-                for message in self.messages[part * SIZE : (part + 1) * SIZE]:
+                for message in others:
                     body = aio_pika.Message(message.body)
                     tasks.create_task(exchange.publish(body, message.routing_key, timeout=30.0))
                     await asyncio.sleep(pause)
@@ -131,6 +133,18 @@ class Hall:
                 await intake.ack(found[-1].tag)
                 offset = found[-1].offset
         return list(seen.values())
+
+
+async def _insist(exchange: aio_pika.abc.AbstractExchange, message: Message) -> None:
+    """Publish until it is routed: RabbitMQ lets clients in before it has found its streams again."""
+    async with asyncio.timeout(30.0):
+        while True:
+            try:
+                await exchange.publish(aio_pika.Message(message.body), message.routing_key, timeout=30.0)
+            except aio_pika.exceptions.PublishError:  # returned: NO_ROUTE
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 Open = Callable[..., contextlib.AbstractAsyncContextManager[Hall]]
