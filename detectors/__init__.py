@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
@@ -15,6 +16,8 @@ from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.level_shifts import CUSUM, PageHinkley
+from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.projections import LODA
 from detectors.quality import EventQuality, event_quality, events, roc_auc
@@ -22,9 +25,13 @@ from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
+from detectors.two_samples import KSWIN
 
 __all__ = [
+    "ADWIN",
+    "CUSUM",
     "KNN",
+    "KSWIN",
     "LODA",
     "MCUSUM",
     "MEWMA",
@@ -45,9 +52,11 @@ __all__ = [
     "LeftMatrixProfile",
     "LocalOutlierFactor",
     "Model",
+    "PageHinkley",
     "RandomCutForest",
     "RecentWindow",
     "River",
+    "RobustZ",
     "TrainableDetector",
     "TrainedKNN",
     "Weights",

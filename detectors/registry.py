@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.base import Detector, Model, TrainableDetector, Weights
@@ -15,11 +16,14 @@ from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.level_shifts import CUSUM, PageHinkley
+from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.projections import LODA
 from detectors.river import River
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
+from detectors.two_samples import KSWIN
 
 __all__ = ["ONLINE", "TRAINABLE", "load"]
 
@@ -27,7 +31,10 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
     {
         recipe.kind: recipe
         for recipe in (
+            ADWIN,
+            CUSUM,
             KNN,
+            KSWIN,
             LODA,
             AdaptiveZ,
             Auto,
@@ -35,8 +42,10 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             LeftMatrixProfile,
             MCUSUM,
             MEWMA,
+            PageHinkley,
             RandomCutForest,
             River,
+            RobustZ,
         )
     }
 )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from detectors import registry
+from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.base import Floats, Mask, Slots
@@ -20,11 +21,14 @@ from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.isolation import IsolationForest
+from detectors.level_shifts import CUSUM, PageHinkley
+from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.projections import LODA
 from detectors.river import River
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
 from detectors.subspace import PCA
+from detectors.two_samples import KSWIN
 
 SENSORS = ("pressure", "flow", "current")
 
@@ -38,6 +42,16 @@ def _trained(kind: str) -> Build:
 
 ONLINE: dict[str, Build] = {
     "adaptive_z": lambda: AdaptiveZ(warmup=5, half_life=20).build(SENSORS),
+    "robust_z": lambda: RobustZ(window=20, warmup=8).build(SENSORS),
+    "robust_z_odd": lambda: RobustZ(window=5, warmup=5, floor=0.5).build(SENSORS),
+    "cusum": lambda: CUSUM(warmup=20, threshold=6.0, patience=10).build(SENSORS),
+    "cusum_frozen": lambda: CUSUM(warmup=20, half_life=None, slack=0.2).build(SENSORS),
+    "page_hinkley": lambda: PageHinkley(warmup=20, threshold=4.0).build(SENSORS),
+    "page_hinkley_forgetting": lambda: PageHinkley(warmup=20, forget=0.9, half_life=10).build(SENSORS),
+    "adwin": lambda: ADWIN(warmup=10, delta=0.5).build(SENSORS),
+    "adwin_span": lambda: ADWIN(warmup=20, max_window=100, span=10.0).build(SENSORS),
+    "kswin": lambda: KSWIN(window=30, recent=10, threshold=2.0).build(SENSORS),
+    "kswin_short": lambda: KSWIN(window=20, recent=10, seed=7).build(SENSORS),
     "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
     "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
     "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),

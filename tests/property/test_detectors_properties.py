@@ -10,16 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from detectors.adaptive_windows import ADWIN
 from detectors.base import Detector, Floats, Slots
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
+from detectors.level_shifts import CUSUM, PageHinkley
+from detectors.medians import RobustZ
 from detectors.quality import events, roc_auc
 from detectors.statistical import AdaptiveZ
+from detectors.two_samples import KSWIN
 
 N = 60
-RECIPES = [AdaptiveZ(warmup=3, half_life=5), HalfSpaceTrees(window_size=5, n_trees=3, height=3)]
+RECIPES = [
+    AdaptiveZ(warmup=3, half_life=5),
+    HalfSpaceTrees(window_size=5, n_trees=3, height=3),
+    RobustZ(window=6, warmup=5),
+    CUSUM(warmup=20, patience=2),
+    PageHinkley(warmup=20, threshold=3.0),
+    ADWIN(warmup=10, delta=0.9),
+    KSWIN(window=20, recent=10, threshold=1.0),
+]
 values = npst.arrays(np.float64, (N, 2), elements=st.floats(width=64) | st.floats(-10, 10))
-slots = npst.arrays(np.int64, N, elements=st.integers(0, 4))
+slots = npst.arrays(np.int64, N, elements=st.integers(0, 4) | st.just(0))
 cuts = st.lists(st.integers(0, N), max_size=8).map(sorted)
 
 
