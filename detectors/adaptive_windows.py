@@ -39,10 +39,11 @@ class ADWIN(Detector, frozen=True, kw_only=True):
     It judges distributions by their means and no single reading: a lone spike is not seen, except on a flat
     line. A mean that shifts by one sigma is told after about 30 readings, by half a sigma after 100. In a
     stationary stream of independent readings the probability of a cut is at most about `delta` a reading;
-    measured: one in 300,000 on normal noise, one in 30,000 on heavy tails (Student's t of 3 degrees). A drift
-    is told once, and what is newer is normal: an alert is a moment (`close_after: 0`), and the kind serves to
-    say when a model is to be trained again, also on a stream of scores (sensors `("score",)`). Readings held
-    back from learning (the `learn` mask) are compared with the window, and do not become part of it.
+    measured: one in 500,000 on normal noise, none in a million on heavy tails (Student's t of 3 degrees). A
+    drift is told once, and what is newer is normal: an alert is a moment (`close_after: 0`), and the kind
+    serves to say when a model is to be trained again, also on a stream of scores (sensors `("score",)`).
+    Readings held back from learning (the `learn` mask) are compared with the window, and do not become part of
+    it.
 
     With `span: 1` it tells a first drift of values between 0 and 1 at the same reading as river's ADWIN with
     `clock` 1 (by default river looks every 32 readings), and later ones within about 20: river forgets all

@@ -73,7 +73,7 @@ class CUSUM(_LevelShift, frozen=True, kw_only=True):
     sigmas; the sensor that is furthest off counts. A level that is off by d sigmas reaches the threshold after
     about threshold / (d - slack) readings: one sigma after 24, two after 8. On independent normal readings of a
     known level a false alarm comes every 500,000 readings a sensor (Siegmund's approximation); with a level
-    learned from 200 readings one came every 240,000, and every 19,000 where a reading correlates by 0.8 with
+    learned from 200 readings one came every 170,000, and every 19,000 where a reading correlates by 0.8 with
     the next, whose sum also needs a shift that is larger by as much as the sigma was widened.
 
     The sum stays up while the level is off, so that an alert lasts as long as the shift, and is bounded by four
@@ -120,7 +120,8 @@ class PageHinkley(_LevelShift, frozen=True, kw_only=True):
     2013. Deviations from the mean of all readings since the last drift, beyond `delta` sigmas, add up; the
     score is the larger of the sums upwards and downwards, in sigmas. It judges the distribution's mean and no
     single reading: a shift of one sigma is told after about 40 readings, of half a sigma after 120. False ones,
-    measured: none in a million independent readings, one in 90,000 where a reading correlates by 0.8 with the next.
+    measured: none in three million independent readings, one in 90,000 where a reading correlates by 0.8 with
+    the next.
 
     A drift is told once: with the learned reading that reaches the threshold the test begins anew with a
     warm-up, and what follows is normal. So an alert is a moment (`close_after: 0`), and the kind serves to say
