@@ -47,11 +47,13 @@ ONLINE: dict[str, Build] = {
     "cusum": lambda: CUSUM(warmup=20, threshold=6.0, patience=10).build(SENSORS),
     "cusum_frozen": lambda: CUSUM(warmup=20, half_life=None, slack=0.2).build(SENSORS),
     "page_hinkley": lambda: PageHinkley(warmup=20, threshold=4.0).build(SENSORS),
-    "page_hinkley_forgetting": lambda: PageHinkley(warmup=20, forget=0.9, half_life=10).build(SENSORS),
-    "adwin": lambda: ADWIN(warmup=10, delta=0.5).build(SENSORS),
+    "page_hinkley_forgetting": lambda: PageHinkley(warmup=20, forget=0.9, half_life=10, threshold=6.0).build(
+        SENSORS
+    ),
+    "adwin": lambda: ADWIN(warmup=10, delta=0.99).build(SENSORS),
     "adwin_span": lambda: ADWIN(warmup=20, max_window=100, span=10.0).build(SENSORS),
-    "kswin": lambda: KSWIN(window=30, recent=10, threshold=2.0).build(SENSORS),
-    "kswin_short": lambda: KSWIN(window=20, recent=10, seed=7).build(SENSORS),
+    "kswin": lambda: KSWIN(window=30, recent=10, threshold=1.5).build(SENSORS),
+    "kswin_short": lambda: KSWIN(window=20, recent=10, threshold=2.0, seed=7).build(SENSORS),
     "knn": lambda: KNN(k=2, capacity=20, warmup=5, patience=5, horizon=30).build(SENSORS),
     "knn_sliding": lambda: KNN(k=1, capacity=8, warmup=5, reservoir="sliding").build(SENSORS),
     "loda": lambda: LODA(n_projections=8, n_bins=12, warmup=6, half_life=20, patience=5).build(SENSORS),
