@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
+from detectors.autoregressive import Autoregressive
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
@@ -15,14 +16,17 @@ from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
+from detectors.holt_winters import HoltWinters
 from detectors.isolation import IsolationForest
 from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
 from detectors.neighbours import KNN
+from detectors.profiles import SeasonalProfile
 from detectors.projections import LODA
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
+from detectors.smoothing import ExponentialSmoothing
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 from detectors.two_samples import KSWIN
@@ -41,13 +45,16 @@ __all__ = [
     "AdaptiveZ",
     "Auto",
     "Autoencoder",
+    "Autoregressive",
     "Calibration",
     "Calibrator",
     "Contributions",
     "Detector",
     "EllipticEnvelope",
     "EventQuality",
+    "ExponentialSmoothing",
     "HalfSpaceTrees",
+    "HoltWinters",
     "IsolationForest",
     "LeftMatrixProfile",
     "LocalOutlierFactor",
@@ -57,6 +64,7 @@ __all__ = [
     "RecentWindow",
     "River",
     "RobustZ",
+    "SeasonalProfile",
     "TrainableDetector",
     "TrainedKNN",
     "Weights",

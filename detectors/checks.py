@@ -32,6 +32,8 @@ __all__ = ["CHECKS", "TRAINED_CHECKS", "Build", "Check", "ContractBroken", "chec
 
 Check = Callable[[Build, int], None]
 """Takes the build function and a seed. Raises ContractBroken."""
+_ENOUGH = 20
+"""Times the readings are repeated until a trained model must have forgotten what came before: 2,000 a key."""
 
 
 def check_model(build: Build, *, seed: int = 0, trained: bool = False) -> None:
@@ -256,14 +258,37 @@ def _nothing_comes_of_nothing(build: Build, seed: int) -> None:
 
 
 def _nothing_is_learned(build: Build, seed: int) -> None:
-    stream = readings(build, seed)
-    model = build()
+    stream, slots = readings(build, seed), np.arange(N_KEYS)
+    nothing = np.zeros(len(stream.slots), np.bool_)
+    model, held = build(), build()
+    fresh = model.snapshot(slots)
     scores = model.score_learn(*stream)
+    state = model.snapshot(slots)
+    require_same(
+        scores,
+        held.score_learn(*stream[:3], nothing),
+        "holding learning back changes a trained model's scores",
+    )
+    require_same_state(state, held.snapshot(slots), "holding learning back changes a trained model's state")
+    model.restore(slots, fresh)
     require_same(scores, model.score_learn(*stream), "a trained model scores the same reading differently")
+    if state:
+        _the_past_is_forgotten(build, stream)
+        return
     order = np.random.default_rng(seed).permutation(len(scores))
     require_same(
         scores[order], model.score_learn(*stream.at(order)), "a trained model's scores depend on the order"
     )
+
+
+def _the_past_is_forgotten(build: Build, stream: Stream) -> None:
+    """State of a trained model is its keys' recent past: after enough readings, what was read before is all one."""
+    model, other = build(), build()
+    model.score_learn(*stream)
+    other.score_learn(stream.slots, stream.values + 1e3, stream.times)
+    for _ in range(_ENOUGH):
+        scores, others = model.score_learn(*stream), other.score_learn(*stream)
+    require(np.allclose(scores, others, rtol=1e-6, atol=1e-6), "a trained model does not forget its past")
 
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -288,4 +313,5 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
 )
 """Checks by name, for every model."""
 TRAINED_CHECKS: Mapping[str, Check] = MappingProxyType({"nothing_is_learned": _nothing_is_learned})
-"""What holds besides for models that do not learn while they run."""
+"""What holds besides for trained models, which do not learn while they run: the `learn` mask changes nothing, and
+scores do not depend on the order of readings or, with state per key, on what was read long ago."""

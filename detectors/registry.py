@@ -8,6 +8,7 @@ from types import MappingProxyType
 from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
+from detectors.autoregressive import Autoregressive
 from detectors.base import Detector, Model, TrainableDetector, Weights
 from detectors.control_charts import MCUSUM, MEWMA
 from detectors.cuts import RandomCutForest
@@ -15,12 +16,15 @@ from detectors.density import LocalOutlierFactor, TrainedKNN
 from detectors.discords import LeftMatrixProfile
 from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
+from detectors.holt_winters import HoltWinters
 from detectors.isolation import IsolationForest
 from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
 from detectors.neighbours import KNN
+from detectors.profiles import SeasonalProfile
 from detectors.projections import LODA
 from detectors.river import River
+from detectors.smoothing import ExponentialSmoothing
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 from detectors.two_samples import KSWIN
@@ -38,7 +42,9 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             LODA,
             AdaptiveZ,
             Auto,
+            Autoregressive,
             HalfSpaceTrees,
+            HoltWinters,
             LeftMatrixProfile,
             MCUSUM,
             MEWMA,
@@ -46,6 +52,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             RandomCutForest,
             River,
             RobustZ,
+            SeasonalProfile,
         )
     }
 )
@@ -55,6 +62,7 @@ TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
         for recipe in (
             Autoencoder,
             EllipticEnvelope,
+            ExponentialSmoothing,
             IsolationForest,
             LocalOutlierFactor,
             PCA,
