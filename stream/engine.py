@@ -210,7 +210,7 @@ class Engine:
 
     def apply(self, swap: Swap) -> Changes:
         """Put a prepared model in place (an act for `between_batches`)."""
-        self.scorer.swap(swap.detector, swap.model, swap.info)
+        self.ledger.touch(self.scorer.swap(swap.detector, swap.model, swap.info))
         self._metrics.active_model(swap.detector, *_labels(swap.info))
         return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})
 

@@ -30,6 +30,11 @@ class Residents:
         """The machines in memory, in the order in which they came."""
         return list(self._slot_of)
 
+    @property
+    def occupied(self) -> Slots:
+        """Their slots, (n,), in the same order."""
+        return np.fromiter(self._slot_of.values(), dtype=np.int64, count=len(self._slot_of))
+
     def name(self, slot: int) -> str:
         """Who is in a slot."""
         return self._names[slot]

@@ -231,11 +231,19 @@ class Scorer:
                 quiet[i] |= any(fnmatchcase(batch.machines[i], pattern) for pattern in pause.machines)
         return quiet
 
-    def swap(self, detector: str, model: Model, info: ModelInfo) -> None:
-        """From the next batch on this model scores. Its keys' alert episodes go on."""
+    def swap(self, detector: str, model: Model, info: ModelInfo) -> Slots:
+        """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
+        where both models have the same arrays for it. The slots (n,) whose state became another: all, or none."""
         lane, fresh = self.lanes[detector], self._lane(detector, model, info)
+        slots = self.residents.occupied
+        past = lane.model.snapshot(slots)
         lane.model, lane.info, lane.threshold = model, info, fresh.threshold
         self._fresh[f"model:{detector}"] = model.snapshot(np.zeros(1, dtype=np.int64))
+        if not self._fits(f"model:{detector}", past):
+            return slots
+        if past:
+            model.restore(slots, past)
+        return slots[:0]
 
     def accept(self, machine: str, detector: str | None = None) -> Slots:
         """Take a machine's open alerts (of one detector, or all) for normal: they are learned from now on.
@@ -260,12 +268,21 @@ class Scorer:
         """Take machines into memory that are not: with these rows of their state, fresh where there are none."""
         slots, used = self.residents.place(machines)
         for name, table in self._tables():
-            if components.get(name):
+            if components.get(name) and self._fits(name, components[name]):
                 table.restore(slots, components[name])
             elif len(used) and self._fresh[name]:
                 table.restore(
                     used, {key: np.repeat(row, len(used), 0) for key, row in self._fresh[name].items()}
                 )
+
+    def _fits(self, table: str, rows: Rows) -> bool:
+        """Whether a trained model's table takes rows that the model before it may have left. Other tables must."""
+        if table.removeprefix("model:") not in self._topology.registry_models:
+            return True
+        fresh = self._fresh[table]
+        return {name: (row.dtype, row.shape[1:]) for name, row in fresh.items()} == {
+            name: (row.dtype, row.shape[1:]) for name, row in rows.items()
+        }
 
     def evict(self, count: int, keep: Slots) -> None:
         """Let go of so many machines that are in the checkpoint, but of none in `keep` or with an open alert."""
