@@ -16,6 +16,12 @@ from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
+from detectors.autoregressive import Autoregressive
+from detectors.base import Detector, Floats, Slots
+from detectors.features import RecentWindow
+from detectors.forest import HalfSpaceTrees
+from detectors.holt_winters import HoltWinters
+from detectors.profiles import SeasonalProfile
 from detectors.quality import events, roc_auc
 from detectors.statistical import AdaptiveZ
 from detectors.two_samples import KSWIN
@@ -29,6 +35,10 @@ RECIPES = [
     PageHinkley(warmup=20, threshold=3.0),
     ADWIN(warmup=10, delta=0.9),
     KSWIN(window=20, recent=10, threshold=1.0),
+    Autoregressive(order=2, warmup=3, half_life=5),
+    HalfSpaceTrees(window_size=5, n_trees=3, height=3),
+    HoltWinters(season=3, warmup=3, half_life=5, damping=1.0),
+    SeasonalProfile(period=6, bins=3, half_life=2, warmup=1),
 ]
 values = npst.arrays(np.float64, (N, 2), elements=st.floats(width=64) | st.floats(-10, 10))
 slots = npst.arrays(np.int64, N, elements=st.integers(0, 4) | st.just(0))
