@@ -95,7 +95,7 @@ class AutoregressiveModel(ResidualModel):
         super().__init__(sensors, 6.0 if recipe.threshold is None else recipe.threshold, columns)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
-        """Scores (n,) in sigmas; see `Model`. About 1 µs per reading of 8 sensors."""
+        """Scores (n,) in sigmas; see `Model`. Some 0.3 µs per reading and sensor."""
         slots, values = slot_numbers(slots), floats(values)
         recipe, table = self._recipe, self._table
         table.reserve(slots)
@@ -156,14 +156,14 @@ def _correct(
 ) -> None:
     """Learn one standardised residual: coefficients and their covariance, kept symmetric; then forget, by widening
     the covariance by what is not `kept`, where that leaves it within the prior."""
-    order, trace = len(gain), 0.0
+    order, trace, part = len(gain), 0.0, 1.0 / width
     for k in range(order):
-        coefficients[k] += gain[k] * residual / width
-        trace += covariance[k, k] - gain[k] * gain[k] / width
+        coefficients[k] += gain[k] * residual * part
+        trace += covariance[k, k] - gain[k] * gain[k] * part
     widened = 1.0 / kept if trace <= kept * order * _PRIOR else 1.0
     for k in range(order):
         for m in range(k + 1):
-            covariance[k, m] = widened * (covariance[k, m] - gain[k] * gain[m] / width)
+            covariance[k, m] = widened * (covariance[k, m] - gain[k] * gain[m] * part)
             covariance[m, k] = covariance[k, m]
 
 
@@ -202,6 +202,7 @@ def _score_learn(
             known = np.isfinite(values[i, j])
             if not known and age[slot, j] == 0:
                 continue
+            past, phi, own = lags[slot, j], coefficients[slot, j], covariance[slot, j]
             center = mean[slot, j]
             least = max(floor, floor_relative * abs(center))
             unit = max(np.sqrt(scatter[slot, j]), least)
@@ -209,15 +210,15 @@ def _score_learn(
             ready = age[slot, j] >= order and count[slot, j] >= _SETTLED
             if ready:
                 for k in range(order):
-                    away = (lags[slot, j, k] - center) / unit if unit > 0.0 else 0.0
+                    away = (past[k] - center) / unit if unit > 0.0 else 0.0
                     inputs[k] = min(max(away, -_REACH), _REACH)
-                    forecast += unit * coefficients[slot, j, k] * inputs[k]
+                    forecast += unit * phi[k] * inputs[k]
                 forecast = bounded(forecast)
                 expected[i, j] = forecast
             value = bounded(values[i, j]) if known else forecast
             if ready and known:
-                _prepare(covariance[slot, j])
-                width = _gain(inputs, covariance[slot, j], gain)
+                _prepare(own)
+                width = _gain(inputs, own, gain)
                 residual = value - forecast
                 error = variance[slot, j] * width
                 weight = max(1.0 / (errors + 1), rate)
@@ -235,7 +236,7 @@ def _score_learn(
                     )
                     standard = residual / unit if unit > 0.0 else 0.0
                     standard = min(max(standard, -2.0 * _REACH), 2.0 * _REACH)
-                    _correct(standard, width, 1.0 - rate, gain, coefficients[slot, j], covariance[slot, j])
+                    _correct(standard, width, 1.0 - rate, gain, phi, own)
             if known and learn[i]:
                 weight = max(1.0 / (count[slot, j] + 1), rate)
                 away = clipped(value - center, scatter[slot, j], least, clip, count[slot, j], warmup)
@@ -245,6 +246,6 @@ def _score_learn(
                 )
                 count[slot, j] += 1
             for k in range(order - 1, 0, -1):
-                lags[slot, j, k] = lags[slot, j, k - 1]
-            lags[slot, j, 0] = value
+                past[k] = past[k - 1]
+            past[0] = value
             age[slot, j] += 1

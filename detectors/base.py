@@ -120,7 +120,13 @@ class Weights:
 
 
 class TrainableDetector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Recipe of a detector that is trained before it runs: `fit` makes weights, weights make a model."""
+    """Recipe of a detector that is trained before it runs: `fit` makes weights, weights make a model.
+
+    What is normal stays as trained, whatever the `learn` mask says. A model may remember its keys' recent past,
+    as far as its next scores need that, as state per key that is a function of their last readings. The next
+    version of a model takes that over where its arrays are the same, so let their shapes depend on the sensors
+    alone.
+    """
 
     kind: ClassVar[str] = ""
 

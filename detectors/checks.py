@@ -37,7 +37,10 @@ _ENOUGH = 20
 
 
 def check_model(build: Build, *, seed: int = 0, trained: bool = False) -> None:
-    """Run every check. `trained` adds that nothing is learned. Raises ContractBroken, naming the check."""
+    """Run every check. `trained` adds that nothing but the recent past is remembered.
+
+    Raises ContractBroken, naming the check.
+    """
     checks = {**CHECKS, **(TRAINED_CHECKS if trained else {})}
     for name, check in checks.items():
         try:

@@ -93,7 +93,7 @@ class SeasonalProfileModel(ResidualModel):
         super().__init__(sensors, 6.0 if recipe.threshold is None else recipe.threshold, columns)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
-        """Scores (n,) in sigmas, at most a million; see `Model`. About 0.5 µs per reading of 8 sensors."""
+        """Scores (n,) in sigmas, at most a million; see `Model`. Some 0.2 µs per reading and sensor."""
         slots, values, times = slot_numbers(slots), floats(values), floats(times)
         recipe, table = self._recipe, self._table
         table.reserve(slots)
@@ -147,6 +147,18 @@ def _spread(own: float, common: float, visits: float) -> float:
     return own * (1.0 + 1.0 / max(visits, 1.0))
 
 
+@compiled("void(int64, float64, float64, float64, float64[::1], float64[::1])")
+def _learn(cell: int, value: float, share: float, least: float, mean: Floats, variance: Floats) -> None:
+    """Learn a value with this share in a bin's mean and variance; all of it where the bin is fresh."""
+    if share >= 1.0:
+        mean[cell], variance[cell] = value, 0.0
+        return
+    step = value - mean[cell]
+    count = int(1.0 / share) - 1
+    variance[cell] = next_variance(variance[cell], np.sqrt(1.0 - share) * step, share, least, count)
+    mean[cell] += share * step
+
+
 @compiled(
     "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[::1], float64[::1],"
     " float64[:,:,::1], float32[:,:,::1], float32[:,:,::1], float64[:,:,::1], float64[:,:,::1], float64[:,:,::1],"
@@ -181,7 +193,8 @@ def _score_learn(
         slot = slots[i]
         now = times[i] if np.isfinite(times[i]) else newest[slot]
         season = np.floor(now / period)
-        cell = min(int(n_bins * (now / period - season)), n_bins - 1)
+        phase = now / period - season
+        cell = min(int(n_bins * phase), n_bins - 1) if 0.0 <= phase < 1.0 else 0
         known_for = now - start[slot] if count[slot] else -1.0
         faded = 0.5 ** (max(now - newest[slot], 0.0) / half_life)
         for j in range(values.shape[1]):
@@ -215,11 +228,7 @@ def _score_learn(
                 residual = min(max(residual, -most), most)
             cleaned = value if young else center + residual
             share = 1.0 / (had + 1.0)
-            step = cleaned - own if had > 0.0 else 0.0
-            variance[slot, j, cell] = next_variance(
-                variance[slot, j, cell], np.sqrt(1.0 - share) * step, share, least, int(had)
-            )
-            mean[slot, j, cell] = own + share * step if had > 0.0 else cleaned
+            _learn(cell, cleaned, share, least, mean[slot, j], variance[slot, j])
             again = had > 0.0 and np.floor(updated[slot, j, cell] / period) == season
             visits[slot, j, cell] = stays if again else stays + 1.0
             weight[slot, j, cell] = had + 1.0

@@ -74,7 +74,7 @@ def clipped(residual: float, variance: float, least: float, clip: float, seen: i
     sigma = np.sqrt(variance)
     if sigma <= least or seen < _TRUSTED_AFTER:
         return residual
-    most = sigma * (clip if seen >= warmup else 2.0 * clip)
+    most: float = sigma * (clip if seen >= warmup else 2.0 * clip)
     return min(max(residual, -most), most)
 
 

@@ -197,6 +197,19 @@ def test_checks_catch_a_model_that_writes_into_its_input() -> None:
         CHECKS["inputs_are_left_alone"](_WritesIntoValues, 0)
 
 
+class _NeverForgets(AdaptiveZModel):
+    def __init__(self) -> None:
+        super().__init__(AdaptiveZ(warmup=5, half_life=1e9), SENSORS)
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        return super().score_learn(slots, values, times)
+
+
+def test_checks_catch_a_trained_model_whose_state_is_more_than_the_recent_past() -> None:
+    with pytest.raises(ContractBroken, match="does not forget"):
+        TRAINED_CHECKS["nothing_is_learned"](_NeverForgets, 0)
+
+
 def test_checks_catch_a_trained_model_that_learns() -> None:
     with pytest.raises(ContractBroken, match="nothing_is_learned"):
         check_model(ONLINE["adaptive_z"], trained=True)

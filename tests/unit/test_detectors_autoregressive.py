@@ -46,7 +46,7 @@ def _least_squares(values: Floats, order: int, half_life: float) -> tuple[Floats
         away = value - mean
         mean += weight * away
         scatter = (1 - weight) * (scatter + weight * away**2)
-    return np.linalg.solve(information, moment), forecasts
+    return np.asarray(np.linalg.solve(information, moment), np.float64), forecasts
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
@@ -134,6 +134,8 @@ def test_a_fault_is_not_learned_at_once() -> None:
     values[2000:2003] = 1e9, -1e9, 1e9
     scores = _feed(spoiled, values)
     assert scores[2000:2003].min() > 20
+    expected = spoiled.contributions(np.arange(2000, 2010)).expected
+    assert np.abs(expected).max() < 30, "what follows is forecast as if they had been 5 deviations off"
     assert scores[2010:].max() < 6
     one, other = clean.snapshot(KEY), spoiled.snapshot(KEY)
     assert other["coefficients"][0, 0] == pytest.approx(one["coefficients"][0, 0], abs=0.15)

@@ -72,6 +72,13 @@ def test_the_score_is_the_forecast_error_in_sigmas_of_the_errors_before() -> Non
     np.testing.assert_allclose(scores[SEASON + 50 :], np.abs(errors[50:]) / sigma, rtol=1e-5)
 
 
+def test_two_seasons_pass_before_anything_is_scored() -> None:
+    pattern = 10.0 * np.sin(2 * np.pi * np.arange(400) / 100)
+    scores = _feed(HoltWinters(season=100).build(("x",)), pattern + np.random.default_rng(0).normal(size=400))
+    assert not scores[:200].any()
+    assert scores[200:].all()
+
+
 @pytest.mark.parametrize("season", [None, SEASON])
 def test_gaussian_noise_scores_as_often_as_gaussian_tails_say(season: int | None) -> None:
     values = _wave(40_000) if season else np.random.default_rng(1).normal(size=40_000)

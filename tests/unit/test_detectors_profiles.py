@@ -139,6 +139,17 @@ def test_nothing_is_scored_in_the_first_seasons_nor_in_a_bin_never_read() -> Non
     assert _feed(model, np.array([1e6]), np.array([times[-1]]))[0] == 0.0
 
 
+def test_errors_count_from_the_second_season_on() -> None:
+    times = _regular(3)
+    model = SeasonalProfile().build(("x",))
+    seen = []
+    for day in (slice(0, 96), slice(96, 192)):
+        _feed(model, _load(times)[day], times[day])
+        seen.append(model.snapshot(KEY)["overall"][0, 0, 2])
+    assert seen[0] == 0.0
+    assert 90 < seen[1] <= 96
+
+
 def test_an_outlier_moves_its_bin_by_little_and_a_new_level_is_learned_in_the_end() -> None:
     times = _regular(80)
     values = _load(times)
@@ -188,11 +199,11 @@ def test_a_week_has_its_days() -> None:
     assert _feed(daily, values, times)[monday] < 6
 
 
-def test_a_reading_without_a_time_is_taken_for_the_newest() -> None:
+def test_times_that_are_none_are_survived() -> None:
     times = _regular(10)
     values = _load(times)
     spoiled = times.copy()
-    spoiled[500] = np.nan
+    spoiled[500:504] = np.nan, np.inf, 1e308, -1e308
     model = SeasonalProfile().build(("x",))
     scores = _feed(model, values, spoiled)
     assert np.isfinite(scores).all()

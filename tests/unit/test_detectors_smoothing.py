@@ -110,6 +110,14 @@ def test_a_spike_does_not_throw_the_level_and_a_jump_is_the_recent_past_after_pa
     assert (jump[10:] < 3).all()
 
 
+def test_readings_to_both_sides_are_no_jump() -> None:
+    weights, model = _trained(_wandering(600, 0.3), patience=3)
+    level = weights.arrays["level"][0]
+    scores = _feed(model, level + np.array([1e3, 1e3, -1e3, 1e3, 1e3, 0.0, 1e3, 1e3, 0.0]))
+    assert scores[[5, 8]].max() < 4
+    assert scores[[0, 1, 2, 3, 4, 6, 7]].min() > 900
+
+
 def test_missing_readings_are_bridged_and_do_not_break_a_run() -> None:
     weights, model = _trained(_wandering(600, 0.3), patience=3)
     level = weights.arrays["level"][0] + 1000.0

@@ -13,11 +13,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from detectors.base import Model
+from detectors.statistical import AdaptiveZ
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Checkpoint
 from stream.errors import BrokerUnreachable, CheckpointError
 from stream.metrics import Metrics
+from stream.references import ModelRef
 from stream.scorer import Scorer
 from stream.state import Changes
 from tests.aio import run
@@ -239,6 +242,30 @@ def test_swap_scores_every_reading_once_with_the_model_its_receipt_names(tmp_pat
         values = np.vstack([part.batch.values for part in plant.scored])
         assert offsets.tolist() == list(range(2000))
         np.testing.assert_allclose(scores, np.abs(values[:, 0]) * np.where(offsets >= first, 3.0, 1.0))
+
+    run(story())
+
+
+class _Learning(ScaleShelf):
+    """Version 7 is a model with state of each key."""
+
+    def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
+        return AdaptiveZ().build(tuple(sensors)) if ref.version == 7 else super().model(ref, sensors)
+
+
+def test_state_that_a_swap_made_fresh_is_in_the_checkpoint_too(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology(batch_model=True), shelf=_Learning(alias=7))
+        await plant.declare()
+        await plant.publish(readings(100))
+        async with plant.running() as worker:
+            await plant.reached(worker, 100)
+            await plant.ask("swap", model="models:/scale/3")
+            await plant.ask("swap", model="models:/scale/7")
+        machines, state = state_of(plant)
+        assert len(machines) == 3
+        assert np.sum(state["model:spike"]["count"]) == 200, "of two sensors"
+        assert np.sum(state["model:scale"]["count"]) == 0
 
     run(story())
 
