@@ -34,10 +34,10 @@ class HoltWinters(Detector, frozen=True, kw_only=True):
 
     Fails where readings are missing without being sent as missing (the season then slips: use
     `seasonal_profile`), on faults that grow slower than the trend learns, on a first season that is not normal,
-    and on anomalies that show only in how sensors move together.
+    on levels that wander while nothing is learned, as behind an open alert (use `autoregressive`), and on
+    anomalies that show only in how sensors move together.
 
-    >>> values = np.tile([1.0, 2.0, 5.0, 2.0], 50)[:, np.newaxis] + 0.1 * np.sin(np.arange(200.0))[:,
-    np.newaxis]
+    >>> values = np.resize([1.0, 2.0, 5.0, 2.0], (200, 1)) + 0.1 * np.sin(np.arange(200.0))[:, np.newaxis]
     >>> values[193] = 5.0
     >>> model = HoltWinters(season=4).build(("load",))
     >>> scores = model.score_learn(np.zeros(200, np.int64), values, np.arange(200.0))
