@@ -11,16 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from detectors.adaptive_windows import ADWIN
-from detectors.base import Detector, Floats, Slots
-from detectors.features import RecentWindow
-from detectors.forest import HalfSpaceTrees
-from detectors.level_shifts import CUSUM, PageHinkley
-from detectors.medians import RobustZ
 from detectors.autoregressive import Autoregressive
 from detectors.base import Detector, Floats, Slots
 from detectors.features import RecentWindow
 from detectors.forest import HalfSpaceTrees
 from detectors.holt_winters import HoltWinters
+from detectors.level_shifts import CUSUM, PageHinkley
+from detectors.medians import RobustZ
 from detectors.profiles import SeasonalProfile
 from detectors.quality import events, roc_auc
 from detectors.statistical import AdaptiveZ
