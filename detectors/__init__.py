@@ -7,6 +7,7 @@ from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.autoregressive import Autoregressive
 from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
+from detectors.base import Contributions, Detector, ExampleModel, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
@@ -53,6 +54,7 @@ __all__ = [
     "EllipticEnvelope",
     "EventQuality",
     "ExponentialSmoothing",
+    "ExampleModel",
     "HalfSpaceTrees",
     "HoltWinters",
     "IsolationForest",

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Mask, Model, Rows, Slots
+from detectors.base import Contributions, Detector, ExampleModel, Floats, Mask, Model, Rows, Slots
 from detectors.calibration import Calibration, Calibrator
 from detectors.control_charts import MEWMA
 from detectors.discords import LeftMatrixProfile
@@ -141,6 +141,19 @@ class AutoModel:
                 silent = ~shares[at].any(axis=1)
                 shares[at[silent]], expected[at[silent]] = why.shares[silent], why.expected[silent]
         return Contributions(shares, expected)
+
+    def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
+        """Distance (k,) to the nearest example, in the unit of the model that gives the reasons; NaN of a chart."""
+        nearest, open_ = np.full(len(rows), np.nan), self._by[rows] >= 0
+        for number, family in enumerate(self._families):
+            for model in family.models:
+                at = np.flatnonzero(open_ & (self._by[rows] == number))
+                if not len(at) or not isinstance(model, ExampleModel):
+                    continue
+                place = self._place[rows[at]]
+                nearest[at] = model.nearest_distances(place)
+                open_[at[model.contributions(place).shares.any(axis=1)]] = False
+        return nearest
 
     def explain(self, slot: int) -> str:
         """Which family scores a key, and why."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Contributions",
     "Detector",
+    "ExampleModel",
     "Floats",
     "Mask",
     "Model",
@@ -88,6 +89,19 @@ class Model(Protocol):
 
     def restore(self, slots: Slots, rows: Rows) -> None:
         """Put back rows that `snapshot` returned, growing the tables as needed. Raises ValueError on a mismatch."""
+        ...
+
+
+@runtime_checkable
+class ExampleModel(Protocol):
+    """What a model offers besides that compares readings with examples of normal: how far the nearest one is."""
+
+    def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
+        """Distance (k,) to the nearest example for row indices (k,) of the latest `score_learn` call; >= 0.
+
+        NaN where there was none to compare with. In the unit in which the model measures, which its docstring
+        names. Asked for together with `contributions`, and as independent of batch boundaries.
+        """
         ...
 
 

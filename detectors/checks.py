@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from detectors.base import Rows
+from detectors.base import ExampleModel, Rows
 from detectors.trials import (
     N_KEYS,
     Build,
@@ -248,6 +248,26 @@ def _contributions_are_shares(build: Build, seed: int) -> None:
     require(none.shares.shape == (0, values.shape[1]), "no rows asked for, but contributions given")
 
 
+def _nearest_examples_have_distances(build: Build, seed: int) -> None:
+    model, stream = build(), readings(build, seed)
+    model.score_learn(*stream)
+    if not isinstance(model, ExampleModel):
+        return
+    count = len(stream.slots)
+    nearest = model.nearest_distances(np.arange(count))
+    require(nearest.shape == (count,), f"{nearest.shape} distances for {count} readings")
+    require(bool(np.isfinite(nearest).any()), "no reading has a distance to its nearest example")
+    require(not np.isinf(nearest).any() and not (nearest < 0).any(), "a distance is infinite or negative")
+    rows = np.array([7, 250, 7, 0])
+    require_same(nearest[rows], model.nearest_distances(rows), "distances depend on the rows asked for")
+    again, parts = build(), []
+    for start in range(0, count, 7):
+        again.score_learn(*stream.at(slice(start, start + 7)))
+        if isinstance(again, ExampleModel):
+            parts.append(again.nearest_distances(np.arange(min(7, count - start))))
+    require_same(nearest, np.concatenate(parts), "distances depend on where the stream is split")
+
+
 def _nothing_comes_of_nothing(build: Build, seed: int) -> None:
     stream = readings(build, seed)
     expected = build().score_learn(*stream)
@@ -310,6 +330,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             _odd_state_is_refused,
             _tables_grow,
             _contributions_are_shares,
+            _nearest_examples_have_distances,
             _nothing_comes_of_nothing,
         )
     }

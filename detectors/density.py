@@ -138,6 +138,11 @@ class ExamplesModel:
         shares = np.sign(self._differences[rows]) * squares / np.where(total > 0, total, 1.0)
         return Contributions(shares, self._expected[rows])
 
+    def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
+        """Distance (k,) to the nearest training example, in standard deviations of the training data."""
+        distances: Floats = np.sqrt((self._differences[rows] ** 2).sum(axis=1))
+        return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
+
     def snapshot(self, slots: Slots) -> Rows:
         """Nothing: the model has no state per key."""
         return {}

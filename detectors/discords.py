@@ -118,6 +118,11 @@ class LeftMatrixProfileModel:
         shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
         return Contributions(shares, self._expected[rows])
 
+    def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
+        """Distance (k,) of the sensor that counts to its most similar stretch, in the unit of the scores."""
+        distances: Floats = np.abs(self._deviations[rows]).max(axis=1)
+        return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
         `squares` (k, n_sensors, history)."""

@@ -145,9 +145,9 @@ class KNNModel:
         return Contributions(shares, self._expected[rows])
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
-        """Distance (k,) of these rows of the latest call to their nearest example, in sigmas."""
+        """Distance (k,) of these rows of the latest call to their nearest example, in sigmas; NaN without one."""
         distances: Floats = np.sqrt((self._differences[rows] ** 2).sum(axis=1))
-        return distances
+        return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
 
     def snapshot(self, slots: Slots) -> Rows:
         """`examples` (k, capacity, n_sensors), 1e300 for a missing sensor, and the running statistics."""

@@ -79,6 +79,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     """One sentence for a person."""
     contributions: list[SensorReason]
+    nearest_example: float | None = None
+    """Distance to the nearest normal example, where the detector keeps examples, in the unit it measures in."""
     model: ModelInfo
     position: Position
     window: Window

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
+from detectors.base import Contributions, ExampleModel, Floats, Mask, Model, Rows, Slots
 from detectors.calibration import Calibrator
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
 from stream.readings import Batch
 from stream.rules import COMBINED, AlertRule, Combination, Learning
 
-__all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful"]
+__all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful", "Why"]
 
 
 _SHORTEST = 8
@@ -83,6 +83,15 @@ class Part:
         )
 
 
+class Why(NamedTuple):
+    """Why one reading scored as it did: `shares` and `expected` (n_sensors,) as in `Contributions`, and the distance
+    to the nearest normal example, NaN where no detector has one."""
+
+    shares: Floats
+    expected: Floats
+    nearest: float
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What an ensemble found in a part: scores (n,) by detector (NaN where it is unhealthy), its own (n,), the
@@ -91,7 +100,7 @@ class Decision:
     scores: Mapping[str, Floats]
     decided: Floats
     thresholds: Floats
-    events: Sequence[tuple[Event, Contributions]]
+    events: Sequence[tuple[Event, Why]]
     unhealthy: Sequence[str] = ()
 
 
@@ -217,8 +226,8 @@ class Ensemble:
         counted = self._qualified(decided, limits, scores, batch)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         events = self.alerts.decide(limits, slots, batch.times, counted, place)
-        why = self._why(np.array([event.index for event in events], dtype=np.int64), scores)
-        reasons = [Contributions(why.shares[i], why.expected[i]) for i in range(len(events))]
+        rows = np.array([event.index for event in events], dtype=np.int64)
+        reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
         return Decision(scores, decided, limits, list(zip(events, reasons, strict=True)), unhealthy)
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
@@ -280,6 +289,18 @@ class Ensemble:
         expected = np.array([why.expected for why in found])[strongest, np.arange(len(rows))]
         return Contributions(shares / np.where(total > 0, total, 1.0), expected)
 
+    def _nearest(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Floats:
+        """Distance (k,) to the nearest normal example by the lane that weighs most of those that have one."""
+        nearest, most = np.full(len(rows), np.nan), np.full(len(rows), -1.0)
+        for weight, lane in zip(self._weights().tolist(), self.lanes, strict=True):
+            if not isinstance(lane.model, ExampleModel):
+                continue
+            found = lane.model.nearest_distances(rows)
+            weighs = weight * scores[lane.name][rows]
+            better = np.isfinite(found) & (weighs > most)
+            nearest[better], most[better] = found[better], weighs[better]
+        return nearest
+
     def _snapshot(self, slots: Slots) -> dict[str, Rows]:
         keys = np.unique(slots)
         return {name: table.snapshot(keys) for name, table in self.tables()}
@@ -309,7 +330,7 @@ def _turns(slots: Slots) -> Iterator[NDArray[np.int64]]:
     return (np.flatnonzero(rank == turn) for turn in range(int(sizes.max())))
 
 
-def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Contributions]]) -> Mask:
+def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]]) -> Mask:
     """Which readings come after one that opened or closed an alert of their key."""
     first: dict[int, int] = {}
     for event, _ in events:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Mask, Model, Rows, Slots
+from detectors.base import Detector, Floats, Mask, Model, Rows, Slots
 from detectors.census import Census
 from detectors.features import RecentWindow
 from detectors.rates import Rates
@@ -20,7 +20,7 @@ from stream.alerting import Event
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
-from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful
+from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
 from stream.readings import Batch
 from stream.reasons import sentence
@@ -396,9 +396,7 @@ class Scorer:
         )
         return aligned, slots[index], offsets[index], list(refused.items())
 
-    def _alert(
-        self, ensemble: Ensemble, event: Event, why: Contributions, part: Part, i: int, score: float
-    ) -> Alert:
+    def _alert(self, ensemble: Ensemble, event: Event, why: Why, part: Part, i: int, score: float) -> Alert:
         batch, episode = part.batch, event.episode
         machine = batch.machines[i]
         columns = (_plain(batch.values[i]), _plain(why.expected), why.shares.tolist())
@@ -432,6 +430,7 @@ class Scorer:
                 calibrated=self._topology.gives_probabilities,
             ),
             contributions=reasons,
+            nearest_example=_plain(np.array([why.nearest]))[0],
             model=ensemble.info,
             position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
             window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),

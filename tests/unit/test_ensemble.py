@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detectors import AdaptiveZ, HalfSpaceTrees
+from detectors import KNN, AdaptiveZ, HalfSpaceTrees
 from detectors.base import Floats
 from detectors.calibration import Calibration
+from stream.alerts import alert_message
 from stream.readings import Batch
 from stream.rules import AlertRule, Combination, Learning, Maintenance
 from stream.scorer import Scored, Scorer, online_info
@@ -144,6 +145,28 @@ def test_detectors_decide_together_and_say_why() -> None:
     assert alert.contributions[0].sensor == "a"
     assert sum(abs(reason.share) for reason in alert.contributions) == pytest.approx(1.0)
     assert alert.contributions[0].expected == pytest.approx(10.0, abs=0.2)
+
+
+def test_alert_carries_the_distance_to_the_nearest_normal_example() -> None:
+    examples, band = KNN(k=1, warmup=20), AdaptiveZ(warmup=20, half_life=50)
+    found = scorer(detectors={"knn": examples, "z": band})
+    judge(found, quiet(100))
+    alone = examples.build(("a", "b"))
+    readings = np.concatenate([quiet(100), quiet(1, 1) + FAULT])
+    alone.score_learn(np.zeros(101, np.int64), readings, np.arange(101.0))
+    told = {alert.detector: alert.nearest_example for alert in judge(found, readings[100:], 100).alerts}
+    assert told == {"knn": pytest.approx(alone.nearest_distances(np.array([100]))[0]), "z": None}
+    together = scorer(
+        detectors={"knn": examples, "z": band},
+        calibration=Calibration(warmup=100),
+        combine=Combination(),
+        alert=AlertRule(probability=1e-3),
+    )
+    judge(together, quiet(600))
+    [alert] = judge(together, readings[100:], 600).alerts
+    assert alert.nearest_example is not None
+    assert 10 < alert.nearest_example < 50, "the fault is 30 sigmas off"
+    assert b'"nearest_example":' in alert_message(alert, "x").body
 
 
 def test_budget_sets_the_threshold_by_how_often_a_machine_is_read() -> None:
