@@ -23,6 +23,9 @@ from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.profiles import SeasonalProfile
+from detectors.mahalanobis import Mahalanobis
+from detectors.neighbours import KNN
+from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
@@ -60,8 +63,10 @@ __all__ = [
     "IsolationForest",
     "LeftMatrixProfile",
     "LocalOutlierFactor",
+    "Mahalanobis",
     "Model",
     "PageHinkley",
+    "OnlinePCA",
     "RandomCutForest",
     "RecentWindow",
     "River",

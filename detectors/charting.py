@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from detectors.base import Floats, Mask, Slots
 from detectors.kernels import compiled
 
-__all__ = ["chart"]
+__all__ = ["chart", "shrunk_distance"]
 
 _LARGEST_VALUE = 1e100
 """Beyond it values are taken as if they were it: their squares must stay finite."""
@@ -25,11 +25,12 @@ _MOST_ROOM = 4.0
 
 
 @compiled("float64(float64[:,::1], float64[::1], int64, int64)")
-def _distance(scatter: Floats, deviations: Floats, blocks: int, width: int) -> float:
+def shrunk_distance(scatter: Floats, deviations: Floats, blocks: int, width: int) -> float:
     """Squared Mahalanobis length of the first `width` deviations; overwrites them with R⁻¹ times themselves.
 
     The correlations R of `scatter` (width, width) are shrunk towards none (Schäfer and Strimmer 2005), as if
-    there were as many independent readings as blocks. `scatter` is overwritten.
+    there were as many independent readings as blocks. `scatter` is overwritten, its lower
+    half with R's Cholesky factor.
     """
     doubt, strength = 0.0, 0.0
     for j in range(width):
@@ -162,7 +163,7 @@ def chart(
             for a in range(width):
                 for b in range(a + 1):
                     part[a, b] = scatter[slot, index[a], index[b]]
-            squared = max(_distance(part, deviations, few, width), 0.0)
+            squared = max(shrunk_distance(part, deviations, few, width), 0.0)
         bound = np.sqrt(width - 1.0 + limit * limit) if joint and width else limit
         length = np.sqrt(squared)
         for a in range(width):

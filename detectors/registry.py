@@ -22,6 +22,9 @@ from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.profiles import SeasonalProfile
+from detectors.mahalanobis import Mahalanobis
+from detectors.neighbours import KNN
+from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
 from detectors.river import River
 from detectors.smoothing import ExponentialSmoothing
@@ -49,6 +52,8 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             MCUSUM,
             MEWMA,
             PageHinkley,
+            Mahalanobis,
+            OnlinePCA,
             RandomCutForest,
             River,
             RobustZ,

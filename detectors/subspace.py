@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
+from detectors.limits import hotelling_limit, residual_limit
+from detectors.plane import measure
 
 __all__ = ["PCA", "PCAModel"]
-
-_MOST_ROUNDS = 100
-"""Bound on the iteration that fills missing sensors."""
 
 
 class PCA(TrainableDetector, frozen=True, kw_only=True):
@@ -46,7 +45,8 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
 
     def fit(self, frame: pd.DataFrame) -> Weights:
         """Train on complete rows, at least 20 and five per sensor. Raises ValueError if there are fewer."""
-        from sklearn import decomposition  # takes a second, which only training needs to pay
+        from scipy import special  # both take a second, which only training needs to pay
+        from sklearn import decomposition
 
         sensors, matrix = training_matrix(frame, max(20, 5 * frame.shape[1]))
         center = matrix.mean(axis=0)
@@ -61,7 +61,11 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
         inner = standard @ components.T
         distance = (inner**2 / variances).sum(axis=1)
         error = ((standard - inner @ components) ** 2).sum(axis=1)
-        theory = [_hotelling(len(matrix), kept, self.quantile), _residual(eigenvalues[kept:], self.quantile)]
+        normal = float(special.ndtri(self.quantile))
+        theory = [
+            hotelling_limit(len(matrix), kept, self.quantile),
+            residual_limit(floats(eigenvalues[kept:]), normal),
+        ]
         limits = np.maximum(theory, 1e-9)
         if self.limit == "quantile":
             ratios = np.maximum(distance / limits[0], error / limits[1])
@@ -143,28 +147,6 @@ class PCAModel:
             raise ValueError(f"state has {sorted(rows)}, expected none")
 
 
-def _hotelling(rows: int, kept: int, level: float) -> float:
-    """Limit of T² for a new reading, from the F distribution."""
-    from scipy import stats
-
-    factor = kept * (rows - 1) * (rows + 1) / (rows * (rows - kept))
-    return float(factor * stats.f.ppf(level, kept, rows - kept))
-
-
-def _residual(eigenvalues: Floats, level: float) -> float:
-    """Limit of SPE by Jackson and Mudholkar from the eigenvalues that are left out."""
-    from scipy import stats
-
-    first, second, third = (float((eigenvalues**power).sum()) for power in (1, 2, 3))
-    if second <= 1e-18:
-        return 1e-9
-    h = 1.0 - 2.0 * first * third / (3.0 * second**2)
-    if h <= 1e-3:  # then a chi-square of matched mean and variance (Box 1954)
-        return float(second / first * stats.chi2.ppf(level, first**2 / second))
-    spread_term = stats.norm.ppf(level) * np.sqrt(2.0 * second * h**2) / first
-    return float(first * (spread_term + 1.0 + second * h * (h - 1.0) / first**2) ** (1.0 / h))
-
-
 @compiled(
     "void(float64[:,::1], float64[::1], float64[::1], float64[:,::1], float64[::1], float64[::1],"
     " float64[::1], float64[:,::1], float64[:,::1])"
@@ -181,48 +163,16 @@ def _score(
     expected: Floats,
 ) -> None:
     n_kept, n_sensors = components.shape
-    z, rebuilt = np.empty(n_sensors), np.empty(n_sensors)
+    z, rebuilt, inner = np.empty(n_sensors), np.empty(n_sensors), np.empty(n_kept)
     known = np.empty(n_sensors, np.bool_)
-    inner = np.empty(n_kept)
     for i in range(values.shape[0]):
-        complete = True
         for j in range(n_sensors):
             known[j] = np.isfinite(values[i, j])
-            complete = complete and known[j]
             deviation = (values[i, j] - center[j]) / scale[j] if known[j] else 0.0
             z[j] = min(max(deviation, -LARGEST_DEVIATION), LARGEST_DEVIATION)
-        for _ in range(1 if complete else _MOST_ROUNDS):
-            rebuilt[:] = 0.0
-            for c in range(n_kept):
-                inner[c] = 0.0
-                for j in range(n_sensors):
-                    inner[c] += components[c, j] * z[j]
-                for j in range(n_sensors):
-                    rebuilt[j] += inner[c] * components[c, j]
-            change = 0.0
-            for j in range(n_sensors):
-                if not known[j]:
-                    change = max(change, abs(rebuilt[j] - z[j]))
-                    z[j] = min(max(rebuilt[j], -LARGEST_DEVIATION), LARGEST_DEVIATION)
-            if change < 1e-9:
-                break
-        distance, error = 0.0, 0.0
-        for c in range(n_kept):
-            distance += inner[c] * inner[c] / variances[c]
+        scores[i], off_plane = measure(
+            z, known, components, variances, limits[0], limits[1], inner, rebuilt, shares[i]
+        )
         for j in range(n_sensors):
-            if known[j]:
-                error += (z[j] - rebuilt[j]) ** 2
-        scores[i] = max(distance / limits[0], error / limits[1])
-        if error / limits[1] >= distance / limits[0]:
-            for j in range(n_sensors):
-                expected[i, j] = center[j] + scale[j] * rebuilt[j]
-                if known[j]:
-                    shares[i, j] = (z[j] - rebuilt[j]) * abs(z[j] - rebuilt[j])
-            continue
-        for j in range(n_sensors):
-            expected[i, j] = center[j] if known[j] else center[j] + scale[j] * rebuilt[j]
-            gradient = 0.0
-            for c in range(n_kept):
-                gradient += inner[c] / variances[c] * components[c, j]
-            if known[j]:
-                shares[i, j] = max(z[j] * gradient, 0.0) * np.sign(z[j])
+            foot = center[j] + scale[j] * rebuilt[j]
+            expected[i, j] = foot if off_plane or not known[j] else center[j]

@@ -28,6 +28,9 @@ from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.profiles import SeasonalProfile
+from detectors.mahalanobis import Mahalanobis
+from detectors.neighbours import KNN
+from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
 from detectors.river import River
 from detectors.smoothing import ExponentialSmoothing
@@ -78,6 +81,10 @@ ONLINE: dict[str, Build] = {
     "mewma": lambda: MEWMA(warmup=20, rate=0.5).build(SENSORS),
     "mewma_t2": lambda: MEWMA(warmup=20, rate=0.5, statistic="t2").build(SENSORS),
     "hotelling": lambda: MEWMA(warmup=20, rate=1.0, statistic="t2", half_life=None).build(SENSORS),
+    "online_pca": lambda: OnlinePCA(warmup=20, refresh=7, half_life=60, variance=0.6).build(SENSORS),
+    "online_pca_all": lambda: OnlinePCA(warmup=20, refresh=1, half_life=60, variance=1.0).build(SENSORS),
+    "mahalanobis": lambda: Mahalanobis(warmup=20, half_life=60).build(SENSORS),
+    "mahalanobis_one": lambda: Mahalanobis(warmup=20, half_life=60).build(SENSORS[:1]),
     "mcusum": lambda: MCUSUM(warmup=20, block=4).build(SENSORS),
     "mcusum_t2": lambda: MCUSUM(warmup=20, block=4, statistic="t2").build(SENSORS),
     "seasonal_profile": lambda: SeasonalProfile(period=1800, bins=4).build(SENSORS),
