@@ -27,6 +27,7 @@ from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
+from detectors.pyod import PyOD
 from detectors.quality import EventQuality, event_quality, events, roc_auc
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
@@ -67,6 +68,7 @@ __all__ = [
     "Model",
     "PageHinkley",
     "OnlinePCA",
+    "PyOD",
     "RandomCutForest",
     "RecentWindow",
     "River",

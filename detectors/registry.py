@@ -26,13 +26,14 @@ from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
+from detectors.pyod import PyOD
 from detectors.river import River
 from detectors.smoothing import ExponentialSmoothing
 from detectors.statistical import AdaptiveZ
 from detectors.subspace import PCA
 from detectors.two_samples import KSWIN
 
-__all__ = ["ONLINE", "TRAINABLE", "load"]
+__all__ = ["ADAPTERS", "ONLINE", "TRAINABLE", "load"]
 
 ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
     {
@@ -54,6 +55,7 @@ ONLINE: Mapping[str, type[Detector]] = MappingProxyType(
             PageHinkley,
             Mahalanobis,
             OnlinePCA,
+            PyOD,
             RandomCutForest,
             River,
             RobustZ,
@@ -75,6 +77,9 @@ TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
         )
     }
 )
+
+ADAPTERS = frozenset({"pyod", "river"})
+"""Online kinds that stand for a whole library: a topology names them by what they take from it, `river: LODA`."""
 
 
 def load(weights: Weights) -> Model:

@@ -12,6 +12,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.filling import fill
 from detectors.kernels import floats, learned
 from detectors.river_catalog import DEFAULT_THRESHOLDS, TARGET_ONLY, construct, positive, scaler, validate
 from detectors.statistical import AdaptiveZ
@@ -84,12 +85,7 @@ class RiverModel:
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,), non-negative; see `Model`."""
         values = floats(values)
-        self._normal.score_learn(slots, values, times, learn)
-        known = np.ones(values.shape, np.bool_)
-        np.isfinite(values, out=known)
-        expected = self._normal.contributions(np.arange(len(values))).expected
-        filled = np.where(known, values, np.nan_to_num(expected))
-        filled = np.clip(filled, -_LARGEST_VALUE, _LARGEST_VALUE)
+        filled, known = fill(self._normal, slots, values, times, learn, _LARGEST_VALUE)
         judged = self._features if self._target is None else [self._target]
         taught = learned(learn, len(values))
         scores = np.zeros(len(values))

@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from detectors.base import Detector, TrainableDetector
+from detectors.registry import ADAPTERS
 from stream.errors import ConfigError, Problem
 from stream.topology import Sensor, Topology
 from stream.validation import Reader, default_of, suggest
@@ -128,8 +129,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sensor) and value == Sensor(value.name):
         return value.name
     if isinstance(value, msgspec.Struct):
-        recipe = isinstance(value, (Detector, TrainableDetector))
-        plain: dict[str, Any] = {"kind": value.kind} if recipe and value.kind != "river" else {}  # type: ignore[attr-defined]
+        recipe = isinstance(value, (Detector, TrainableDetector)) and value.kind not in ADAPTERS
+        plain: dict[str, Any] = {"kind": value.kind} if recipe else {}  # type: ignore[attr-defined]
         for field in msgspec.structs.fields(value):
             item = getattr(value, field.name)
             if field.required or item != default_of(field):

@@ -160,18 +160,20 @@ class Reader:
         if not isinstance(data, dict):
             self.wrong(place, f"expected settings (a mapping), found {_type_name(data)}")
             return None
-        chosen = [key for key in ("kind", "river", "model") if key in data]
+        chosen = [key for key in ("kind", *sorted(registry.ADAPTERS), "model") if key in data]
         if len(chosen) != 1:
             self.wrong(
                 place,
-                "say exactly one of kind: (a native detector), river: (one of river's), model: (trained)",
+                "say exactly one of kind: (a native detector), river: (one of river's), pyod: (one of PyOD's), "
+                "model: (trained)",
             )
             return None
         if chosen[0] == "model":
             return self._struct(RegistryModel, data, place)
-        if chosen[0] == "river":
-            return self._struct(registry.ONLINE["river"], data, place)
-        return self._recipe({k: v for k, v in registry.ONLINE.items() if k != "river"}, data, place)
+        if chosen[0] in registry.ADAPTERS:
+            return self._struct(registry.ONLINE[chosen[0]], data, place)
+        native = {kind: recipe for kind, recipe in registry.ONLINE.items() if kind not in registry.ADAPTERS}
+        return self._recipe(native, data, place)
 
     def _recipe(self, kinds: Mapping[str, type[msgspec.Struct]], data: Any, place: str) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):

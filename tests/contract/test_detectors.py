@@ -32,6 +32,7 @@ from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
 from detectors.projections import LODA
+from detectors.pyod import PyOD
 from detectors.river import River
 from detectors.smoothing import ExponentialSmoothing
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
@@ -91,6 +92,10 @@ ONLINE: dict[str, Build] = {
     "seasonal_profile_young": lambda: SeasonalProfile(period=3000, bins=7, half_life=3, warmup=1).build(
         SENSORS
     ),
+    "pyod_ecod": lambda: PyOD(pyod="ECOD", window=20, warmup=15, refit=25).build(SENSORS),
+    "pyod_knn": lambda: PyOD(
+        pyod="KNN", settings={"n_neighbors": 3}, window=20, warmup=15, refit=7, scale="none"
+    ).build(SENSORS),
     "river_half_space_trees": lambda: River(
         river="HalfSpaceTrees",
         settings={"window_size": 20, "n_trees": 2, "height": 3},

@@ -15,7 +15,19 @@ MODULES = sorted(
     for package in ("detectors", "stream")
     for path in (ROOT / package).rglob("*.py")
 )
-DETECTORS_MAY = {"msgspec", "numba", "numpy", "pandas", "river", "scipy", "sklearn", "detectors"}
+DETECTORS_MAY = {
+    "detectors",
+    "msgspec",
+    "numba",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "pyod",
+    "river",
+    "scipy",
+    "sklearn",
+}
 DETECTORS_MAY_NOT = {"asyncio", "time", "logging", "socket", "subprocess", "threading"}
 STREAM_KNOWS = {
     "base",
