@@ -26,6 +26,7 @@ from detectors.profiles import SeasonalProfile
 from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
+from detectors.onnx import ONNX
 from detectors.projections import LODA
 from detectors.pyod import PyOD
 from detectors.quality import EventQuality, event_quality, events, roc_auc
@@ -45,6 +46,7 @@ __all__ = [
     "MCUSUM",
     "MEWMA",
     "ONLINE",
+    "ONNX",
     "PCA",
     "TRAINABLE",
     "AdaptiveZ",

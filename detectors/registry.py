@@ -25,6 +25,7 @@ from detectors.profiles import SeasonalProfile
 from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
+from detectors.onnx import ONNX
 from detectors.projections import LODA
 from detectors.pyod import PyOD
 from detectors.river import River
@@ -67,12 +68,13 @@ TRAINABLE: Mapping[str, type[TrainableDetector]] = MappingProxyType(
     {
         recipe.kind: recipe
         for recipe in (
+            ONNX,
+            PCA,
             Autoencoder,
             EllipticEnvelope,
             ExponentialSmoothing,
             IsolationForest,
             LocalOutlierFactor,
-            PCA,
             TrainedKNN,
         )
     }

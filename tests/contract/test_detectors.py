@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from detectors.profiles import SeasonalProfile
 from detectors.mahalanobis import Mahalanobis
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
+from detectors.onnx import ONNX
 from detectors.projections import LODA
 from detectors.pyod import PyOD
 from detectors.river import River
@@ -38,6 +41,7 @@ from detectors.smoothing import ExponentialSmoothing
 from detectors.statistical import AdaptiveZ, AdaptiveZModel
 from detectors.subspace import PCA
 from detectors.two_samples import KSWIN
+from tests import onnx_files
 
 SENSORS = ("pressure", "flow", "current")
 
@@ -46,6 +50,21 @@ def _trained(kind: str, **settings: Any) -> Build:
     rng = np.random.default_rng(1)
     frame = pd.DataFrame(rng.normal(size=(300, 3)) + np.arange(3), columns=list(SENSORS))
     weights = registry.TRAINABLE[kind](**settings).fit(frame)
+FRAME = pd.DataFrame(
+    np.random.default_rng(1).normal(size=(300, 3)) + np.arange(3), columns=["pressure", "flow", "current"]
+)
+
+
+def _trained(kind: str) -> Build:
+    weights = registry.TRAINABLE[kind]().fit(FRAME)
+    return lambda: registry.load(weights)
+
+
+def _trained_file(model: Any, **settings: Any) -> Build:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(model.SerializeToString())
+        weights = ONNX(file=str(file), **settings).fit(FRAME)
     return lambda: registry.load(weights)
 
 
@@ -125,6 +144,9 @@ TRAINED: dict[str, Build] = {
         ExponentialSmoothing.kind,
     )
 } | {"exponential_smoothing_seasonal": _trained(ExponentialSmoothing.kind, season=6)}
+}
+TRAINED["onnx"] = _trained_file(onnx_files.rebuilds())
+TRAINED["onnx_score"] = _trained_file(onnx_files.scores(), gives="score", anomalous="low")
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -143,6 +165,7 @@ def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None
 
 def test_every_kind_of_the_registry_is_checked() -> None:
     assert set(registry.TRAINABLE) <= set(TRAINED)
+    assert set(registry.TRAINABLE) == {name.removesuffix("_score") for name in TRAINED}
     assert all(any(name.startswith(kind) for name in ONLINE) for kind in registry.ONLINE)
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())

@@ -27,9 +27,13 @@ import pytest
 
 from detectors import registry as kinds
 from detectors.base import Floats, Mask, Slots, Weights
+from stream.config import load
 from stream.errors import ConfigError, ModelError, ModelNotFound, ModelRejected, RegistryUnreachable
 from stream.models import ModelRef, ModelUri, Registry, build, parse_uri
+from stream.tables import Table
+from stream.training import train_detector
 from stream.weights import ARRAYS_FILE, HEADER_FILE, write_weights
+from tests.onnx_files import rebuilds
 from tests.rabbitmq_node import free_port
 
 SENSORS = ("pressure_bar", "temperature_c")
@@ -387,9 +391,12 @@ def trained_kinds() -> list[str]:
 @ANY_TYPE
 @pytest.mark.usefixtures("mlflow_uri")
 @pytest.mark.parametrize("kind", trained_kinds())
-def test_every_trainable_kind_survives_the_registry(models: Registry, kind: str) -> None:
+def test_every_trainable_kind_survives_the_registry(models: Registry, kind: str, tmp_path: Path) -> None:
     frame = pd.DataFrame(np.random.default_rng(7).normal(size=(300, 3)), columns=["a", "b", "c"])
-    weights = kinds.TRAINABLE[kind]().fit(frame)
+    file = tmp_path / "net.onnx"
+    file.write_bytes(rebuilds().SerializeToString())
+    settings: dict[str, Any] = {"file": str(file)} if kind == "onnx" else {}
+    weights = kinds.TRAINABLE[kind](**settings).fit(frame)
     ref = models.register(kind, weights, example=frame.head(20), alias="champion")
     loaded = models.load(ref)
     assert_same(loaded, weights)
@@ -401,6 +408,32 @@ def test_every_trainable_kind_survives_the_registry(models: Registry, kind: str)
     np.testing.assert_array_equal(
         mlflow.pyfunc.load_model(f"models:/{kind}@champion").predict(frame.head(20)), expected
     )
+
+
+@ANY_TYPE
+def test_onnx_file_of_ones_own_is_trained_and_loaded_like_any_other_kind(
+    models: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(rebuilds().SerializeToString())
+    (tmp_path / "t.yaml").write_text(f"""
+name: t
+source: {{sensors: [a, b, c]}}
+detectors:
+  net:
+    model: models:/net@champion
+    fit: {{kind: onnx, file: {tmp_path / "net.onnx"}, quantile: 0.99}}
+""")
+    values = np.random.default_rng(7).normal(size=(300, 3))
+    table = Table("healthy.csv", ("a", "b", "c"), ["m"] * 300, np.zeros(300), values, None)
+    ref, weights = train_detector(load(tmp_path / "t.yaml"), "net", table, models, alias="champion")
+    assert ref.kind == "onnx"
+    (tmp_path / "net.onnx").write_bytes(b"garbage")
+    model = build(models.load(models.resolve("models:/net@champion")), "abc")
+    scores = model.score_learn(np.zeros(300, np.int64), values, np.zeros(300))
+    assert (scores >= model.threshold).mean() == pytest.approx(0.01, abs=0.004)
+    with pytest.raises(ConfigError, match=r"net\.onnx: not an ONNX file|net\.onnx: the graph has 0"):
+        train_detector(load(tmp_path / "t.yaml"), "net", table, models, alias="champion")
+    assert weights.sensors == ("a", "b", "c")
 
 
 # -- building -----------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
+import onnxruntime
 import pandas as pd
 import pytest
 
@@ -32,13 +34,15 @@ WEIGHTS = Autoencoder().fit(FRAME)
 
 def test_scores_are_those_of_the_network_written_out_in_numpy() -> None:
     arrays, values = WEIGHTS.arrays, _curve(50, 1) * 1.3
+    graph = onnx.load_model_from_string(arrays["graph"].tobytes()).graph
+    inside = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     standard = (values - arrays["center"]) / arrays["scale"]
     signal = np.clip(standard, -6, 6)
     for layer in range(4):
-        signal = signal @ arrays[f"weights_{layer}"].T + arrays[f"offsets_{layer}"]
+        signal = signal @ inside[f"weights_{layer}"] + inside[f"offsets_{layer}"]
         signal = np.tanh(signal) if layer < 3 else signal
     model = Autoencoder.load(WEIGHTS)
-    errors = ((standard - signal) ** 2).mean(axis=1) / arrays["limit"][0]
+    errors = ((standard - signal) ** 2).mean(axis=1) / arrays["limits"][1]
     np.testing.assert_allclose(_score(model, values), errors, rtol=1e-9)
     _, expected = model.contributions(np.arange(50))
     np.testing.assert_allclose(expected, signal * arrays["scale"] + arrays["center"], rtol=1e-9, atol=1e-12)
@@ -71,10 +75,23 @@ def test_one_sensor_can_be_trained() -> None:
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     for name, array in (
-        ("weights_1", np.zeros((2, 5))),
-        ("offsets_3", np.zeros(2)),
+        ("graph", WEIGHTS.arrays["graph"][:-1]),
+        ("graph", Autoencoder(epochs=1).fit(FRAME[["x", "y"]]).arrays["graph"]),
         ("scale", np.zeros(3)),
-        ("limit", np.zeros(1)),
+        ("limits", np.zeros(2)),
     ):
-        with pytest.raises(ValueError, match="weights"):
+        with pytest.raises(ValueError, match=r"weights|ONNX|graph|input"):
             Autoencoder.load(replace(WEIGHTS, arrays={**WEIGHTS.arrays, name: array}))
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    again = Autoencoder().fit(FRAME)
+    assert again.arrays["graph"].tobytes() == WEIGHTS.arrays["graph"].tobytes()
+
+
+def test_graph_alone_rebuilds_readings_for_anybody_who_loads_it() -> None:
+    session = onnxruntime.InferenceSession(WEIGHTS.arrays["graph"].tobytes())
+    model, values = Autoencoder.load(WEIGHTS), _curve(20, 5)
+    _score(model, values)
+    [rebuilt] = session.run(None, {"reading": values})
+    np.testing.assert_allclose(rebuilt, model.contributions(np.arange(20)).expected, rtol=1e-9)

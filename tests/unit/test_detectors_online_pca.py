@@ -43,7 +43,7 @@ def _moments(values: Floats, half_life: float) -> tuple[Floats, Floats]:
 
 
 def _effective(n: int, half_life: float) -> float:
-    rate = 1 - 0.5 ** (1 / half_life)
+    rate = float(1 - 0.5 ** (1 / half_life))
     return min(n, (2 - rate) / rate)
 
 
