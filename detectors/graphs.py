@@ -51,14 +51,17 @@ class Graph:
 
     def __init__(self, data: NDArray[np.uint8], n_sensors: int, output: str | None = None) -> None:
         """Raises ValueError on anything but such a graph; `output` names one, where it has several."""
-        model = _parsed(data)
-        _check_parts(model)
-        self._input, self._single = _fix_input(model.graph, n_sensors)
-        self._output = _chosen(model.graph, output)
-        _check_sizes(model)
-        self._session = _session(model)
-        self.shape = self._run(np.zeros(n_sensors)).shape
-        """Of the output for one reading."""
+        try:
+            model = _parsed(data)
+            _check_parts(model)
+            self._input, self._single = _fix_input(model.graph, n_sensors)
+            self._output = _chosen(model.graph, output)
+            _check_sizes(model)
+            self._session = _session(model)
+            self.shape = self._run(np.zeros(n_sensors)).shape
+            """Of the output for one reading."""
+        except ValueError as error:  # names in it are the file's own
+            raise ValueError(_first_line(error)) from error
 
     def __call__(self, readings: Floats) -> Floats:
         """Outputs (n, …) of readings (n, n_sensors), which must be finite."""
@@ -245,4 +248,6 @@ def _session(model: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What it says, short and printable."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return "".join(sign if sign.isprintable() else "?" for sign in line)

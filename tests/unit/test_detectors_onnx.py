@@ -275,6 +275,24 @@ except ValueError as error:
     assert done.stdout.startswith("refused tensor"), done.stderr
 
 
+def test_damaged_file_is_refused_or_gives_a_graph_of_a_known_shape() -> None:
+    rng = np.random.default_rng(0)
+    messages: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    for made in (rebuilds(), scores()):
+        for _ in range(150):
+            data = np.frombuffer(made.SerializeToString(), np.uint8).copy()
+            places = rng.integers(0, len(data), rng.integers(1, 4))
+            data[places] = rng.integers(0, 256, len(places))
+            try:
+                shapes.append(Graph(data, 3).shape)
+            except ValueError as error:
+                messages.append(str(error))
+    assert all(message.isprintable() for message in messages)
+    assert set(shapes) == {(1, 3), (1, 1)}
+    assert len(messages) > 100
+
+
 def test_large_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detectors.onnx.MAX_BYTES", 100)
     with pytest.raises(ValueError, match="at most 100"):
