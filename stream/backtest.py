@@ -18,6 +18,7 @@ from stream.rules import COMBINED
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.topology import RegistryModel, Topology
+from stream.trial import build_online
 
 __all__ = ["History", "Outcome", "backtest", "files_below", "fresh_scorer", "read_history", "write_scores"]
 
@@ -113,6 +114,7 @@ def backtest(
 def fresh_scorer(topology: Topology, shelf: Shelf | None = None) -> Scorer:
     """A scorer that has seen nothing; its trained models as the registry has them now. Raises ModelError."""
     names = topology.source.names
+    online = build_online(topology)
     models = {}
     for name, spec in topology.detectors.items():
         if isinstance(spec, RegistryModel):
@@ -121,7 +123,7 @@ def fresh_scorer(topology: Topology, shelf: Shelf | None = None) -> Scorer:
             ref = shelf.resolve(spec.model)
             models[name] = (shelf.model(ref, names), info_of(ref))
         else:
-            models[name] = (spec.build(names), online_info(spec))
+            models[name] = (online[name], online_info(spec))
     return Scorer(topology, models)
 
 

@@ -143,11 +143,13 @@ def check(files: tuple[Path, ...]) -> None:
     Each with its place and remedy. Exit code 0: all are sound; 2: some are not.
     """
     from stream.config import load_all
+    from stream.trial import build_online
 
     problems: list[Problem] = []
     for file in files:
         try:
             for topology in load_all(file):
+                build_online(topology)
                 sensors = len(topology.source.sensors)
                 click.echo(
                     f"{file}: {topology.name}: sound ({sensors} sensors, {len(topology.detectors)} detectors)"

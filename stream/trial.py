@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from detectors import registry
-from detectors.base import Floats, Model, Weights
-from stream.errors import ModelRejected
+from detectors.base import Detector, Floats, Model, Weights
+from stream.errors import ConfigError, ModelRejected, Problem
+from stream.topology import Topology
 
-__all__ = ["Scorer", "build", "example_rows", "score"]
+__all__ = ["Scorer", "build", "build_online", "example_rows", "score"]
 
 
 def build(weights: Weights, sensors: Sequence[str]) -> Model:
@@ -27,6 +28,24 @@ def build(weights: Weights, sensors: Sequence[str]) -> Model:
     one_missing = np.where(np.arange(size) == 0, np.nan, 0.0)
     _score(_model(weights), np.vstack([np.zeros(size), np.ones(size), one_missing]))
     return _model(weights)
+
+
+def build_online(topology: Topology) -> dict[str, Model]:
+    """Fresh models of the detectors that learn as they go, by name.
+
+    Raises ConfigError with every one whose settings do not suit these sensors.
+    """
+    built: dict[str, Model] = {}
+    problems: list[Problem] = []
+    for name, spec in topology.detectors.items():
+        if isinstance(spec, Detector):
+            try:
+                built[name] = spec.build(topology.source.names)
+            except ValueError as error:
+                problems.append(Problem(f"{topology.name}: detectors.{name}", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return built
 
 
 def score(weights: Weights, frame: pd.DataFrame) -> Floats:

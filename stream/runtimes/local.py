@@ -46,6 +46,7 @@ from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects
 from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
+from stream.trial import build_online
 from stream.verbs import ModelHistory, reference
 
 __all__ = ["Worker", "first_error", "guarantee", "steady"]
@@ -299,11 +300,12 @@ class Worker:
         """Build every detector's model; registry models as pinned in the checkpoint, or resolved now."""
         topology, shelf = lane.topology, self._shelf
         sensors = topology.source.names
+        online = build_online(topology)
         built: dict[str, tuple[Model, ModelInfo]] = {}
         history: dict[str, ModelHistory] = {}
         for name, spec in topology.detectors.items():
             if isinstance(spec, Detector):
-                built[name] = (spec.build(sensors), online_info(spec))
+                built[name] = (online[name], online_info(spec))
                 continue
             assert shelf is not None  # noqa: S101 - checked when the worker was made
             try:

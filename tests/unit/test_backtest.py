@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from detectors import registry
-from stream.backtest import backtest, files_below, read_history
+from stream.backtest import backtest, files_below, fresh_scorer, read_history
 from stream.backtesting import backtest_
 from stream.cli import cli
 from stream.config import load
@@ -117,6 +117,29 @@ def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:
         files_below(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         files_below(tmp_path / "nowhere")
+
+
+def test_settings_that_do_not_suit_the_sensors_are_told_together_before_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("""
+name: t
+source: {sensors: [a, b, c, d, e, f]}
+detectors:
+  plane: {kind: online_pca, half_life: 5}
+  target: {river: GaussianScorer, target: nope}
+  fine: {kind: adaptive_z}
+""")
+    told = CliRunner().invoke(cli, ["check", str(file)])
+    with pytest.raises(ConfigError) as raised:
+        fresh_scorer(load(file))
+    problems = [f"{problem.place}: {problem.message}" for problem in raised.value.problems]
+    assert problems[0] == "t: detectors.plane: half_life: 5.0 readings are too few for 6 sensors"
+    assert problems[1].startswith('t: detectors.target: GaussianScorer: "nope" is not a sensor')
+    assert len(problems) == 2
+    assert isinstance(told.exception, ConfigError)
+    assert [problem.message for problem in told.exception.problems] == [
+        problem.message for problem in raised.value.problems
+    ]
 
 
 def test_kinds_are_listed_and_explained() -> None:
