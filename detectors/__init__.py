@@ -6,7 +6,6 @@ from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.autoregressive import Autoregressive
-from detectors.base import Contributions, Detector, Model, TrainableDetector, Weights
 from detectors.base import Contributions, Detector, ExampleModel, Model, TrainableDetector, Weights
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
@@ -20,13 +19,12 @@ from detectors.forest import HalfSpaceTrees
 from detectors.holt_winters import HoltWinters
 from detectors.isolation import IsolationForest
 from detectors.level_shifts import CUSUM, PageHinkley
-from detectors.medians import RobustZ
-from detectors.neighbours import KNN
-from detectors.profiles import SeasonalProfile
 from detectors.mahalanobis import Mahalanobis
+from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
 from detectors.onnx import ONNX
+from detectors.profiles import SeasonalProfile
 from detectors.projections import LODA
 from detectors.pyod import PyOD
 from detectors.quality import EventQuality, event_quality, events, roc_auc
@@ -59,8 +57,8 @@ __all__ = [
     "Detector",
     "EllipticEnvelope",
     "EventQuality",
-    "ExponentialSmoothing",
     "ExampleModel",
+    "ExponentialSmoothing",
     "HalfSpaceTrees",
     "HoltWinters",
     "IsolationForest",
@@ -68,8 +66,8 @@ __all__ = [
     "LocalOutlierFactor",
     "Mahalanobis",
     "Model",
-    "PageHinkley",
     "OnlinePCA",
+    "PageHinkley",
     "PyOD",
     "RandomCutForest",
     "RecentWindow",
