@@ -51,7 +51,7 @@ class Table:
         if (needed := int(slots.max()) + 1) <= self._size:
             return
         row = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape, _ in self._columns.values())
-        size = max(needed, self._size + min(self._size, _STEP // row + 1))
+        size = max(needed, self._size + min(self._size, _STEP // max(row, 1) + 1))
         for name in list(self._arrays):
             self._grow(name, size)
         self._size = size

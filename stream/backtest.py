@@ -113,15 +113,15 @@ def backtest(
 
 def fresh_scorer(topology: Topology, shelf: Shelf | None = None) -> Scorer:
     """A scorer that has seen nothing; its trained models as the registry has them now. Raises ModelError."""
-    names = topology.source.names
     online = build_online(topology)
     models = {}
     for name, spec in topology.detectors.items():
+        inputs = topology.inputs(name)
         if isinstance(spec, RegistryModel):
             if shelf is None:
                 raise ConfigError([Problem(f"detectors.{name}", f"{spec.model} needs a model registry")])
             ref = shelf.resolve(spec.model)
-            models[name] = (shelf.model(ref, names), info_of(ref))
+            models[name] = (shelf.model(ref, inputs), info_of(ref))
         else:
             models[name] = (online[name], online_info(spec))
     return Scorer(topology, models)

@@ -53,15 +53,32 @@ class Lane:
     info: ModelInfo
     threshold: float
     calibrator: Calibrator | None = None
+    inputs: NDArray[np.int64] | None = None
+    """Which columns it is shown, None: all."""
+
+    def shown(self, columns: Floats) -> Floats:
+        """What it looks at, of columns (n, n_columns)."""
+        return columns if self.inputs is None else columns.take(self.inputs, axis=1)
+
+    def reasons(self, rows: NDArray[np.int64], width: int) -> Contributions:
+        """The model's, for rows (k,) of its latest call, with a place for each of so many columns."""
+        why = self.model.contributions(rows)
+        if self.inputs is None:
+            return why
+        spread = Contributions(np.zeros((len(rows), width)), np.full((len(rows), width), np.nan))
+        spread.shares[:, self.inputs], spread.expected[:, self.inputs] = why
+        return spread
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Readings to judge, in arrival order. All arrays (n,): where their machine's state is, where they stand in
-    the input, the score from which a machine's reading is anomalous (None: the detectors' own), by how much that
-    rises, the machine's count of readings, and whether somebody works on the machine."""
+    """Readings to judge, in arrival order. `columns` (n, n_columns): what detectors are shown of them, the sensors
+    and their features. The other arrays (n,): where their machine's state is, where they stand in the input, the score
+    from which a machine's reading is anomalous (None: the detectors' own), by how much that rises, the machine's
+    count of readings, and whether somebody works on the machine."""
 
     batch: Batch
+    columns: Floats
     slots: Slots
     offsets: NDArray[np.int64]
     thresholds: Floats | None
@@ -74,6 +91,7 @@ class Part:
         limits = None if self.thresholds is None else self.thresholds[rows]
         return Part(
             self.batch.select(rows),
+            self.columns[rows],
             self.slots[rows],
             self.offsets[rows],
             limits,
@@ -105,7 +123,7 @@ class Decision:
 
 
 class Ensemble:
-    """Lanes and what decides over their scores. `floors` (n_sensors,): least deviation that counts, by sensor.
+    """Lanes and what decides over their scores. `floors` (n_columns,): least deviation that counts.
 
     While an alert of a key is open, its readings are scored but not learned (as `learning` says). A batch is
     tried as if no alert opened or closed within it; where one does, the state before is put back and the
@@ -211,7 +229,7 @@ class Ensemble:
         scores, unhealthy = {}, []
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
-            scores[lane.name] = _scored(lane, slots, batch, learn)
+            scores[lane.name] = _scored(lane, part, learn)
             if not np.isfinite(scores[lane.name]).all():
                 if not careful:
                     raise DetectorFailed(lane.name, "gave a score that is not finite")
@@ -223,7 +241,7 @@ class Ensemble:
         if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
             decided = self._calibrator.score_learn(slots, decided, learn)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
-        counted = self._qualified(decided, limits, scores, batch)
+        counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         events = self.alerts.decide(limits, slots, batch.times, counted, place)
         rows = np.array([event.index for event in events], dtype=np.int64)
@@ -253,9 +271,7 @@ class Ensemble:
         stated = {} if self._combination is None else self._combination.weights
         return np.array([stated.get(lane.name, 1.0) for lane in self.lanes])
 
-    def _qualified(
-        self, scores: Floats, limits: Floats, by_lane: Mapping[str, Floats], batch: Batch
-    ) -> Floats:
+    def _qualified(self, scores: Floats, limits: Floats, by_lane: Mapping[str, Floats], part: Part) -> Floats:
         """The scores as the rule counts them: 0 where the deviation is too small, or in the other direction."""
         rule = self._rule
         if rule.direction == "both" and not rule.min_deviation and not self._floors.any():
@@ -267,7 +283,7 @@ class Ensemble:
         top = np.argmax(np.abs(shares), axis=1)
         each = np.arange(len(rows))
         share, normal = shares[each, top], expected[each, top]
-        off = np.abs(batch.values[rows, top] - normal)
+        off = np.abs(part.columns[rows, top] - normal)
         small = off < np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
         wrong = np.zeros(len(rows), np.bool_)
         if rule.direction != "both":
@@ -278,7 +294,7 @@ class Ensemble:
 
     def _why(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Contributions:
         """Reasons for rows (k,) of the latest attempt: the detectors' own, by what each had to say."""
-        found = [lane.model.contributions(rows) for lane in self.lanes]
+        found = [lane.reasons(rows, len(self._floors)) for lane in self.lanes]
         if len(found) == 1:
             return found[0]
         weights = self._weights()[:, None] * np.array([scores[lane.name][rows] for lane in self.lanes])
@@ -311,9 +327,10 @@ class Ensemble:
             table.restore(keys, before[name])
 
 
-def _scored(lane: Lane, slots: Slots, batch: Batch, learn: Mask) -> Floats:
+def _scored(lane: Lane, part: Part, learn: Mask) -> Floats:
+    slots = part.slots
     try:
-        scores = lane.model.score_learn(slots, batch.values, batch.times, learn)
+        scores = lane.model.score_learn(slots, lane.shown(part.columns), part.batch.times, learn)
     except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
         raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
     if scores.shape != slots.shape:

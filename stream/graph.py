@@ -18,12 +18,18 @@ def mermaid(topology: Topology) -> str:
         f'{" …" if len(source.names) > 6 else ""}"]',
         '  decode -. cannot be used .-> dead(["mmlw.deadletters"])',
     ]
+    if topology.features:
+        names = [_text(name) for name in topology.features]
+        more = " …" if len(names) > 6 else ""
+        lines.append(f'  decode --> features["{len(names)} features<br/>{", ".join(names[:6])}{more}"]')
     for number, (name, spec) in enumerate(topology.detectors.items()):
+        derived = set(topology.inputs(name)) - set(source.names)
+        seen = "features" if derived else "decode"
         if isinstance(spec, RegistryModel):
-            lines.append(f'  decode --> d{number}[["{name}<br/>{_text(spec.model)}"]] --> rule')
+            lines.append(f'  {seen} --> d{number}[["{name}<br/>{_text(spec.model)}"]] --> rule')
             lines.append(f"  mlflow[(MLflow)] -. weights .-> d{number}")
         else:
-            lines.append(f'  decode --> d{number}["{name}<br/>{_text(spec.kind)}, learns"] --> rule')
+            lines.append(f'  {seen} --> d{number}["{name}<br/>{_text(spec.kind)}, learns"] --> rule')
     after = f"open after {rule.hold}, close after {rule.close_after}"
     lines += [
         f'  rule{{"{after}"}} --> alerts(["{_text(sink.exchange)}"])',

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Detector, Floats, Mask, Model, Rows, Slots
 from detectors.census import Census
-from detectors.features import RecentWindow
+from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.rates import Rates
 from stream.alerting import Event
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
@@ -84,9 +84,11 @@ class Scored:
 
 def online_info(recipe: Detector) -> ModelInfo:
     """The identity of a detector that learns as it goes: its kind and its settings' digest."""
-    plain = msgspec.convert(
-        msgspec.to_builtins(recipe), type(recipe)
+    plain = msgspec.to_builtins(
+        msgspec.convert(msgspec.to_builtins(recipe), type(recipe))
     )  # a whole number where one of floats is meant
+    if not recipe.inputs:  # all it can be shown
+        del plain["inputs"]
     digest = hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
     return ModelInfo(recipe.kind, "online", f"sha256:{digest}", recipe.kind)
 
@@ -99,6 +101,7 @@ class Scorer:
         source = topology.source
         self._names = source.names
         self._units = {sensor.name: sensor.unit for sensor in source.sensors if sensor.unit is not None}
+        self._features = FeatureTable(source.names, topology.features) if topology.features else None
         self.residents = Residents()
         self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
         self._ensembles = self._decide_by()
@@ -118,9 +121,13 @@ class Scorer:
         recipes = {"recent": sensors, "arrivals": topology.source.order_by + (sensors if narrow else "")}
         if narrow:
             recipes["align"] = sensors
+        meaning = definitions(topology.source.names, topology.features)
+        if topology.features:
+            recipes["features"] = "/".join(meaning.values())
         for name, spec in topology.detectors.items():
             fixed = isinstance(spec, RegistryModel)
-            recipes[f"model:{name}"] = sensors + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
+            seen = "/".join(meaning[column] for column in topology.inputs(name))
+            recipes[f"model:{name}"] = seen + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
         calibration, members = repr(topology.calibration), list(topology.detectors)
         recipes["rates"] = ""
         if topology.alert.shares_budget:
@@ -156,12 +163,15 @@ class Scorer:
         if self._aligner is not None:
             batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets, replayed)
             refused += late
+        columns = batch.values
+        if self._features is not None:
+            columns = self._features.compute(slots, batch.values, batch.times)
         whole = np.arange(len(batch))
         parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
         found = _Found(len(batch))
         for rows in parts:
             piece = batch if rows is whole else batch.select(rows)
-            self._score_part(piece, slots[rows], offsets[rows], rows, careful, found)
+            self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
         found.alerts.sort(key=lambda item: item[:2])
         return Scored(
             batch,
@@ -180,6 +190,7 @@ class Scorer:
     def _score_part(
         self,
         batch: Batch,
+        columns: Floats,
         slots: Slots,
         offsets: NDArray[np.int64],
         rows: NDArray[np.int64],
@@ -187,7 +198,7 @@ class Scorer:
         found: _Found,
     ) -> None:
         """Judge readings that are these rows of the batch."""
-        part, seconds = self._part(batch, slots, offsets)
+        part, seconds = self._part(batch, columns, slots, offsets)
         found.days += seconds / _DAY
         for order, ensemble in enumerate(self._ensembles.values()):
             for piece, decision in ensemble.judge(part, careful=careful):
@@ -204,7 +215,9 @@ class Scorer:
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
 
-    def _part(self, batch: Batch, slots: Slots, offsets: NDArray[np.int64]) -> tuple[Part, float]:
+    def _part(
+        self, batch: Batch, columns: Floats, slots: Slots, offsets: NDArray[np.int64]
+    ) -> tuple[Part, float]:
         """Readings with the scores from which they are anomalous, as the budget has it and the machine is read; and
         the seconds that they cover."""
         rule = self._topology.alert
@@ -217,7 +230,7 @@ class Scorer:
         rise = np.zeros(len(slots))
         if rule.alpha_spending:
             rise = rule.alpha_spending * np.log10(np.maximum(numbers, _YOUNG) / _KNOWN)
-        part = Part(batch, slots, offsets, limits, rise, numbers, self._quiet(batch))
+        part = Part(batch, columns, slots, offsets, limits, rise, numbers, self._quiet(batch))
         return part, float(intervals.sum())
 
     def _quiet(self, batch: Batch) -> Mask:
@@ -297,15 +310,20 @@ class Scorer:
         yield "rates", self._rates
         if self._census is not None:
             yield "census", self._census
+        if self._features is not None:
+            yield "features", self._features
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
 
     def _lane(self, name: str, model: Model, info: ModelInfo) -> Lane:
         """A detector with what makes a probability of its scores, where they are calibrated."""
-        calibration, stated = self._topology.calibration, self._topology.detectors[name].threshold
-        if calibration is not None:
-            return Lane(name, model, info, self._improbable(), calibration.build())
-        return Lane(name, model, info, model.threshold if stated is None else stated)
+        topology, stated = self._topology, self._topology.detectors[name].threshold
+        shown, inputs = topology.inputs(name), None
+        if shown != topology.columns:
+            inputs = np.array([topology.columns.index(column) for column in shown], np.int64)
+        if topology.calibration is not None:
+            return Lane(name, model, info, self._improbable(), topology.calibration.build(), inputs)
+        return Lane(name, model, info, model.threshold if stated is None else stated, None, inputs)
 
     def _improbable(self) -> float:
         return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)
@@ -313,7 +331,8 @@ class Scorer:
     def _decide_by(self) -> dict[str, Ensemble]:
         """Each detector for itself, or all together."""
         topology = self._topology
-        floors = np.array([sensor.min_deviation for sensor in topology.source.sensors])
+        floors = np.zeros(len(topology.columns))
+        floors[: len(self._names)] = [sensor.min_deviation for sensor in topology.source.sensors]
         common = (topology.alert, topology.learning, floors)
         if topology.combine is None or topology.calibration is None:
             return {name: Ensemble(name, [lane], *common) for name, lane in self.lanes.items()}
@@ -399,8 +418,8 @@ class Scorer:
     def _alert(self, ensemble: Ensemble, event: Event, why: Why, part: Part, i: int, score: float) -> Alert:
         batch, episode = part.batch, event.episode
         machine = batch.machines[i]
-        columns = (_plain(batch.values[i]), _plain(why.expected), why.shares.tolist())
-        reasons = [SensorReason(*parts) for parts in zip(self._names, *columns, strict=True)]
+        columns = (_plain(part.columns[i]), _plain(why.expected), why.shares.tolist())
+        reasons = [SensorReason(*parts) for parts in zip(self._topology.columns, *columns, strict=True)]
         reasons.sort(key=lambda reason: -abs(reason.share))
         times, window = self._recent.window(int(part.slots[i]), part.slots, batch.values, batch.times, i)
         here = (self._topology.name, machine, ensemble.name, 0)

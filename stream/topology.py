@@ -14,8 +14,10 @@ from msgspec.structs import force_setattr
 
 from detectors.base import Detector, TrainableDetector
 from detectors.calibration import Calibration
+from detectors.features import Feature, columns_of
 from detectors.registry import ONLINE
 from stream.brokers.base import Binding, Exchange, Plan, Queue
+from stream.inputs import feature_problems
 from stream.references import parse_uri
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
 from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
@@ -179,8 +181,11 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """None takes the threshold that was chosen while training."""
     fit: TrainableDetector | None = None
     """How `mmlw train` trains it."""
+    inputs: tuple[str, ...] = ()
+    """The sensors and features that it is trained on and shown, in this order; none named: all of them."""
 
     def __post_init__(self) -> None:
+        force_setattr(self, "inputs", tuple(self.inputs))
         refuse(self.check(structs.asdict(self)))
 
     @staticmethod
@@ -227,6 +232,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     description: str = ""
     source: Source
+    features: dict[str, Feature] = {}
+    """What detectors are shown besides the sensors, by name; one may be made of those above it."""
     detectors: dict[str, Detector | RegistryModel]
     """Detectors by name; the word `auto` stands for one that chooses by each machine's first readings, and for the
     alert rule that suits it, where none is stated."""
@@ -250,12 +257,14 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if cast("dict[str, Detector] | str", self.detectors) == AUTO:
             force_setattr(self, "detectors", {AUTO: ONLINE[AUTO]()})
             if self.alert == AlertRule():
-                force_setattr(self, "alert", automatic_rule(len(self.source.sensors)))
+                force_setattr(self, "alert", automatic_rule(len(self.columns)))
         refuse(self.check(structs.asdict(self)))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
         """See `Settings`."""
+        if settings.get("detectors") == AUTO:
+            settings = {**settings, "detectors": {AUTO: ONLINE[AUTO]()}}
         rule = "must be lower-case letters, digits, - or _, at most 64"
         if "name" in settings and not is_name(settings["name"]):
             yield f'name: "{settings["name"]}" {rule}'
@@ -264,10 +273,20 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in settings.get("detectors", ()):
             if not is_name(name):
                 yield f'detectors: "{name}" {rule}'
+        yield from feature_problems(settings)
         yield from _calibrated(settings)
         source, sink = settings.get("source"), settings.get("sink")
         if source is not None and sink is not None and source.exchange == sink.exchange:
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What detectors may look at: the sensors, then the features' columns."""
+        return (*self.source.names, *columns_of(self.features))
+
+    def inputs(self, detector: str) -> tuple[str, ...]:
+        """The columns that a detector looks at, in its order."""
+        return self.detectors[detector].inputs or self.columns
 
     @property
     def scored_by(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from detectors import registry
-from detectors.base import Weights
+from detectors.base import Floats, Weights
+from detectors.features import FeatureTable
 from stream.errors import ConfigError, Problem
 from stream.models import ModelRef, Registry
 from stream.tables import Table
@@ -34,16 +35,13 @@ def train_detector(
         raise ConfigError([Problem(f"{topology.name}: detectors.{detector}", problem)])
     if missing := [name for name in topology.source.names if name not in table.sensors]:
         raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
-    columns = [table.sensors.index(name) for name in topology.source.names]
-    data = table.values[:rows, columns]
-    frame = pd.DataFrame(data, columns=list(topology.source.names))
+    data = _inputs(topology, detector, table, rows)
+    frame = pd.DataFrame(data, columns=list(topology.inputs(detector)))
     try:
         weights = spec.fit.fit(frame)
     except ValueError as error:
         raise ConfigError([Problem(table.name, str(error))]) from error
-    scores = registry.load(weights).score_learn(
-        np.zeros(len(data), np.int64), np.ascontiguousarray(data), table.times[:rows]
-    )
+    scores = registry.load(weights).score_learn(np.zeros(len(data), np.int64), data, table.times[:rows])
     params = {"kind": weights.kind, "rows": len(data), "topology": topology.name, "detector": detector}
     settings = {f"fit.{key}": value for key, value in msgspec.to_builtins(spec.fit).items()}
     metrics = {
@@ -54,7 +52,7 @@ def train_detector(
     }
     tags = {
         "mmlw.data": table.name,
-        "mmlw.data_digest": hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest(),
+        "mmlw.data_digest": hashlib.sha256(data.tobytes()).hexdigest(),
         "mmlw.data_from": str(pd.to_datetime(table.times[0], unit="s")),
         "mmlw.data_to": str(pd.to_datetime(table.times[len(data) - 1], unit="s")),
     }
@@ -63,3 +61,12 @@ def train_detector(
         spec.name, weights, example=example, params=params | settings, metrics=metrics, tags=tags, alias=alias
     )
     return ref, weights
+
+
+def _inputs(topology: Topology, detector: str, table: Table, rows: int | None) -> Floats:
+    """What the detector will be shown of the first rows, (n, n_inputs): features as they run live, by machine."""
+    columns = [table.sensors.index(name) for name in topology.source.names]
+    slots = np.unique(table.machines, return_inverse=True)[1].astype(np.int64)[:rows]
+    features = FeatureTable(topology.source.names, topology.features)
+    wide = features.compute(slots, table.values[:rows, columns], table.times[:rows])
+    return np.ascontiguousarray(wide[:, [topology.columns.index(name) for name in topology.inputs(detector)]])

@@ -33,14 +33,14 @@ def build(weights: Weights, sensors: Sequence[str]) -> Model:
 def build_online(topology: Topology) -> dict[str, Model]:
     """Fresh models of the detectors that learn as they go, by name.
 
-    Raises ConfigError with every one whose settings do not suit these sensors.
+    Raises ConfigError with every one whose settings do not suit its inputs.
     """
     built: dict[str, Model] = {}
     problems: list[Problem] = []
     for name, spec in topology.detectors.items():
         if isinstance(spec, Detector):
             try:
-                built[name] = spec.build(topology.source.names)
+                built[name] = spec.build(topology.inputs(name))
             except ValueError as error:
                 problems.append(Problem(f"{topology.name}: detectors.{name}", str(error)))
     if problems:

@@ -15,6 +15,7 @@ import yaml
 
 from detectors import registry
 from detectors.base import Detector, TrainableDetector
+from detectors.features import FEATURES, Feature
 from stream.errors import Problem
 from stream.topology import AUTO, RegistryModel, Sensor
 
@@ -77,6 +78,8 @@ class Reader:
                 return None
             if len(members) == 1:
                 return self.read(members[0], data, place)
+        if kind is Feature:
+            return self._feature(data, place)
         if kind is TrainableDetector:
             return self._recipe(registry.TRAINABLE, data, place)
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -150,7 +153,7 @@ class Reader:
             found = [] if check is None else list(check(sound))
         for line in found:
             setting, colon, text = line.partition(": ")
-            if colon and setting in fields:
+            if colon and setting.partition(".")[0] in fields:
                 self.wrong(_join(place, setting), text)
             else:
                 self.wrong(place, line)
@@ -174,6 +177,18 @@ class Reader:
             return self._struct(registry.ONLINE[chosen[0]], data, place)
         native = {kind: recipe for kind, recipe in registry.ONLINE.items() if kind not in registry.ADAPTERS}
         return self._recipe(native, data, place)
+
+    def _feature(self, data: Any, place: str) -> Any:
+        if not isinstance(data, dict):
+            self.wrong(place, f"expected settings (a mapping), found {_type_name(data)}")
+            return None
+        chosen = [str(key) for key in data if key in FEATURES]
+        if len(chosen) == 1:
+            return self._struct(FEATURES[chosen[0]], data, place)
+        hints = [suggest(str(key), FEATURES) for key in data if key not in FEATURES]
+        meant = next((hint for hint in hints if hint.endswith("?")), "") if not chosen else ""
+        self.wrong(place, f"say exactly one of {', '.join(FEATURES)}{meant}")
+        return None
 
     def _recipe(self, kinds: Mapping[str, type[msgspec.Struct]], data: Any, place: str) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):

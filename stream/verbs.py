@@ -87,7 +87,7 @@ class Verbs:
             raise CommandRefused("this worker runs without a model registry")
         ref = await self._wanted(verb, command, detector, self._shelf)
         # Prepared off the path: downloaded, verified, built and probed while the old model goes on scoring.
-        model = await asyncio.to_thread(self._shelf.model, ref, self._topology.source.names)
+        model = await asyncio.to_thread(self._shelf.model, ref, self._topology.inputs(detector))
         receipt["prepared_s"] = round(self._clock.monotonic() - started, 4)
         return self._swap(receipt, detector, ref, model)
 

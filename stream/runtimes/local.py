@@ -299,11 +299,11 @@ class Worker:
     ) -> tuple[Mapping[str, tuple[Model, ModelInfo]], dict[str, ModelHistory]]:
         """Build every detector's model; registry models as pinned in the checkpoint, or resolved now."""
         topology, shelf = lane.topology, self._shelf
-        sensors = topology.source.names
         online = build_online(topology)
         built: dict[str, tuple[Model, ModelInfo]] = {}
         history: dict[str, ModelHistory] = {}
         for name, spec in topology.detectors.items():
+            inputs = topology.inputs(name)
             if isinstance(spec, Detector):
                 built[name] = (online[name], online_info(spec))
                 continue
@@ -311,7 +311,7 @@ class Worker:
             try:
                 history[name] = await self._pinned(lane, saved, name, spec, shelf)
                 ref = history[name].current
-                built[name] = (await asyncio.to_thread(shelf.model, ref, sensors), info_of(ref))
+                built[name] = (await asyncio.to_thread(shelf.model, ref, inputs), info_of(ref))
             except ModelError as error:
                 hint = ""
                 if isinstance(error, ModelNotFound):

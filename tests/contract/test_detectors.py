@@ -46,17 +46,11 @@ from tests import onnx_files
 SENSORS = ("pressure", "flow", "current")
 
 
+FRAME = pd.DataFrame(np.random.default_rng(1).normal(size=(300, 3)) + np.arange(3), columns=list(SENSORS))
+
+
 def _trained(kind: str, **settings: Any) -> Build:
-    rng = np.random.default_rng(1)
-    frame = pd.DataFrame(rng.normal(size=(300, 3)) + np.arange(3), columns=list(SENSORS))
-    weights = registry.TRAINABLE[kind](**settings).fit(frame)
-FRAME = pd.DataFrame(
-    np.random.default_rng(1).normal(size=(300, 3)) + np.arange(3), columns=["pressure", "flow", "current"]
-)
-
-
-def _trained(kind: str) -> Build:
-    weights = registry.TRAINABLE[kind]().fit(FRAME)
+    weights = registry.TRAINABLE[kind](**settings).fit(FRAME)
     return lambda: registry.load(weights)
 
 
@@ -143,8 +137,8 @@ TRAINED: dict[str, Build] = {
         Autoencoder.kind,
         ExponentialSmoothing.kind,
     )
-} | {"exponential_smoothing_seasonal": _trained(ExponentialSmoothing.kind, season=6)}
 }
+TRAINED["exponential_smoothing_seasonal"] = _trained(ExponentialSmoothing.kind, season=6)
 TRAINED["onnx"] = _trained_file(onnx_files.rebuilds())
 TRAINED["onnx_score"] = _trained_file(onnx_files.scores(), gives="score", anomalous="low")
 

@@ -15,17 +15,18 @@ from detectors import registry
 from detectors.base import Weights
 from detectors.features import RecentWindow
 
-MODULES = sorted(Path(detectors.__file__).parent.glob("*.py"))
+FOLDER = Path(detectors.__file__).parent
+MODULES = sorted(FOLDER.rglob("*.py"))
 FORBIDDEN = {"aio_pika", "asyncio", "logging", "mlflow", "stream", "structlog", "time"}
 
 
 def test_all_names_exist_and_nothing_else_is_public() -> None:
-    submodules = {path.stem for path in MODULES}
+    submodules = {path.relative_to(FOLDER).parts[0].removesuffix(".py") for path in MODULES}
     public = {name for name in vars(detectors) if not name.startswith("_")} - submodules - {"annotations"}
     assert public == set(detectors.__all__)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_detectors_import_neither_the_stream_nor_the_clock(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -48,7 +49,7 @@ def test_a_recent_window_refuses_rows_that_do_not_fit() -> None:
         RecentWindow(3, 4).restore(np.array([0]), state)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_examples_of_the_docstrings_come_out_as_written(path: Path) -> None:
-    module = importlib.import_module(f"detectors.{path.stem}" if path.stem != "__init__" else "detectors")
-    assert doctest.testmod(module).failed == 0
+    name = ".".join(["detectors", *path.relative_to(FOLDER).with_suffix("").parts]).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
