@@ -150,10 +150,10 @@ def check(files: tuple[Path, ...]) -> None:
         try:
             for topology in load_all(file):
                 build_online(topology)
-                sensors = len(topology.source.sensors)
-                click.echo(
-                    f"{file}: {topology.name}: sound ({sensors} sensors, {len(topology.detectors)} detectors)"
-                )
+                parts = [f"{len(topology.source.sensors)} sensors", f"{len(topology.detectors)} detectors"]
+                if topology.features:
+                    parts.insert(1, f"{len(topology.features)} features")
+                click.echo(f"{file}: {topology.name}: sound ({', '.join(parts)})")
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -73,9 +73,9 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Part:
     """Readings to judge, in arrival order. `columns` (n, n_columns): what detectors are shown of them, the sensors
-    and their features. The other arrays (n,): where their machine's state is, where they stand in the input, the score
-    from which a machine's reading is anomalous (None: the detectors' own), by how much that rises, the machine's
-    count of readings, and whether somebody works on the machine."""
+    and their features. The other arrays (n,): where their machine's state is, where they stand in the input, the
+    score from which a machine's reading is anomalous (None: the detectors' own), by how much that rises, the
+    machine's count of readings, and whether somebody works on the machine."""
 
     batch: Batch
     columns: Floats

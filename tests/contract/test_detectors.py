@@ -27,13 +27,12 @@ from detectors.forest import HalfSpaceTrees
 from detectors.holt_winters import HoltWinters
 from detectors.isolation import IsolationForest
 from detectors.level_shifts import CUSUM, PageHinkley
-from detectors.medians import RobustZ
-from detectors.neighbours import KNN
-from detectors.profiles import SeasonalProfile
 from detectors.mahalanobis import Mahalanobis
+from detectors.medians import RobustZ
 from detectors.neighbours import KNN
 from detectors.online_pca import OnlinePCA
 from detectors.onnx import ONNX
+from detectors.profiles import SeasonalProfile
 from detectors.projections import LODA
 from detectors.pyod import PyOD
 from detectors.river import River

@@ -14,6 +14,7 @@ from msgspec import structs
 
 from detectors import AdaptiveZ, HalfSpaceTrees, River
 from detectors.calibration import Calibration
+from detectors.features import Calendar, Difference, Feature, Rate, Rolling
 from stream.alerts import Alert
 from stream.brokers.base import Delivery
 from stream.readings import Decoder
@@ -32,6 +33,14 @@ DETECTORS: dict[str, Any] = {
 
 MAINTENANCE = Maintenance(start="2024-08-07T00:00:30Z", end="2024-08-07T00:00:40Z", machines=("m1",))
 CALIBRATION = Calibration(warmup=20)
+FEATURES: dict[str, Feature] = {
+    "a_mean": Rolling(of="a", rolling="mean", window=4),
+    "a_rate": Rate(of="a", rate="per_second"),
+    "spread": Rolling(of="a_rate", rolling="range", window=3),
+    "gap": Difference(difference=("a", "b")),
+    "day": Calendar(calendar="weekday", zone="Asia/Kolkata"),
+}
+INPUTS = {"z": ("b", "gap", "a_mean", "spread"), "trees": ("a", "b")}
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
     "learning": {"learning": Learning(while_open=True)},
@@ -52,14 +61,24 @@ RULES: dict[str, dict[str, Any]] = {
         "combine": Combination(method="k_of_n"),
         "alert": AlertRule(probability=0.05, close_after=1, maintenance=(MAINTENANCE,)),
     },
+    "features": {"features": FEATURES},
+    "features_together": {
+        "features": FEATURES,
+        "calibration": CALIBRATION,
+        "combine": Combination(method="max"),
+        "alert": AlertRule(probability=0.05, close_after=1, direction="up"),
+    },
 }
 
 
 def recipes(rule: str) -> dict[str, Any]:
     """Calibrated scores are held against a probability, not against the detectors' thresholds."""
-    if "calibration" not in RULES[rule]:
-        return DETECTORS
-    return {name: structs.replace(recipe, threshold=None) for name, recipe in DETECTORS.items()}
+    found = DETECTORS
+    if "calibration" in RULES[rule]:
+        found = {name: structs.replace(recipe, threshold=None) for name, recipe in found.items()}
+    if "features" in RULES[rule]:
+        found = {n: structs.replace(recipe, inputs=INPUTS.get(n, ())) for n, recipe in found.items()}
+    return found
 
 
 def topology(*, narrow: bool, rule: str = "plain") -> Topology:
@@ -97,7 +116,10 @@ def stream(seed: int, *, narrow: bool) -> list[Delivery]:
 
 
 def fresh(wanted: Topology, rule: str) -> Scorer:
-    models = {name: (recipe.build(SENSORS), online_info(recipe)) for name, recipe in recipes(rule).items()}
+    models = {
+        name: (recipe.build(wanted.inputs(name)), online_info(recipe))
+        for name, recipe in recipes(rule).items()
+    }
     return Scorer(wanted, models)
 
 

@@ -25,8 +25,8 @@ def scorer(**settings: Any) -> Scorer:
     recipes = settings.pop("detectors", {"z": AdaptiveZ(warmup=20, half_life=50)})
     sensors = settings.pop("sensors", SENSORS)
     topology = Topology(name="t", source=Source(sensors=sensors), detectors=recipes, **settings)
-    names = topology.source.names
-    return Scorer(topology, {name: (spec.build(names), online_info(spec)) for name, spec in recipes.items()})
+    models = {name: (spec.build(topology.inputs(name)), online_info(spec)) for name, spec in recipes.items()}
+    return Scorer(topology, models)
 
 
 def batch(values: Floats, start: int = 0, machine: str = "m") -> Batch:
