@@ -1,54 +1,75 @@
-"""What is wrong about a topology's features, and about what its detectors are to look at."""
+"""What detectors look at: the columns that are meant, and what is wrong about features and inputs as declared."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from detectors.features import Feature
 from stream.settings import Settings, is_name
 
-__all__ = ["feature_problems"]
+__all__ = ["expanded", "feature_problems"]
+
+
+def expanded(names: Sequence[str], features: Mapping[str, Feature]) -> tuple[str, ...]:
+    """Columns by name, where a feature's name stands for all of its columns.
+
+    >>> from detectors.features import Calendar
+    >>> expanded(("flow", "hour"), {"hour": Calendar(calendar="hour")})
+    ('flow', 'hour_sin', 'hour_cos')
+    """
+    return tuple(
+        column for name in names for column in (features[name].columns(name) if name in features else (name,))
+    )
 
 
 def feature_problems(settings: Settings) -> Iterator[str]:
     """Each problem of a topology's `features` and its detectors' `inputs`, as `place: what is wrong`.
 
-    Looks at what could be read: a name that may be that of an unreadable feature is no problem.
+    Looks at what could be read: what an unreadable feature may be called is no problem.
     """
     features: dict[str, Feature | None] = settings.get("features") or {}
     source = settings.get("source")
-    known: dict[str, str] = {} if source is None else dict.fromkeys(source.names, "a sensor")
-    doubtful = source is None
+    known = set() if source is None else set(source.names)
+    taken = dict.fromkeys(known, "a sensor")
     for name, feature in features.items():
         if not is_name(name):
-            yield f'features: "{name}" must be lower-case letters, digits, - or _, at most 64'
-        if feature is None:
-            doubtful = True
-            continue
-        for it in feature.reads:
-            if it not in known and not doubtful:
-                if it in features:
-                    why = "which stands below it; write it first" if it != name else "which is itself"
-                    yield f'features.{name}: is made of "{it}", {why}'
-                else:
-                    yield f'features.{name}: "{it}" is neither a sensor nor a feature{_close(it, known)}'
-        for column in feature.columns(name):
-            if column in known:
-                yield f'features.{name}: "{column}" is the name of {known[column]} already; choose another'
-            known[column] = f"the feature {name}"
+            yield f"features.{name}: a name must be lower-case letters, digits, - or _, at most 64"
+        columns = (name, f"{name}_sin", f"{name}_cos") if feature is None else feature.columns(name)
+        for it in () if feature is None or source is None else feature.reads:
+            if it in known:
+                continue
+            if it in features:
+                yield f"features.{name}: is made of {_why(it, name, features[it], it in taken)}"
+            else:
+                yield f'features.{name}: "{it}" is neither a sensor nor a feature{_close(it, known)}'
+        for column in dict.fromkeys((name, *columns)):
+            if column in taken and feature is not None:
+                yield f'features.{name}: "{column}" is the name of {taken[column]} already; choose another'
+            taken[column] = f"the feature {name}"
+        known.update(columns)
+    readable = {name: feature for name, feature in features.items() if feature is not None}
     for name, spec in (settings.get("detectors") or {}).items():
-        inputs = () if spec is None else spec.inputs
-        for it in inputs:
-            if it not in known and not doubtful:
+        inputs = expanded(() if spec is None else spec.inputs, readable)
+        for it in inputs if source is not None else ():
+            if it not in known:
                 yield f'detectors.{name}.inputs: "{it}" is neither a sensor nor a feature{_close(it, known)}'
         if twice := sorted({it for it in inputs if inputs.count(it) > 1}):
             yield f"detectors.{name}.inputs: named twice: {', '.join(twice)}"
 
 
+def _why(wanted: str, name: str, feature: Feature | None, above: bool) -> str:
+    """What keeps a feature from being made of another one."""
+    if wanted == name:
+        return "itself"
+    if above and feature is not None:
+        return f'"{wanted}", which gives {" and ".join(feature.columns(wanted))}; take one of them'
+    return f'"{wanted}", which stands below it; write that first'
+
+
 def _close(word: str, known: Iterable[str]) -> str:
     """A word that is meant, perhaps, or all there are."""
-    names = list(known)
+    names = sorted(known)
     if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
         return f'. Did you mean "{close[0]}"?'
     return f". Known: {', '.join(names)}" if len(names) <= 20 else ""

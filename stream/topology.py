@@ -17,7 +17,7 @@ from detectors.calibration import Calibration
 from detectors.features import Feature, columns_of
 from detectors.registry import ONLINE
 from stream.brokers.base import Binding, Exchange, Plan, Queue
-from stream.inputs import feature_problems
+from stream.inputs import expanded, feature_problems
 from stream.references import parse_uri
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
 from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
@@ -286,7 +286,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def inputs(self, detector: str) -> tuple[str, ...]:
         """The columns that a detector looks at, in its order."""
-        return self.detectors[detector].inputs or self.columns
+        return expanded(self.detectors[detector].inputs, self.features) or self.columns
 
     @property
     def scored_by(self) -> tuple[str, ...]:

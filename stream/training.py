@@ -18,6 +18,9 @@ from stream.topology import Topology
 
 __all__ = ["train_detector"]
 
+_LONGEST_TAG = 5000
+"""Characters that MLflow keeps of a tag."""
+
 
 def train_detector(
     topology: Topology,
@@ -37,6 +40,8 @@ def train_detector(
         raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
     data = _inputs(topology, detector, table, rows)
     frame = pd.DataFrame(data, columns=list(topology.inputs(detector)))
+    if empty := [str(name) for name in frame if frame[name].isna().all()]:
+        raise ConfigError([Problem(table.name, f"has too few rows of a machine for {', '.join(empty)}")])
     try:
         weights = spec.fit.fit(frame)
     except ValueError as error:
@@ -56,6 +61,8 @@ def train_detector(
         "mmlw.data_from": str(pd.to_datetime(table.times[0], unit="s")),
         "mmlw.data_to": str(pd.to_datetime(table.times[len(data) - 1], unit="s")),
     }
+    if topology.features:
+        tags["mmlw.features"] = msgspec.json.encode(topology.features).decode()[:_LONGEST_TAG]
     example = frame.dropna().head(5)
     ref = models.register(
         spec.name, weights, example=example, params=params | settings, metrics=metrics, tags=tags, alias=alias
