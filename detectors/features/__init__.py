@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from detectors.features.declared import (
-    FEATURES,
-    Band,
-    Calendar,
-    Change,
-    Correlation,
-    Crossings,
-    Difference,
-    Feature,
-    Lag,
-    Product,
-    Rate,
-    Ratio,
-    Rolling,
-    Sum,
-)
+from detectors.features.declared import Band, Change, Crossings, Feature, Lag, Rate, Rolling
+from detectors.features.kinds import FEATURES
 from detectors.features.program import columns_of, definitions
 from detectors.features.recent import RecentWindow
+from detectors.features.relations import Calendar, Correlation, Difference, Product, Ratio, Sum
 from detectors.features.table import FeatureTable
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Features as data: what a topology derives from its sensors, each kind told by one setting.
+"""Features as data, each kind told by one setting: what a feature is, and those of one sensor.
 
 A feature is missing (NaN) in a reading in which a sensor of it is missing, until it has as many values as it needs,
 and where its value would be no finite number. Windows and lags count a sensor's own values: a reading without that
@@ -7,33 +7,15 @@ sensor does not count. They include the reading itself and nothing after it.
 
 from __future__ import annotations
 
-import difflib
 import math
-import zoneinfo
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, structs
 from msgspec.structs import force_setattr
 
-__all__ = [
-    "FEATURES",
-    "Band",
-    "Calendar",
-    "Change",
-    "Correlation",
-    "Crossings",
-    "Difference",
-    "Feature",
-    "Lag",
-    "Product",
-    "Rate",
-    "Ratio",
-    "Rolling",
-    "Sum",
-]
+__all__ = ["Band", "Change", "Crossings", "Feature", "Lag", "Rate", "Rolling", "Settings", "Window"]
 
 Settings = Mapping[str, Any]
 """Settings by name, those that could be read: what `check` looks at."""
@@ -191,120 +173,6 @@ class Crossings(Feature, frozen=True, kw_only=True):
             yield "level: goes with crossings: level, and with nothing else"
 
 
-class Ratio(Feature, frozen=True, kw_only=True):
-    """The first sensor divided by the second; missing where that is 0."""
-
-    told_by: ClassVar[str] = "ratio"
-
-    ratio: tuple[str, ...]
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        yield from _two(settings, "ratio")
-
-
-class Difference(Feature, frozen=True, kw_only=True):
-    """The first sensor minus the second."""
-
-    told_by: ClassVar[str] = "difference"
-
-    difference: tuple[str, ...]
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        yield from _two(settings, "difference")
-
-
-class Product(Feature, frozen=True, kw_only=True):
-    """Two sensors or more, multiplied."""
-
-    told_by: ClassVar[str] = "product"
-
-    product: tuple[str, ...]
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        yield from _several(settings, "product")
-
-
-class Sum(Feature, frozen=True, kw_only=True):
-    """Two sensors or more, added."""
-
-    told_by: ClassVar[str] = "sum"
-
-    sum: tuple[str, ...]
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        yield from _several(settings, "sum")
-
-
-class Correlation(Feature, frozen=True, kw_only=True):
-    """Pearson's correlation of two sensors over the last readings that have both, -1 to 1.
-
-    Missing while one of them is flat.
-    """
-
-    told_by: ClassVar[str] = "correlation"
-
-    correlation: tuple[str, ...]
-    window: Annotated[int, Meta(ge=3, le=10_000)]
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        yield from _two(settings, "correlation")
-
-
-class Calendar(Feature, frozen=True, kw_only=True):
-    """Where in the day or the week the reading was taken, in the `zone`'s own time.
-
-    `hour` and `weekday` are a place on a circle, in two columns NAME_sin and NAME_cos: midnight, or Monday's
-    midnight, is at (0, 1). `weekend` is 1 on Saturdays and Sundays, else 0.
-    """
-
-    told_by: ClassVar[str] = "calendar"
-
-    calendar: Literal["hour", "weekday", "weekend"]
-    zone: str = "UTC"
-    """A name of the time zone database, such as Europe/Berlin."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Nothing but the reading's time."""
-        return ()
-
-    def columns(self, name: str) -> tuple[str, ...]:
-        """See `Feature`."""
-        return (name,) if self.calendar == "weekend" else (f"{name}_sin", f"{name}_cos")
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Feature`."""
-        if (zone := settings.get("zone", "UTC")) == "UTC":
-            return
-        try:
-            zoneinfo.ZoneInfo(zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            close = difflib.get_close_matches(zone, zoneinfo.available_timezones(), n=1)
-            hint = f'. Did you mean "{close[0]}"?' if close else "; say one such as Europe/Berlin"
-            yield f'zone: "{zone}" is not a time zone{hint}'
-
-
-def _two(settings: Settings, name: str) -> Iterator[str]:
-    if name in settings and len(settings[name]) != 2:
-        yield f"{name}: takes two sensors, such as [pressure, flow]"
-
-
-def _several(settings: Settings, name: str) -> Iterator[str]:
-    if name in settings and len(settings[name]) < 2:
-        yield f"{name}: takes two sensors or more, such as [pressure, flow]"
-
-
 def _padded(window: int) -> int:
     return 1 << (window - 1).bit_length()
 
@@ -312,25 +180,3 @@ def _padded(window: int) -> int:
 def _bins(band: tuple[float, ...], window: int, rate: float) -> tuple[int, int]:
     per_bin = rate / _padded(window)
     return max(1, math.ceil(band[0] / per_bin)), math.floor(band[1] / per_bin)
-
-
-FEATURES: Mapping[str, type[Feature]] = MappingProxyType(
-    {
-        kind.told_by: kind
-        for kind in (
-            Rolling,
-            Lag,
-            Change,
-            Rate,
-            Band,
-            Crossings,
-            Ratio,
-            Difference,
-            Product,
-            Sum,
-            Correlation,
-            Calendar,
-        )
-    }
-)
-"""Every kind of feature by the setting that tells it."""

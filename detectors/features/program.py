@@ -11,21 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats
-from detectors.features.declared import (
-    Band,
-    Calendar,
-    Change,
-    Correlation,
-    Crossings,
-    Difference,
-    Feature,
-    Lag,
-    Product,
-    Rate,
-    Ratio,
-    Rolling,
-    Sum,
-)
+from detectors.features.declared import Band, Change, Crossings, Feature, Lag, Rate, Rolling
+from detectors.features.relations import Calendar, Correlation, Difference, Product, Ratio, Sum
 from detectors.features.spectrum import taper
 from detectors.features.windows import STATISTICS
 
@@ -107,30 +94,51 @@ def definitions(sensors: Sequence[str], features: Mapping[str, Feature]) -> dict
 
 def program(sensors: Sequence[str], features: Mapping[str, Feature]) -> Program:
     """The steps of features, in order. Raises ValueError where one reads what is not there before it."""
-    places = {name: i for i, name in enumerate(sensors)}
-    read: dict[str, tuple[int, ...]] = {}
+    read = _read(sensors, features)
     lengths: dict[tuple[int, int], int] = {}
     for name, feature in features.items():
-        if missing := [it for it in feature.reads if it not in places]:
-            raise ValueError(f'{name}: "{missing[0]}" is neither a sensor nor a feature above it')
-        read[name] = tuple(places[it] for it in feature.reads)
         for ring, length in _looks_back(feature, read[name]).items():
             lengths[ring] = max(length, lengths.get(ring, 0))
-        for column in feature.columns(name):
-            places[column] = len(places)
     order = sorted(lengths, key=max)
-    sizes = [lengths[ring] for ring in order]
-    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+    starts = np.cumsum([0, *(lengths[ring] for ring in order)]).tolist()
     number = {ring: i for i, ring in enumerate(order)}
     zones = list(dict.fromkeys(f.zone for f in features.values() if isinstance(f, Calendar)))
     bands = [f for f in features.values() if isinstance(f, Band)]
     windows = list(dict.fromkeys(f.window for f in bands))
-    begins = dict(zip(windows, np.cumsum([0, *windows]).tolist(), strict=False))
+    tapers = dict(zip(windows, np.cumsum([0, *windows]).tolist(), strict=False))
     steps = [
         step
         for name, feature in features.items()
-        for step in _steps(feature, read[name], number, zones, begins)
+        for step in _steps(feature, read[name], number, zones, tapers)
     ]
+    transform = max([2, *(band.padded for band in bands)])
+    rings = [(max(ring), *ring, starts[i], lengths[ring]) for i, ring in enumerate(order)]
+    return Program(
+        *_arrays(steps),
+        np.array(rings, np.int64).reshape(-1, 5),
+        starts[-1],
+        max([transform, *lengths.values()]),
+        transform,
+        np.concatenate([np.zeros(0), *map(taper, windows)]),
+        tuple(zones),
+    )
+
+
+def _read(sensors: Sequence[str], features: Mapping[str, Feature]) -> dict[str, tuple[int, ...]]:
+    """The columns that each feature is made of."""
+    places = {name: i for i, name in enumerate(sensors)}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, feature in features.items():
+        if missing := [it for it in feature.reads if it not in places]:
+            raise ValueError(f'{name}: "{missing[0]}" is neither a sensor nor a feature above it')
+        found[name] = tuple(places[it] for it in feature.reads)
+        for column in feature.columns(name):
+            places[column] = len(places)
+    return found
+
+
+def _arrays(steps: Sequence[_Step]) -> tuple[NDArray[np.int64], Floats, NDArray[np.int64]]:
+    """Steps, numbers and arguments as `Program` has them."""
     firsts = np.cumsum([0, *(len(step.arguments) for step in steps)]).tolist()
     rows = [
         (OPERATIONS.index(s.operation), s.which, first, len(s.arguments), s.ring, s.second, s.window)
@@ -139,18 +147,8 @@ def program(sensors: Sequence[str], features: Mapping[str, Feature]) -> Program:
     numbers = np.zeros((len(steps), 4))
     for i, step in enumerate(steps):
         numbers[i, : len(step.numbers)] = step.numbers
-    rings = [(max(ring), *ring, starts[i], sizes[i]) for i, ring in enumerate(order)]
-    return Program(
-        np.array(rows, np.int64).reshape(-1, 7),
-        numbers,
-        np.array([it for step in steps for it in step.arguments], np.int64),
-        np.array(rings, np.int64).reshape(-1, 5),
-        starts[-1],
-        max([2, *sizes, *(band.padded for band in bands)]),
-        max([2, *(band.padded for band in bands)]),
-        np.concatenate([np.zeros(0), *map(taper, windows)]),
-        tuple(zones),
-    )
+    arguments = np.array([it for step in steps for it in step.arguments], np.int64)
+    return np.array(rows, np.int64).reshape(-1, 7), numbers, arguments
 
 
 def _looks_back(feature: Feature, of: tuple[int, ...]) -> dict[tuple[int, int], int]:
@@ -178,7 +176,7 @@ def _steps(
     zones: Sequence[str],
     tapers: Mapping[int, int],
 ) -> list[_Step]:
-    own, clock = (number.get((source, of[0]), 0) if of else 0 for source in (of[0] if of else 0, TIME))
+    own, clock = (number.get((source, of[0]), 0) for source in (of[0], TIME)) if of else (0, 0)
     match feature:
         case Rolling(rolling="slope"):
             return [_Step("slope", 0, of, own, clock, feature.window)]

@@ -106,7 +106,7 @@ def expected(frame: pd.DataFrame) -> pd.DataFrame:
     for what in ("mean", "std", "min", "max", "median"):
         found[f"r_{what}"] = getattr(seven, what)()
     found["r_range"] = seven.max() - seven.min()
-    found["r_rms"] = (a**2).rolling(7).mean() ** 0.5
+    found["r_rms"] = a.pow(2).rolling(7).mean().pow(0.5)
     found["r_skew"] = applied(a, 7, scipy.stats.skew)
     found["r_kurtosis"] = applied(a, 7, scipy.stats.kurtosis)
     found["r_slope"] = slopes(a, frame["t"].loc[a.index], 7)
