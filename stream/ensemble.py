@@ -60,6 +60,12 @@ class Lane:
         """What it looks at, of columns (n, n_columns)."""
         return columns if self.inputs is None else columns.take(self.inputs, axis=1)
 
+    def sees(self, width: int) -> Mask:
+        """Which of so many columns it is shown."""
+        seen = np.zeros(width, np.bool_)
+        seen[slice(None) if self.inputs is None else self.inputs] = True
+        return seen
+
     def reasons(self, rows: NDArray[np.int64], width: int) -> Contributions:
         """The model's, for rows (k,) of its latest call, with a place for each of so many columns."""
         why = self.model.contributions(rows)
@@ -301,8 +307,11 @@ class Ensemble:
         weights = np.nan_to_num(weights)
         shares = np.einsum("lk,lkj->kj", weights, np.array([why.shares for why in found]))
         total = np.abs(shares).sum(axis=1, keepdims=True)
-        strongest = weights.argmax(axis=0)
-        expected = np.array([why.expected for why in found])[strongest, np.arange(len(rows))]
+        seen = np.array([lane.sees(len(self._floors)) for lane in self.lanes])
+        strongest = np.where(seen[:, None, :], weights[:, :, None], -1.0).argmax(
+            axis=0
+        )  # of those that see it
+        expected = np.take_along_axis(np.array([why.expected for why in found]), strongest[None], axis=0)[0]
         return Contributions(shares / np.where(total > 0, total, 1.0), expected)
 
     def _nearest(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Floats:

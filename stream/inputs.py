@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from detectors.features import Feature
 from stream.settings import Settings, is_name
 
-__all__ = ["expanded", "feature_problems"]
+__all__ = ["expanded", "feature_problems", "units_of"]
 
 
 def expanded(names: Sequence[str], features: Mapping[str, Feature]) -> tuple[str, ...]:
@@ -21,6 +21,21 @@ def expanded(names: Sequence[str], features: Mapping[str, Feature]) -> tuple[str
     return tuple(
         column for name in names for column in (features[name].columns(name) if name in features else (name,))
     )
+
+
+def units_of(sensors: Mapping[str, str | None], features: Mapping[str, Feature]) -> dict[str, str]:
+    """The units of the columns that have one; `sensors` with theirs, or None.
+
+    >>> from detectors.features import Lag, Ratio
+    >>> units_of({"flow": "l/min"}, {"before": Lag(of="flow", lag=24), "part": Ratio(ratio=("flow", "before"))})
+    {'flow': 'l/min', 'before': 'l/min'}
+    """
+    found = {name: unit for name, unit in sensors.items() if unit is not None}
+    for name, feature in features.items():
+        units = {found.get(it) for it in feature.reads}
+        if feature.keeps_unit and len(units) == 1 and (unit := units.pop()) is not None:
+            found[name] = unit
+    return found
 
 
 def feature_problems(settings: Settings) -> Iterator[str]:

@@ -22,6 +22,7 @@ from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
 from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
+from stream.inputs import units_of
 from stream.readings import Batch
 from stream.reasons import sentence
 from stream.residents import Residents
@@ -100,7 +101,7 @@ class Scorer:
         self._topology = topology
         source = topology.source
         self._names = source.names
-        self._units = {sensor.name: sensor.unit for sensor in source.sensors if sensor.unit is not None}
+        self._units = units_of({sensor.name: sensor.unit for sensor in source.sensors}, topology.features)
         self._features = FeatureTable(source.names, topology.features) if topology.features else None
         self.residents = Residents()
         self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}

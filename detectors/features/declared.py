@@ -48,6 +48,11 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         found = getattr(self, "of", None) or getattr(self, self.told_by)
         return (found,) if isinstance(found, str) else tuple(found)
 
+    @property
+    def keeps_unit(self) -> bool:
+        """Whether its values are in the unit of what it is made of."""
+        return False
+
     def columns(self, name: str) -> tuple[str, ...]:
         """The names of its columns, where the feature itself has this name."""
         return (name,)
@@ -66,6 +71,11 @@ class Rolling(Feature, frozen=True, kw_only=True):
     rolling: Literal["mean", "std", "min", "max", "median", "range", "rms", "skew", "kurtosis", "slope"]
     window: Window
 
+    @property
+    def keeps_unit(self) -> bool:
+        """See `Feature`."""
+        return self.rolling not in ("skew", "kurtosis", "slope")
+
 
 class Lag(Feature, frozen=True, kw_only=True):
     """The sensor's value so many of its values ago."""
@@ -75,6 +85,11 @@ class Lag(Feature, frozen=True, kw_only=True):
     of: str
     lag: Steps
 
+    @property
+    def keeps_unit(self) -> bool:
+        """See `Feature`."""
+        return True
+
 
 class Change(Feature, frozen=True, kw_only=True):
     """By how much the sensor is above its value so many of its values ago."""
@@ -83,6 +98,11 @@ class Change(Feature, frozen=True, kw_only=True):
 
     of: str
     change: Steps
+
+    @property
+    def keeps_unit(self) -> bool:
+        """See `Feature`."""
+        return True
 
 
 class Rate(Feature, frozen=True, kw_only=True):

@@ -34,6 +34,11 @@ class Difference(Feature, frozen=True, kw_only=True):
 
     difference: tuple[str, ...]
 
+    @property
+    def keeps_unit(self) -> bool:
+        """See `Feature`."""
+        return True
+
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
         """See `Feature`."""
@@ -59,6 +64,11 @@ class Sum(Feature, frozen=True, kw_only=True):
     told_by: ClassVar[str] = "sum"
 
     sum: tuple[str, ...]
+
+    @property
+    def keeps_unit(self) -> bool:
+        """See `Feature`."""
+        return True
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:

@@ -128,8 +128,9 @@ def expected(frame: pd.DataFrame) -> pd.DataFrame:
     berlin, york = utc.dt.tz_convert("Europe/Berlin").dt, utc.dt.tz_convert("America/New_York").dt
     hours = berlin.hour + berlin.minute / 60 + (berlin.second + berlin.microsecond / 1e6) / 3600
     days = utc.dt.day_of_week + (frame["t"] % 86400) / 86400
-    found["hour_sin"], found["hour_cos"] = np.sin(hours * np.pi / 12), np.cos(hours * np.pi / 12)
-    found["day_sin"], found["day_cos"] = np.sin(2 * np.pi * days / 7), np.cos(2 * np.pi * days / 7)
+    for name, turns in (("hour", hours / 24), ("day", days / 7)):
+        found[f"{name}_sin"] = turns.map(lambda part: np.sin(2 * np.pi * part))
+        found[f"{name}_cos"] = turns.map(lambda part: np.cos(2 * np.pi * part))
     found["free"] = (york.day_of_week >= 5).astype(float)
     found["of_rate"] = found["rate"].dropna().rolling(4).median()
     return pd.DataFrame({name: column.reindex(frame.index) for name, column in found.items()})
@@ -236,6 +237,21 @@ def test_cuts_and_restarts_change_nothing(seed: int, cuts: list[int], *, restart
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     one, other = once.snapshot(np.arange(3)), table.snapshot(np.arange(3))
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(sorted(set(EVERYTHING) - {"rate", "of_rate"})), unique=True),
+    st.integers(0, 2**16),
+)
+def test_feature_does_not_depend_on_what_else_is_declared_or_in_which_order(
+    names: list[str], seed: int
+) -> None:
+    columns = stream(seed, 200)
+    whole = compute(EVERYTHING, *columns)
+    chosen = {name: EVERYTHING[name] for name in ["rate", *names, "of_rate"]}
+    some = compute(chosen, *columns)
+    pd.testing.assert_frame_equal(some, whole[list(some.columns)], check_exact=True)
 
 
 def test_machines_are_independent_and_later_readings_do_not_matter() -> None:

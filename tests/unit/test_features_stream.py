@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 from click.testing import CliRunner
 from msgspec import structs
 
-from detectors import AdaptiveZ, HalfSpaceTrees
+from detectors import AdaptiveZ, Calibration, HalfSpaceTrees
+from detectors.features import FEATURES as FEATURE_KINDS
 from detectors.features import Calendar, Correlation, Rate, Ratio, Rolling
 from stream.backtest import backtest, fresh_scorer, read_history
 from stream.checkpoint import Checkpoint
 from stream.cli import cli
 from stream.config import dump_yaml, load
 from stream.graph import mermaid
-from stream.rules import AlertRule
+from stream.rules import AlertRule, Combination
 from stream.scorer import Scorer
 from stream.topology import Sensor, Source, Topology
 from tests.aio import run
@@ -178,6 +180,14 @@ def test_no_crash_where_auto_stands_beside_another_problem(tmp_path: Path) -> No
     assert [line.split(" ")[1] for line in problems(tmp_path, text)] == ["name:"]
 
 
+def test_documented_features_are_all_there_and_the_example_is_sound(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "features.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "t.yaml").write_text("name: pumps\n" + example)
+    assert len(load(tmp_path / "t.yaml").features) == 6
+    assert all(f"`{kind}: " in text for kind in FEATURE_KINDS)
+
+
 def test_check_and_graph_tell_of_features(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(YAML)
     told = CliRunner().invoke(cli, ["check", str(tmp_path / "t.yaml")]).output
@@ -226,6 +236,31 @@ def test_detector_sees_its_inputs_in_its_order_and_alerts_name_them() -> None:
     np.testing.assert_array_equal(again.scores["z"][:100], expected)
 
 
+def test_detectors_that_decide_together_have_their_reasons_put_together() -> None:
+    found = scorer(
+        features=FEATURES,
+        detectors={
+            "one": AdaptiveZ(warmup=20, half_life=50, inputs=("head", "b")),
+            "two": AdaptiveZ(warmup=20, half_life=50, inputs=("b", "a_mean")),
+        },
+        calibration=Calibration(warmup=60),
+        combine=Combination(method="max"),
+        alert=AlertRule(probability=1e-3),
+    )
+    rows = quiet(301)
+    rows[300, 0] += 10.0
+    alert = judge(found, rows).alerts[-1]
+    reasons = {reason.sensor: reason for reason in alert.contributions}
+    assert set(reasons) == {"a", "b", *FEATURES}
+    assert reasons["head"].share > 0
+    assert reasons["a_mean"].share > 0
+    assert reasons["head"].expected == pytest.approx(2.0, rel=0.05)
+    assert reasons["a_mean"].expected == pytest.approx(10.0, rel=0.05)
+    assert reasons["b"].expected == pytest.approx(5.0, rel=0.05)
+    assert reasons["a"].expected is None
+    assert sum(abs(reason.share) for reason in alert.contributions) == pytest.approx(1.0)
+
+
 def test_least_deviations_are_those_of_the_sensors_and_never_of_a_feature() -> None:
     sensors = (Sensor("a", min_deviation=5.0), Sensor("b", min_deviation=5.0))
     rows = quiet(101)
@@ -238,6 +273,16 @@ def test_least_deviations_are_those_of_the_sensors_and_never_of_a_feature() -> N
 
     assert opened("b", "a") == 0
     assert opened("head") == 1
+
+
+def test_sentence_has_the_unit_of_what_a_feature_is_made_of() -> None:
+    sensors = (Sensor("a", unit="bar"), Sensor("b"))
+    rows = quiet(101)
+    rows[100, 0] += 30.0
+    for name, unit in (("a_mean", " bar"), ("head", "")):
+        recipe = AdaptiveZ(warmup=20, half_life=50, inputs=(name,))
+        [alert] = judge(scorer(sensors=sensors, features=FEATURES, detectors={"z": recipe}), rows).alerts
+        assert re.match(rf"{name} is high at [0-9.]+{unit}, expected about", alert.reason)
 
 
 def test_alert_opens_on_a_feature_while_others_cannot_be_computed_yet() -> None:
