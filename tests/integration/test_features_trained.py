@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from stream.backtest import backtest, fresh_scorer, read_history
 from stream.cli import cli
 from stream.config import load
-from stream.errors import ModelRejected
+from stream.errors import ConfigError, ModelRejected
 from stream.models import Registry
 from stream.shelf import Shelf
 
@@ -43,6 +43,8 @@ def test_model_is_trained_on_features_and_run_with_them(tmp_path: Path) -> None:
     two = [plant(600, seed=seed).assign(machine=f"m{seed}") for seed in (1, 2)]
     pd.concat(two).sort_values("time", kind="stable").to_csv(tmp_path / "history.csv", index=False)
     arguments = ["train", str(file), "--input", str(tmp_path / "history.csv"), "--data", str(data)]
+    with pytest.raises(ConfigError, match="has too few rows of a machine for flow_mean"):
+        CliRunner().invoke(cli, [*arguments, "--rows", "15"], catch_exceptions=False)
     trained = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert trained.exit_code == 0, trained.output
 
