@@ -219,7 +219,7 @@ def test_real_readings_alerts_swap_and_shutdown(rabbitmq: RabbitNode, tmp_path: 
         assert worker.metric("mmlw_messages_received_total") == len(messages)
         for reason in ("not_decodable", "time_out_of_range", "unknown_sensor"):
             assert worker.metric("mmlw_messages_deadlettered_total", reason=reason) == 5
-        for detector in ("spike", "trees", "forest"):
+        for detector in ("spike", "examples", "forest"):
             assert worker.metric("mmlw_readings_scored_total", detector=detector) == ROWS
         assert worker.metric("mmlw_model_info", detector="forest", version="2") == 1
 
