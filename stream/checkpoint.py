@@ -2,12 +2,14 @@
 
 One SQLite file a topology (write-ahead log, synchronous=FULL). The state of a machine is one record; only the
 machines that changed are written. Every row carries a checksum, the head the sums of all tables, and the lock
-file beside it a witness: a file that was damaged, lost commits, or is another or older one, is refused.
+file beside it a witness: a file that was damaged, lost commits, is another or older one, or came without that
+witness, is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import secrets
 import sqlite3
@@ -186,7 +188,8 @@ class Checkpoint:
                 f"(mmlw checkpoint import), or start over (mmlw checkpoint reset)"
             )
         self._head = msgspec.json.decode(meta["head"], type=_Head)
-        self._ask_witness(made)
+        if not adopt:
+            self._ask_witness()
         self._tables.check(self._head.sums)
         if self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
             raise CheckpointError(
@@ -196,9 +199,16 @@ class Checkpoint:
             self._head = msgspec.structs.replace(self._head, life=secrets.token_hex(8))
             self._tables.put("meta", [("head", _json(self._head))], {})
 
-    def _ask_witness(self, made: int) -> None:
-        if not made:
-            return
+    def _ask_witness(self) -> None:
+        made = self._witness.commits
+        if not self._witness.knows:
+            lock = self.path.with_suffix(".lock")
+            raise CheckpointError(
+                f"{self.path}: {lock.name}, which was written with it and says how many commits it must hold, is "
+                f"missing or empty: so nobody knows whether some of them were lost. Put both files in place "
+                f"together; or, to go on from this one as it is (commit {self._head.commits}), use mmlw checkpoint "
+                f"import {self._topology} {self.path}"
+            )
         if self._witness.life not in ("", self._head.life):
             raise CheckpointError(
                 f"{self.path}: is not the file that was written here last, but one from before a reset or an import. "
@@ -257,6 +267,7 @@ class Checkpoint:
         """One transaction; the head that it wrote."""
         tables, sums, at = self._tables, dict(self._head.sums), time.time()
         if not self.exists:
+            self._witness.begin(self._head.life)
             self._db.execute("PRAGMA journal_mode=WAL")
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -365,6 +376,8 @@ def trouble(path: Path, error: Exception, said: str = "") -> CheckpointError:
         )
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return CheckpointError(f"{path}: {said or 'cannot be read'}: {error}: another program has it open")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointFull(f"{path}: {said or 'cannot be written'}: the disk is full. Make room")
     if code & 0xFF == sqlite3.SQLITE_IOERR or isinstance(error, OSError):
         return CheckpointError(f"{path}: {said or 'cannot be read'}: {error}: see to the disk")
     if said and code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

@@ -55,7 +55,7 @@ def snapshot(source: Path, topology: str) -> Iterator[Checkpoint]:
         copy(source, target)
         checkpoint: Checkpoint | None = None
         try:
-            checkpoint = Checkpoint(target, topology, None)
+            checkpoint = Checkpoint(target, topology, None, adopt=True)
             checkpoint.verify()
             yield checkpoint
         except CheckpointError as error:
@@ -99,7 +99,7 @@ def install(source: Path, path: Path, topology: str) -> Path | None:
         finally:
             fresh.with_suffix(".lock").unlink(missing_ok=True)
         replaced = _move_away(path)
-        set_witness(path, 0)
+        set_witness(path, 0, life)
         fresh.replace(path)
         _sync(path.parent)
         set_witness(path, commits, life)

@@ -1,7 +1,8 @@
 """A checkpoint's lock, and beside it a witness: how many commits were made, whatever the file itself says.
 
-The witness is written after a commit and never synced: a power cut may leave it behind, never ahead. Behind, it
-only lets an older file pass; ahead, it would refuse a good one.
+It is on the disk before the first commit is, so a checkpoint without one was moved by hand. After that it is
+written after each commit and not synced: a power cut may leave it behind, never ahead. Behind, it only lets an older
+file pass; ahead, it would refuse a good one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Witness:
 
     def __init__(self, checkpoint: Path) -> None:
         path = checkpoint.with_suffix(".lock")
+        self._folder = path.parent
         try:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -49,6 +51,23 @@ class Witness:
         """Commits that the file must hold."""
         self.life = words[2] if known and len(words) > 2 else ""
         """Which file they are in: each that begins, or is put in place, has a name of its own."""
+
+    @property
+    def knows(self) -> bool:
+        """Whether it tells of any file at all."""
+        return self.commits > 0 or self.life != ""
+
+    def begin(self, life: str) -> None:
+        """A file is about to begin: on the disk, name and all, when this returns. Raises OSError."""
+        self.commits, self.life = 0, life
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, _text(0, life), 0)
+        os.fsync(self._handle)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def note(self, commits: int, life: str) -> None:
         """A commit was made. Where even these few bytes find no room, the witness stays behind."""
@@ -81,7 +100,7 @@ def held(checkpoint: Path) -> Iterator[None]:
 def set_witness(checkpoint: Path, commits: int, life: str = "") -> None:
     """Say of a checkpoint how many commits it must hold: after it was put in place on purpose, or put aside.
 
-    On the disk when this returns. Nothing is asked of a checkpoint with 0 commits.
+    On the disk when this returns. With 0 commits and no name there must be none.
     """
     with checkpoint.with_suffix(".lock").open("wb") as file:
         file.write(_text(commits, life))

@@ -18,8 +18,10 @@ import pytest
 
 from detectors.base import Rows
 from stream.checkpoint import Checkpoint
+from stream.checkpoint_files import install
 from stream.errors import CheckpointError
 from stream.state import Changes, StreamPosition, Trying
+from stream.witness import set_witness
 
 RECIPES = {"model:a": "1", "recent": "x"}
 PAGE = 4096
@@ -428,19 +430,70 @@ def test_head_that_makes_no_sense_is_refused_although_its_checksum_fits(
     assert outcome(fork, head) == "refused"
 
 
-def test_witness_that_is_behind_or_unreadable_refuses_nothing(folded: Worker, tmp_path: Path) -> None:
+def test_witness_that_is_behind_refuses_nothing(folded: Worker, tmp_path: Path) -> None:
     """A power cut may take the witness's last words, but not the commits."""
-    behind: list[Callable[[Path], object]] = [
-        lambda lock: lock.unlink(),
-        lambda lock: lock.write_bytes(b""),
-        lambda lock: lock.write_bytes(bytes(50)),
-        lambda lock: lock.write_bytes(b"\xff" * 50),
-        lambda lock: lock.write_bytes(f"{1:>10} {3:>20}\n".encode()),
-    ]
-    for number, lose in enumerate(behind):
-        fork = folded.fork(tmp_path / str(number))
-        lose(fork.file.with_suffix(".lock"))
-        assert outcome(fork, number) == "same"
+    life = folded.file.with_suffix(".lock").read_text().split()[2]
+    for commits in (0, 3):
+        fork = folded.fork(tmp_path / str(commits))
+        fork.file.with_suffix(".lock").write_text(f"{1:>10} {commits:>20} {life}\n")
+        assert outcome(fork, commits) == "same"
+    fork = folded.fork(tmp_path / "earlier")  # by an earlier version
+    fork.file.with_suffix(".lock").write_text(f"{1:>10} {3:>20}\n")
+    assert outcome(fork) == "same"
+
+
+LOSE: dict[str, Callable[[Path], object]] = {
+    "gone": lambda lock: lock.unlink(),
+    "empty": lambda lock: lock.write_bytes(b""),
+    "zeros": lambda lock: lock.write_bytes(bytes(50)),
+    "noise": lambda lock: lock.write_bytes(b"\xff" * 50),
+    "after a reset": lambda lock: set_witness(lock.with_suffix(".checkpoint"), 0),
+}
+
+
+@pytest.mark.parametrize("how", LOSE)
+def test_file_without_its_witness_is_refused_cut_or_whole(
+    fresh_log: Worker, folded: Worker, tmp_path: Path, how: str
+) -> None:
+    for number, worker in enumerate((fresh_log, folded)):
+        size = worker.log.stat().st_size
+        for cut in (0, 1, size // 2, size):
+            fork = worker.fork(tmp_path / f"{number}-{cut}")
+            LOSE[how](fork.file.with_suffix(".lock"))
+            if cut:
+                os.truncate(fork.log, size - cut)
+            if number == 0 and size - cut < 2 * PAGE:
+                continue  # not even the first commit is left: there is no checkpoint
+            assert outcome(fork, (how, cut)) == "refused"
+
+
+def test_file_that_lost_its_witness_is_taken_when_it_is_imported(folded: Worker, tmp_path: Path) -> None:
+    fork = folded.fork(tmp_path / "t")
+    fork.file.with_suffix(".lock").unlink()
+    with pytest.raises(CheckpointError, match=r"mmlw checkpoint import t .*t\.checkpoint"), opened(fork.file):
+        pass
+    told_before, aside = folded.truth, install(fork.file, fork.file, "t")
+    assert aside is not None
+    with opened(fork.file) as checkpoint:
+        assert told(checkpoint) == told_before
+
+
+def test_worker_killed_around_its_first_commit_starts_again(tmp_path: Path) -> None:
+    """The witness is there before the first commit: without it that commit would be refused, or an older one taken."""
+    living, path = tmp_path / "living", tmp_path / "after" / "t.checkpoint"
+    with opened(living / "t.checkpoint") as checkpoint:
+        note = checkpoint._witness.note
+        checkpoint._witness.note = lambda commits, life: None  # type: ignore[method-assign]
+        checkpoint.commit(changes([1], 1, 1))
+        shutil.copytree(living, path.parent)
+        checkpoint._witness.note = note  # type: ignore[method-assign]
+    with opened(path) as again:
+        assert again.load().position.last_offset == 1
+    path.unlink()
+    with opened(path) as anew:
+        anew.commit(changes([1], 1, 1))
+    with opened(path) as again:
+        assert again.commits == 1
 
 
 def test_witness_is_written_only_after_the_commit(tmp_path: Path) -> None:

@@ -225,10 +225,15 @@ def test_commit_stands_where_only_the_witness_finds_no_room(
     checkpoint = Checkpoint(tmp_path / "t.checkpoint", "t", None)
     with monkeypatch.context() as patched:
         patched.setattr("os.pwrite", full)
-        checkpoint.commit(changes(1, 1))
+        with pytest.raises(CheckpointFull):  # a first commit must not come before its witness
+            checkpoint.commit(changes(1, 1))
+    checkpoint.commit(changes(1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.pwrite", full)
+        checkpoint.commit(changes(1, 2))
     checkpoint.close()
     again = Checkpoint(tmp_path / "t.checkpoint", "t", None)
-    assert again.load().position == StreamPosition(1, "x")
+    assert again.load().position == StreamPosition(2, "x")
     again.close()
 
 
