@@ -53,6 +53,7 @@ class _Link:
     pumps: dict[Way, asyncio.Task[None]] = field(default_factory=dict)
     passed: int = 0
     """Bytes passed on to the worker."""
+    deliveries: Deliveries | None = None
 
     def sockets(self, way: Way) -> tuple[socket.socket, socket.socket]:
         """Where this direction's bytes come from, and where they go."""
@@ -64,10 +65,50 @@ class _Link:
             self.sockets(way)[1].shutdown(socket.SHUT_WR)
 
 
+class Deliveries:
+    """What a broker sends on one connection, in frames, to leave out deliveries to a consumer."""
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+        self._buffer = b""
+        self._left: dict[int, int] = {}
+        """Bytes of the body that are still to be lost, by channel; -1 before the header tells."""
+
+    def rest(self, data: bytes) -> bytes:
+        """Whole frames, without those of deliveries to be lost."""
+        self._buffer += data
+        kept = b""
+        while len(self._buffer) >= 7:
+            kind, channel, size = struct.unpack(">BHI", self._buffer[:7])
+            if len(self._buffer) < size + 8:
+                break
+            frame, self._buffer = self._buffer[: size + 8], self._buffer[size + 8 :]
+            if not self._lost(kind, channel, frame[7:-1]):
+                kept += frame
+        return kept
+
+    def _lost(self, kind: int, channel: int, payload: bytes) -> bool:
+        if (
+            kind == 1 and payload[:4] == struct.pack(">HH", 60, 60) and self._proxy.losing >= 1
+        ):  # basic.deliver
+            self._proxy.losing -= 1
+            self._left[channel] = -1
+            return True
+        if kind not in (2, 3) or channel not in self._left:
+            return False
+        if kind == 2:
+            self._left[channel] = struct.unpack(">Q", payload[4:12])[0]
+        else:
+            self._left[channel] -= len(payload)
+        if self._left[channel] == 0:
+            del self._left[channel]
+        return True
+
+
 class TcpProxy:
     """Passes bytes between whoever connects to `port` and a server; `switch` makes it fail, or heal."""
 
-    def __init__(self, listener: socket.socket, target: int) -> None:
+    def __init__(self, listener: socket.socket, target: int, *, amqp: bool = False) -> None:
         self.port: int = listener.getsockname()[1]
         self.accepted = 0
         """Connections made to it so far."""
@@ -76,6 +117,9 @@ class TcpProxy:
         self._fault = PASS
         self._switched = asyncio.Event()
         self._links: set[_Link] = set()
+        self._amqp = amqp
+        self.losing = 0.0
+        """AMQP deliveries that are still to be lost; everything else passes."""
 
     def switch(self, fault: Fault) -> None:
         """From now on this happens, to open connections too."""
@@ -97,6 +141,7 @@ class TcpProxy:
                 accepted, _ = await loop.sock_accept(self._listener)
                 self.accepted += 1
                 link = _Link(accepted, socket.socket())
+                link.deliveries = Deliveries(self) if self._amqp else None
                 link.task = tasks.create_task(self._serve(link))
 
     async def _serve(self, link: _Link) -> None:
@@ -130,6 +175,8 @@ class TcpProxy:
                 await self._switched.wait()
             if not data:
                 break
+            if link.deliveries is not None and way is Way.TO_WORKER:
+                data = link.deliveries.rest(data)
             limit = self._fault.reset_after
             if limit is not None and way is Way.TO_WORKER:
                 data = data[: max(limit - link.passed, 0)]
@@ -148,11 +195,11 @@ class TcpProxy:
 
 
 @contextlib.asynccontextmanager
-async def tcp_proxy(target: int) -> AsyncIterator[TcpProxy]:
-    """A proxy to this loopback port, in the loop of the test, gone at the end."""
+async def tcp_proxy(target: int, *, amqp: bool = False) -> AsyncIterator[TcpProxy]:
+    """A proxy to this loopback port, in the loop of the test, gone at the end. `amqp`: it can lose deliveries."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        proxy = TcpProxy(listener, target)
+        proxy = TcpProxy(listener, target, amqp=amqp)
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(proxy.serve())
             try:

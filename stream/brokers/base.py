@@ -115,7 +115,8 @@ class Intake(Protocol):
         ...
 
     async def end(self) -> int:
-        """Streams: the offset of the next message to come. Queues: messages ready."""
+        """Streams: the offset of the next message to come. Queues: messages that `receive` has not given yet: those
+        ready, and those that the broker sent and holds for delivered, heard here or not."""
         ...
 
     async def close(self) -> None:

@@ -315,6 +315,12 @@ class RabbitBroker:
             declared = await self._declare_queue(channel, queue, passive=True)
             return int(declared.declaration_result.message_count or 0)
 
+    async def put_probe(self, queue: str) -> None:
+        """Put a message into a queue of this connection's own, made for it."""
+        async with self._channel(f'queue "{queue}"') as channel:
+            await self._declare_queue(channel, Queue(name=queue, kind="reply"), passive=False)
+        await self.publish([Message(exchange="", routing_key=queue, body=b"")])
+
     def forget(self, intake: RabbitIntake) -> None:
         """An intake was closed."""
         self._intakes.discard(intake)

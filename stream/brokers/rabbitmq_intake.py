@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from aio_pika.abc import AbstractChannel
@@ -14,6 +13,7 @@ from aio_pika.abc import AbstractChannel
 from stream.brokers.base import Delivery, Queue
 from stream.brokers.lenient import read_leniently
 from stream.brokers.rabbitmq_errors import one_line
+from stream.brokers.rabbitmq_probe import Host, Probe
 from stream.errors import BrokerUnreachable
 
 __all__ = ["Connection", "RabbitIntake"]
@@ -21,15 +21,8 @@ __all__ = ["Connection", "RabbitIntake"]
 read_leniently()
 
 
-class Connection(Protocol):
-    """What an intake needs of its broker: `lost` once the connection is, `timeout` seconds for an answer."""
-
-    timeout: float
-    lost: BrokerUnreachable | None
-
-    def mapped(self, what: str) -> AbstractContextManager[None]:
-        """Turns the driver's errors into ours."""
-        ...
+class Connection(Host, Protocol):
+    """What an intake needs of its broker."""
 
     async def end_of_stream(self, queue: Queue) -> int:
         """One more than the offset of a stream's last message."""
@@ -58,11 +51,14 @@ class RabbitIntake:
         self._closed: BrokerUnreachable | None = None
         self._waiting: deque[Delivery] = deque()
         self._next = 0
+        self._probe: Probe
+        self._heard = self._heard_before = 0
 
     async def start(self, offset: int | str) -> None:
         """Begin to consume; the driver's lower layer, because it costs a third less a message."""
         self._channel.close_callbacks.add(self._on_close)
         self._driver = await self._channel.get_underlay_channel()
+        self._probe = Probe(self._broker, self._driver, self._queue.name)
         self._driver.on_consumer_cancel_callbacks.add(lambda _: self.arrived.set())  # `_check` says why
         arguments = {"x-stream-offset": offset} if self._queue.kind == "stream" else None
         ok = await self._driver.basic_consume(
@@ -77,7 +73,9 @@ class RabbitIntake:
             return []
         if linger > 0 and len(self._waiting) < most:
             await self._wait_for(most, now() + linger)
-        found = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        count = min(most, len(self._waiting))
+        await self._probe.check(self._waiting[count - 1].tag)  # behind what was lost nothing may take effect
+        found = [self._waiting.popleft() for _ in range(count)]
         self._next = found[-1].offset + 1
         return found
 
@@ -94,7 +92,9 @@ class RabbitIntake:
         """See `Intake`."""
         self._check()
         if self._queue.kind != "stream":
-            return await self._broker.message_count(self._queue)
+            quiet, self._heard_before = self._heard == self._heard_before, self._heard
+            unheard = await self._probe.unheard() if quiet else 0
+            return await self._broker.message_count(self._queue) + len(self._waiting) + unheard
         return max(await self._broker.end_of_stream(self._queue), self._next)
 
     async def close(self) -> None:
@@ -142,6 +142,8 @@ class RabbitIntake:
         headers = properties.headers or {}
         offset = headers.pop("x-stream-offset", -1)  # the broker's on a stream; on a queue, anybody's
         delivery = message.delivery
+        self._heard += 1
+        self._probe.heard(delivery.delivery_tag)
         self._waiting.append(
             Delivery(
                 body=message.body,
