@@ -42,6 +42,9 @@ _FORGET = (
 )
 _AT_A_TIME = 500
 """Machines packed, or looked up, in one go."""
+_LOADED = 2**20
+"""Bytes of state that are loaded at once: single rows keep the garbage collector busy, and that stops everybody; so
+does a large array while it is copied."""
 _LOG_LIMIT = 64 * 2**20
 """Bytes of write-ahead log that are kept for the next one."""
 _ROOM, _ROOM_PART = 2**18, 2**24
@@ -58,6 +61,7 @@ class _Head(msgspec.Struct, frozen=True):
     running: bool = False
     trying: Trying | None = None
     sums: Sums = {}
+    unsettled: bool = False
 
 
 class Checkpoint:
@@ -228,6 +232,7 @@ class Checkpoint:
             position=StreamPosition(*head.position),
             paused=head.paused,
             died=head.running,
+            unsettled=head.unsettled,
             trying=head.trying,
             stored=head.sums.get("state", (0, 0))[0],
         )
@@ -239,7 +244,13 @@ class Checkpoint:
         saved.audit = [json.loads(line) for _, line in reversed(lines)]
         saved.replays = frozenset(row[0] for row in tables.rows("replays"))
         last_seen = "WHERE rowid IN (SELECT rowid FROM state ORDER BY seen DESC LIMIT ?) ORDER BY rowid"
-        saved.groups, saved.forgotten = self._groups(tables.rows("state", last_seen, (most,)))
+        groups: list[Group] = []
+        forgotten: set[str] = set()
+        for part in _parts(tables.each("state", last_seen, (most,))):
+            found, left_out = self._groups(part)
+            groups += found
+            forgotten.update(left_out)
+        saved.groups, saved.forgotten = groups, tuple(sorted(forgotten))
         return saved
 
     def _groups(self, rows: Iterable[tuple[Any, ...]]) -> tuple[list[Group], tuple[str, ...]]:
@@ -312,6 +323,7 @@ class Checkpoint:
             head.running if changes.running is None else changes.running,
             changes.trying,
             sums,
+            head.unsettled if changes.unsettled is None else changes.unsettled,
         )
 
     def _layout(self, layout: Layout, sums: Sums) -> int:
@@ -386,6 +398,20 @@ def trouble(path: Path, error: Exception, said: str = "") -> CheckpointError:
         f"{path}: is damaged: {error}. Put back a copy (mmlw checkpoint import), or start over "
         f"(mmlw checkpoint reset)"
     )
+
+
+def _parts(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """State rows, a few at a time."""
+    part: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += len(row[-1])
+        if size >= _LOADED:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _part(changes: Changes, start: int, end: int) -> dict[str, dict[str, Any]]:

@@ -101,7 +101,7 @@ class Engine:
         self._queue = readings_queue(topology)
         self._stream = self._queue.kind == "stream"
         self._trying = saved.trying
-        self._died = saved.died
+        self._unsettled = saved.died or saved.unsettled
         self._floor = -1
         """The last message that may have been scored before the last failure: no swap comes before it again."""
         self._broker = broker
@@ -139,7 +139,7 @@ class Engine:
         intake = await self._broker.consume(self._queue, offset=start, prefetch=min(prefetch, _QOS_LIMIT))
         try:
             deliveries = await self._first(intake) if self._stream else []
-            if self._died:
+            if self._unsettled:
                 self._floor = self.position.last_offset + rule.after + source.max_batch
                 self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
             await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
@@ -162,7 +162,7 @@ class Engine:
                     deliveries = deliveries[most:]
                 if self.ledger.wait() <= 0:
                     await self._settle(intake)
-            await self._settle(intake, Changes(self.position, running=False))
+            await self._settle(intake, Changes(self.position, running=False, unsettled=self._again))
             self._intake = None
             await intake.close()
         finally:

@@ -107,17 +107,21 @@ class Ledger:
                 return
             changes = Changes(self.processed)
         self.processed = changes.position
-        slots = np.unique(np.concatenate(self._touched)) if self._touched else np.zeros(0, dtype=np.int64)
-        changes.machines = [self._scorer.residents.name(slot) for slot in slots.tolist()]
-        changes.components = self._scorer.components(slots) if len(slots) else {}
         changes.replays = tuple(self._replays)
         before = self._clock.monotonic()
         sizes: list[int] = []
         try:
-            await in_thread(lambda: sizes.append(self._store.commit(changes)))
+            await in_thread(lambda: sizes.append(self._write(changes)))
         finally:
             if sizes:  # committed, also where whoever waited for it was cancelled
                 self._committed(changes, sizes[0], self._clock.monotonic() - before)
+
+    def _write(self, changes: Changes) -> int:
+        """Done in a thread, and nothing changes meanwhile: the batch waits for its commit."""
+        slots = np.unique(np.concatenate(self._touched)) if self._touched else np.zeros(0, dtype=np.int64)
+        changes.machines = [self._scorer.residents.name(slot) for slot in slots.tolist()]
+        changes.components = self._scorer.components(slots) if len(slots) else {}
+        return self._store.commit(changes)
 
     def _committed(self, changes: Changes, size: int, seconds: float) -> None:
         self._metrics.checkpoint_duration.observe(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["SealedTables", "Sums", "create", "seal"]
@@ -87,14 +87,16 @@ class SealedTables:
 
     def rows(self, table: str, rest: str = "", values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows without their checksums; `rest` of the query says which."""
-        found = []
+        return list(self.each(table, rest, values))
+
+    def each(self, table: str, rest: str = "", values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The same, one after the other: for a table that may be long."""
         for row in self._db.execute(f"SELECT * FROM {table} {rest}", values):  # noqa: S608
             *front, crc, last = row
             bare = (*front, last)
             if seal(table, bare) != crc:
                 raise ValueError(f"{table} {row[0]!r} does not match its checksum")
-            found.append(bare)
-        return found
+            yield bare
 
     def put(self, table: str, rows: Iterable[tuple[Any, ...]], sums: Sums) -> None:
         """Write rows, in place of those of the same key; `sums` follow."""

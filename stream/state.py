@@ -65,6 +65,7 @@ class Changes:
     """Ids of dead letters that were replayed and processed."""
     paused: bool | None = None
     running: bool | None = None
+    unsettled: bool | None = None
     trying: Trying | None = None
     """None forgets the message that was being tried."""
 
@@ -86,6 +87,8 @@ class Saved:
     paused: bool = False
     died: bool = False
     """The process ended without saying so: killed, crashed, or cut from power."""
+    unsettled: bool = False
+    """It ended in order, and messages behind the position may have been scored, and their alerts told."""
     trying: Trying | None = None
     forgotten: tuple[str, ...] = ()
 

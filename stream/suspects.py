@@ -39,8 +39,10 @@ class Suspects:
         return self._single > 0
 
     def most(self, number: int, limit: int) -> int:
-        """How many messages to take from this one on, at most `limit`."""
-        if self._single > 0 or (self._window > 0 and self._was_at_work(number)):
+        """How many messages to take from this one on, at most `limit`. A stream may have none of this number: what
+        was at work may begin behind it."""
+        past = self._past
+        if self._single > 0 or (self._window > 0 and past is not None and number <= past.last):
             return 1
         return limit
 

@@ -373,11 +373,14 @@ def guarantee(topology: Topology) -> str:
 
 
 async def _end(lane: _Lane) -> None:
-    """Leave word that the process ended in order: the next start must not take it for a death."""
+    """Leave word that the process ended in order: the next start must not take it for a death.
+
+    Its engine did not: what it had scored and not committed comes again."""
     try:
         saved = await in_thread(lane.store.load, 0)
         if saved.died:
-            await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying, running=False))
+            ended = Changes(saved.position, trying=saved.trying, running=False, unsettled=True)
+            await in_thread(lane.store.commit, ended)
     except CheckpointError as error:
         log.get().warning("end_not_written", topology=lane.topology.name, cause=str(error))
 

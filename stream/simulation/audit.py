@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from stream.brokers.base import Delivery
-from stream.simulation.world import Outcome
+from stream.simulation.audit_commands import check_commands
+from stream.simulation.outcome import Committed, Outcome
+from stream.simulation.schedule import KILLER, Command
 
 __all__ = ["audit"]
 
@@ -29,15 +31,19 @@ def audit(outcome: Outcome) -> list[str]:
         return [f"not everything was processed: {outcome.stuck}"]
     found: list[str] = []
     used, lost = _used(outcome, found)
-    expected = _Reference(outcome).process(used)
+    expected = _Reference(outcome).process(used, found)
     found += _compare_alerts(outcome, expected)
     found += _compare_dead_letters(outcome, expected)
     found += _compare_state(outcome, expected)
-    found += _check_receipts(outcome)
+    found += check_commands(outcome)
     if not outcome.conserved:
         found.append("received is not processed + dead-lettered + passed over")
+    for told, committed in outcome.miscounted:
+        found.append(f"{told:g} messages were counted in a life that committed {committed}")
     if outcome.used_damage:
         found.append("a damaged checkpoint was used")
+    if outcome.took_stranger:
+        found.append("another stream was taken for the one that was read")
     if lost and not outcome.gaps:
         found.append(f"{lost} readings were lost to retention, and nobody was told")
     if outcome.gaps and len(used) == len(outcome.published):
@@ -45,18 +51,24 @@ def audit(outcome: Outcome) -> list[str]:
     return found
 
 
-def _used(outcome: Outcome, found: list[str]) -> tuple[list[Delivery], int]:
-    """The messages whose effect must be in the end, in order; and how many retention took noticeably.
+def _used(outcome: Outcome, found: list[str]) -> tuple[list[tuple[int, Delivery]], int]:
+    """The messages whose effect must be in the end, in order, each with its place; and what retention took.
 
-    A message counts in the life of the reader that saw it and whose successor went on behind it.
+    A stream's message counts in the life of the reader that saw it and whose successor went on behind it. A
+    queue's place is how many were committed before; what came again behind its commit takes a place once more.
     """
     published = {delivery.offset: delivery for delivery in outcome.published}
-    if outcome.schedule.source == "queue":
-        return list(published.values()), 0
-    used: list[Delivery] = []
+    places: list[tuple[int, int]] = []
     lost = 0
-    ends = [start for start, _ in outcome.lives[1:]] + [outcome.saved.position.last_offset]
+    ends = [life.start for life in outcome.lives[1:]] + [outcome.saved.position.last_offset]
     for (start, seen), end in zip(outcome.lives, ends, strict=True):
+        if end < start:
+            found.append(f"the position went back from {start} to {end}")
+        if outcome.schedule.source == "queue":
+            if end - start > len(seen):
+                found.append(f"{end - start} messages were committed, and {len(seen)} were delivered")
+            places += enumerate(seen[: max(end - start, 0)], start + 1)
+            continue
         before = start
         for offset in seen:
             missed = [o for o in published if before < o < offset] if before >= 0 else []
@@ -64,11 +76,14 @@ def _used(outcome: Outcome, found: list[str]) -> tuple[list[Delivery], int]:
                 lost += len(missed)
             before = max(before, offset)
             if start < offset <= end:
-                used.append(published[offset])
-    offsets = [delivery.offset for delivery in used]
-    if offsets != sorted(set(offsets)):
+                places.append((offset, offset))
+    order = [message for _, message in places]
+    if outcome.schedule.source == "queue":
+        if list(dict.fromkeys(order)) != list(published):
+            found.append("messages took effect in another order, or one of them did not")
+    elif order != sorted(set(order)):
         found.append("a message took effect twice, or out of order")
-    return used, lost
+    return [(place, published[message]) for place, message in places], lost
 
 
 @dataclass
@@ -76,6 +91,7 @@ class _Life:
     """An alert's state for one machine and detector."""
 
     open: bool = False
+    accepted: bool = False
     calm: int = 0
     level: int = 0
     updates: int = 0
@@ -92,28 +108,31 @@ class _Reference:
     rows: dict[str, dict[str, bytes]] = field(default_factory=dict)
     arrivals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    def process(self, messages: Sequence[Delivery]) -> _Reference:
+    def process(self, messages: Sequence[tuple[int, Delivery]], found: list[str]) -> _Reference:
+        """Read these, each at its place, with the models that the receipts name and what operators accepted."""
         detector: Any = self.outcome.topology.detectors["spike"]
         spike = detector.build(("a",))
-        swaps = sorted(
-            (receipt["partitions"]["0"]["first_offset"], order, receipt["model"]["version"])
-            for order, receipt in enumerate(self.outcome.saved.commands.values())
-            if receipt["verb"] in ("swap", "rollback")
-        )
+        swaps, accepted = _swaps(self.outcome), _accepted(self.outcome)
         slots: dict[str, int] = {}
         lives: dict[tuple[str, str], _Life] = {}
-        for message in messages:
+        for place, message in messages:
+            while accepted and accepted[0][0] < place:
+                found += _accept(lives, accepted.pop(0)[1])
             reading = _parsed(message.body)
             if reading is None:
                 self.bad.append(message)
                 continue
             machine, time, seq, value = reading
+            if value == KILLER and self._is_new(machine, time, seq, looking=True):
+                self.bad.append(message)
+                continue
             slot = slots.setdefault(machine, len(slots))
             if not self._is_new(machine, time, seq):
                 continue
-            learn = np.array([not lives.setdefault((machine, "spike"), _Life()).open])
+            alert = lives.setdefault((machine, "spike"), _Life())
+            learn = np.array([not alert.open or alert.accepted])
             row = np.array([slot]), np.array([[value]]), np.array([time]), learn
-            version = next((v for at, _, v in reversed(swaps) if at <= message.offset), 1)
+            version = next((v for at, v in reversed(swaps) if at <= place), 1)
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
             position = message.offset if self.outcome.schedule.source == "stream" else seq
             for name, score in scores.items():
@@ -121,6 +140,8 @@ class _Reference:
                 if told is not None:
                     model = str(version) if name == "scale" else "online"
                     self.events.append((machine, name, *told, score, position, model))
+        for _, command in accepted:
+            found += _accept(lives, command)
         for machine, slot in slots.items():
             state = spike.snapshot(np.array([slot]))
             self.rows[machine] = {
@@ -128,16 +149,46 @@ class _Reference:
             }
         return self
 
-    def _is_new(self, machine: str, time: float, seq: int) -> bool:
+    def _is_new(self, machine: str, time: float, seq: int, *, looking: bool = False) -> bool:
         newest, highest = self.arrivals.get(machine, (-np.inf, -1))
         if 0 <= seq <= highest and time <= newest:
             return False
         late = time < newest - _LATENESS
+        if looking:
+            return not late
         newest = max(newest, time)
         if seq >= 0 and (seq > highest or time >= newest):
             highest = seq
         self.arrivals[machine] = (newest, highest)
         return not late
+
+
+def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
+    """The place of the first reading of each version that was put in place, and the version."""
+    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback")]
+    return [(r["partitions"]["0"]["first_offset"], r["model"]["version"]) for r in receipts]
+
+
+def _accepted(outcome: Outcome) -> list[tuple[int, Command]]:
+    """What operators accepted, and the last place before it."""
+    sent = {command.id: command for command in outcome.schedule.commands}
+    committed = [what for what in outcome.story if isinstance(what, Committed)]
+    return [
+        (what.position, sent[name])
+        for what in committed
+        for name in what.commands
+        if sent[name].verb == "accept"
+    ]
+
+
+def _accept(lives: Mapping[tuple[str, str], _Life], command: Command) -> list[str]:
+    """Take a machine's open alerts for normal; what is wrong with that."""
+    asked = ("spike", "scale") if command.detector is None else (command.detector,)
+    alerts = [lives[command.machine, name] for name in asked if (command.machine, name) in lives]  # type: ignore[index]
+    alerts = [alert for alert in alerts if alert.open]
+    for alert in alerts:
+        alert.accepted = True
+    return [] if alerts else [f"{command.id}: accepted an alert that was not open"]
 
 
 def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
@@ -146,6 +197,7 @@ def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
     A reading from before the last alert closed opens none."""
     level = 2 if ratio >= 2.0 else 1
     if not life.open:
+        life.accepted = False
         if ratio < 1.0 or time < life.closed_at:
             return None
         life.open, life.calm, life.level, life.updates = True, 0, level, 0
@@ -233,48 +285,4 @@ def _compare_state(outcome: Outcome, expected: _Reference) -> list[str]:
             found.append(
                 f"{machine}: newest and highest are {seen[machine]}, expected {expected.arrivals[machine]}"
             )
-    return found + _check_swaps(outcome)
-
-
-def _check_swaps(outcome: Outcome) -> list[str]:
-    """Each swap put the model in place that was asked for, each rollback the one before."""
-    found: list[str] = []
-    asked = {command.id: command.model for command in outcome.schedule.commands}
-    current, before = "1", None
-    for name, receipt in outcome.saved.commands.items():
-        if receipt["verb"] not in ("swap", "rollback"):
-            continue
-        wanted = before if receipt["verb"] == "rollback" else str(asked[name]).rpartition("/")[2]
-        told = str(receipt["model"]["version"])
-        if told != wanted:
-            found.append(f"{name}: {receipt['verb']} put version {told} in place, not {wanted}")
-        if told != current:
-            current, before = told, current
     return found
-
-
-def _check_receipts(outcome: Outcome) -> list[str]:
-    found: list[str] = []
-    sent = {command.id: command for command in outcome.schedule.commands}
-    times = Counter(command.id for command in outcome.schedule.commands)
-    kept = outcome.saved.commands
-    for reply in outcome.replies:
-        name = reply.get("command")
-        if name not in sent:
-            found.append(f"an answer to a command that nobody sent: {name}")
-        elif reply["status"] == "applied" and sent[name].verb != "status":
-            told = (reply.get("model"), reply.get("partitions"))
-            stored = kept.get(name, {})
-            if told != (stored.get("model"), stored.get("partitions")):
-                found.append(f"{name}: the receipt says {told}, the checkpoint {stored}")
-        elif reply["status"] == "refused" and name in kept and times[name] == 1:
-            found.append(f"{name} was refused and carried out")
-    for name, command in sent.items():
-        impossible = command.verb == "rollback" or command.model in ("models:/scale/7", "models:/scale/8")
-        if command.verb in ("pause", "resume") and name not in kept:
-            found.append(f"{name}: {command.verb} left no trace")
-        if command.verb == "swap" and (name in kept) == impossible:
-            found.append(
-                f"{name}: a swap to {command.model} was {'carried out' if impossible else 'not carried out'}"
-            )
-    return found + _check_swaps(outcome)

@@ -36,6 +36,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise Deadlock(f"nothing moves after {self.now:.1f} virtual seconds")
         self.now += seconds
 
+    def give_up(self) -> None:
+        """No more time: nothing will come of it."""
+        self._until = self.now
+
     def abandon(self) -> None:
         """Cancel what still runs, and let it end."""
         self._until = float("inf")

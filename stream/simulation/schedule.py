@@ -8,28 +8,32 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
+__all__ = ["KILLER", "START", "Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
 
 Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack"]
 """A place where the worker touches the world."""
-Kind = Literal["crash", "disconnect", "fail", "full", "torn", "silent", "part"]
+Kind = Literal["crash", "disconnect", "fail", "full", "torn", "relapse", "silent", "deaf", "part"]
 """What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a
-while; the process dies and leaves a damaged checkpoint; the consumer hears nothing more; only a part of the
-messages arrives before the connection is lost."""
+while; the process dies and leaves a damaged checkpoint; it dies, and the next one ends in order at its start; the
+consumer gets nothing more; it is sent everything and hears nothing of it; only a part of the messages arrives before
+the connection is lost."""
 
 _KINDS: dict[Op, tuple[Kind, ...]] = {
     "load": ("crash", "fail"),
-    "commit": ("crash", "fail", "full", "torn"),
+    "commit": ("crash", "fail", "full", "torn", "relapse"),
     "connect": ("disconnect",),
     "declare": ("crash", "disconnect"),
     "consume": ("crash", "disconnect"),
-    "receive": ("crash", "disconnect", "silent"),
-    "publish": ("crash", "disconnect", "part"),
-    "ack": ("crash", "disconnect"),
+    "receive": ("crash", "disconnect", "silent", "deaf"),
+    "publish": ("crash", "disconnect", "part", "relapse"),
+    "ack": ("crash", "disconnect", "relapse"),
 }
 _MACHINES = 4
 START = 1_722_988_800.0
 """Epoch seconds at which a simulation begins."""
+KILLER = 666.0
+"""A reading of this value kills the process that scores it."""
+_DEADLY: tuple[Kind, ...] = ("crash", "torn", "relapse")
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -53,9 +57,13 @@ class Command(msgspec.Struct, frozen=True):
     """A control message at a virtual second."""
 
     at: float
-    verb: Literal["swap", "rollback", "pause", "resume", "status"]
+    verb: Literal["swap", "rollback", "pause", "resume", "accept", "status"]
     id: str
+    issued: float
+    """When it was decided; it may have been long on its way."""
     model: str | None = None
+    detector: str | None = None
+    machine: str | None = None
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -75,6 +83,12 @@ class Schedule(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...]
     retention: tuple[tuple[float, int], ...] = ()
     """At a virtual second, the broker forgets all but so many of the newest messages."""
+    down: float = 0.05
+    """Seconds until a process that ended is started again."""
+    eager: bool = False
+    """When something goes wrong, the next command is sent at once."""
+    stranger: Literal["", "other", "shorter"] = ""
+    """In the end another stream is put in place of the one that was read, with other messages, or fewer."""
 
     def text(self) -> str:
         """A few lines for a person."""
@@ -87,7 +101,7 @@ class Schedule(msgspec.Struct, frozen=True):
             for fault in self.faults
         ]
         lines += [f"  at {at:.2f} s: retention keeps {keep} messages" for at, keep in self.retention]
-        lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or ''} ({c.id})" for c in self.commands]
+        lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or c.machine or ''} ({c.id})" for c in self.commands]
         return "\n".join(lines)
 
 
@@ -95,9 +109,13 @@ def schedule(seed: int) -> Schedule:
     """The schedule of a seed: always the same one."""
     rng = random.Random(seed)
     source: Literal["stream", "queue"] = "queue" if rng.random() < 0.3 else "stream"
+    segment = rng.choice((0, 0, 3, 10)) if source == "stream" else 0
     readings = _readings(rng, source)
+    killing = rng.random() < 0.06
+    if killing:
+        readings = _with_killer(rng, readings, segment)
     last = readings[-1].at
-    commands = _commands(rng, last, source) if rng.random() < 0.6 else ()
+    commands = _commands(rng, readings) if rng.random() < 0.6 else ()
     retention: tuple[tuple[float, int], ...] = ()
     if source == "stream" and rng.random() < 0.15:
         retention = ((rng.uniform(0.1, last), rng.randrange(1, 12)),)
@@ -107,12 +125,17 @@ def schedule(seed: int) -> Schedule:
         max_batch=rng.choice((1, 2, 5, 16)),
         every=rng.choice((0.0, 0.02, 0.2)),
         after=rng.choice((1, 4, 20, 1000)),
-        segment=rng.choice((0, 0, 3, 10)) if source == "stream" else 0,
+        segment=segment,
         resident=rng.choice((2, 3, 100)),
         readings=readings,
         commands=commands,
-        faults=_faults(rng),
+        faults=_faults(rng, deadly=not killing),
         retention=retention,
+        down=rng.choice((0.05, 0.05, 0.4)),
+        eager=rng.random() < 0.5,
+        stranger=rng.choice(("other", "other", "shorter"))
+        if source == "stream" and rng.random() < 0.1
+        else "",
     )
 
 
@@ -144,34 +167,60 @@ def _readings(rng: random.Random, source: str) -> tuple[Reading, ...]:
     return tuple(found)
 
 
-def _commands(rng: random.Random, last: float, source: str) -> tuple[Command, ...]:
+def _with_killer(rng: random.Random, readings: tuple[Reading, ...], segment: int) -> tuple[Reading, ...]:
+    """One reading is of the value that kills; often the first behind an offset that the stream skips."""
+    usable = [
+        i
+        for i, reading in enumerate(readings)
+        if '"values": {"a": ' in reading.body and '"time"' in reading.body
+    ]
+    if not usable:
+        return readings
+    i = rng.choice([i for i in usable if segment and i % segment == 0] or usable)
+    body = {**json.loads(readings[i].body), "values": {"a": KILLER}}
+    killer = msgspec.structs.replace(readings[i], body=json.dumps(body))
+    return (*readings[:i], killer, *readings[i + 1 :])
+
+
+def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Command, ...]:
     found: list[Command] = []
+    last = readings[-1].at
     for number in range(rng.randrange(1, 5)):
-        at = rng.uniform(0.0, last + 0.5)
+        at, name = rng.uniform(0.0, last + 0.5), f"c{number}"
+        issued = at - rng.choice((0.0, 0.0, 0.0, 0.0, rng.uniform(0.0, 2.0)))
         roll = rng.random()
-        if roll < 0.6 and source == "stream":
-            found.append(Command(at, "swap", f"c{number}", f"models:/scale/{rng.randrange(1, 9)}"))
-        elif roll < 0.7 and source == "stream":
-            found.append(Command(at, "rollback", f"c{number}"))
-        elif roll < 0.85:
-            found.append(Command(at, "pause", f"c{number}"))
-            found.append(Command(at + rng.uniform(0.1, 2.0), "resume", f"c{number}r"))
+        if roll < 0.45:
+            model = f"models:/scale/{rng.randrange(1, 9)}"
+            found.append(Command(at, "swap", name, issued, model, "scale"))
+        elif roll < 0.55:
+            found.append(Command(at, "rollback", name, issued, detector="scale"))
+        elif roll < 0.75:
+            high = [r.machine for r in readings if r.at <= at and '{"a": 2' in r.body] or ["m0"]
+            machine, detector = high[-1], rng.choice((None, "spike", "spike", "scale"))
+            found.append(Command(at, "accept", name, issued, detector=detector, machine=machine))
+        elif roll < 0.9:
+            until = at + rng.uniform(0.1, 2.0)
+            found.append(Command(at, "pause", name, issued))
+            found.append(Command(until, "resume", f"{name}r", until))
+            if rng.random() < 0.5:
+                asked = rng.uniform(at, until)
+                found.append(Command(asked, "status", f"{name}s", asked))
         else:
-            found.append(Command(at, "status", f"c{number}"))
+            found.append(Command(at, "status", name, issued))
     if found and rng.random() < 0.3:  # the same command once more
         again = rng.choice(found)
         found.append(msgspec.structs.replace(again, at=again.at + rng.uniform(0.0, 1.0)))
     return tuple(sorted(found, key=lambda command: command.at))
 
 
-def _faults(rng: random.Random) -> tuple[Fault, ...]:
+def _faults(rng: random.Random, *, deadly: bool) -> tuple[Fault, ...]:
     """At most two deaths: after a third over the same message, that message would be put aside."""
     found: list[Fault] = []
-    deaths = 0
+    deaths = 0 if deadly else 2
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         op = rng.choice(("commit", "commit", "publish", "publish", "receive", "ack", *_KINDS))
-        kinds = _KINDS[op] if deaths < 2 else tuple(k for k in _KINDS[op] if k not in ("crash", "torn"))
+        kinds = _KINDS[op] if deaths < 2 else tuple(k for k in _KINDS[op] if k not in _DEADLY)
         kind = rng.choice(kinds)
-        deaths += kind in ("crash", "torn")
+        deaths += kind in _DEADLY
         found.append(Fault(op, 1 + int(rng.expovariate(0.15)), kind, rng.random() < 0.5))
     return tuple(found)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from stream.simulation.audit import audit
+from stream.simulation.outcome import Outcome
 from stream.simulation.schedule import Schedule, schedule
-from stream.simulation.world import Outcome, run
+from stream.simulation.world import run
 
 __all__ = ["Failure", "search", "shrink", "simulate"]
 

@@ -113,6 +113,12 @@ MUTANTS = (
         "if True",
     ),
     Mutant(
+        "a suspect behind a skipped offset is not taken singly",
+        "stream.suspects:Suspects.most",
+        "past is not None and number <= past.last",
+        "self._was_at_work(number)",
+    ),
+    Mutant(
         "the swapped model is not in the checkpoint",
         "stream.engine:Engine.apply",
         "return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})",
@@ -213,6 +219,98 @@ MUTANTS = (
         "stream.verbs:Verbs._wanted",
         "            return previous\n",
         "            return self._models[detector].current\n",
+    ),
+    Mutant(
+        "a pause ends with its process",
+        "stream.engine:Engine.__init__",
+        "self.paused = saved.paused",
+        "self.paused = False",
+    ),
+    Mutant(
+        "a pause is not written down",
+        "stream.engine:Engine._take_turns",
+        "            await self._settle(intake, changes)",
+        """            changes.paused = None
+            await self._settle(intake, changes)""",
+    ),
+    Mutant(
+        "a command that comes out of order is carried out",
+        "stream.commands:Docket.term",
+        "if issued < self._last:",
+        "if False:",
+    ),
+    Mutant(
+        "the order of commands begins anew with each process",
+        "stream.commands:Docket.__init__",
+        'max((float(receipt.get("issued", 0.0)) for receipt in receipts.values()), default=0.0)',
+        "0.0",
+    ),
+    Mutant(
+        "a receipt is sent before it is written",
+        "stream.control:Control._serve",
+        """            if asked.verb == "status":
+                await answer(receipt)
+            await self._write()
+            if asked.verb != "status":
+                await answer(receipt)
+""",
+        """            await answer(receipt)
+            await self._write()
+""",
+    ),
+    Mutant(
+        "any stream is taken for the one that was read",
+        "stream.engine:Engine._first",
+        "return await prove(intake, self.position, most=source.max_batch, linger=source.linger)",
+        "return []",
+    ),
+    Mutant(
+        "a failed commit counts as done",
+        "stream.ledger:Ledger.commit",
+        "            if sizes:",
+        "            sizes = sizes or [0]\n            if sizes:",
+    ),
+    Mutant(
+        "suspects are never taken singly",
+        "stream.suspects:Suspects.most",
+        "            return 1\n",
+        "            return limit\n",
+    ),
+    Mutant(
+        "what kills the process is tried for ever",
+        "stream.suspects:Suspects.attempt",
+        "deaths = past.deaths + 1",
+        "deaths = 1",
+    ),
+    Mutant(
+        "the count of a queue's messages begins anew",
+        "stream.ledger:Ledger.__init__",
+        "self.processed = saved.position",
+        "self.processed = saved.position if saved.position.fingerprint else type(saved.position)()",
+    ),
+    Mutant(
+        "sequence numbers begin anew with each process",
+        "stream.arrivals:Arrivals.restore",
+        "        self._table.restore(slots, rows)",
+        """        self._table.restore(slots, {**rows, "seq": np.full_like(rows["seq"], -1)})""",
+    ),
+    Mutant(
+        "what an operator accepted is not learned",
+        "stream.alerting:AlertTable.is_open",
+        """ & (columns["accepted"][slots] == 0)""",
+        "",
+    ),
+    Mutant(
+        "a receipt names another place",
+        "stream.verbs:Verbs._swap",
+        '{"first_offset": self._engine.position.next_offset}',
+        '{"first_offset": self._engine.position.next_offset + 1}',
+    ),
+    Mutant(
+        "a command that comes again is carried out again",
+        "stream.commands:Docket.precedent",
+        "        first = self._applied.get(name) or self._refused.get(name)\n",
+        "        first = None\n",
     ),
 )
 

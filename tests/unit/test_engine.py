@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from stream.errors import BrokerUnreachable, CheckpointError
 from stream.metrics import Metrics
 from stream.references import ModelRef
 from stream.scorer import Scorer
-from stream.state import Changes
+from stream.state import Changes, StreamPosition
 from tests.aio import run
 from tests.plant import Plant, ScaleShelf, readings, topology
 
@@ -399,3 +400,45 @@ def test_unroutable_alert_stops_the_topology_and_is_never_silent(tmp_path: Path)
         assert plant.value("mmlw_messages_processed_total") < 600
 
     run(story())
+
+
+class _Refusing(MemoryBroker):
+    """A broker that is not there when a worker starts."""
+
+    async def __aenter__(self) -> Self:
+        raise BrokerUnreachable("simulated: nothing answers")
+
+
+def test_orderly_end_of_a_start_that_failed_keeps_word_of_what_may_be_scored_again(tmp_path: Path) -> None:
+    """It is no death any more. But alerts of messages behind the position may be out: a swap must not come first."""
+
+    async def story() -> None:
+        plant = Plant(tmp_path, topology())
+        with opened(plant) as store:
+            store.commit(Changes(StreamPosition(4, "x"), running=True))
+        plant.connect = lambda: _Refusing(plant.server)
+        with pytest.raises(BrokerUnreachable):
+            await plant.worker().run(asyncio.Event())
+        with opened(plant) as store:
+            saved = store.load()
+            assert (saved.died, saved.unsettled) == (False, True)
+            store.commit(Changes(StreamPosition(), paused=True))  # what comes again is scored all the same
+        plant.connect = None
+        await plant.declare()
+        await plant.publish(readings(5))
+        async with plant.running() as worker:
+            await plant.reached(worker, 5)
+        with opened(plant) as store:
+            saved = store.load()
+            assert (saved.paused, saved.died, saved.unsettled) == (True, False, False)
+
+    run(story())
+
+
+@contextlib.contextmanager
+def opened(plant: Plant) -> Iterator[Checkpoint]:
+    checkpoint = Checkpoint(plant.data / "plant.checkpoint", "plant", Scorer.recipes(plant.topology))
+    try:
+        yield checkpoint
+    finally:
+        checkpoint.close()

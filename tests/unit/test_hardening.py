@@ -292,7 +292,7 @@ def test_message_is_put_aside_after_three_deaths_and_no_other() -> None:
     tried = suspects.attempt(10, 14, "")
     assert tried == Trying(10, 14, "", 1)
     suspects = Suspects(tried, window=100)  # the second: now one by one
-    assert [suspects.most(n, 64) for n in (9, 10, 14, 15)] == [64, 1, 1, 64]
+    assert [suspects.most(n, 64) for n in (9, 10, 14, 15)] == [1, 1, 1, 64]  # 9: the stream may have none
     assert suspects.attempt(10, 10, "a") == Trying(10, 10, "a", 2)
     tried = suspects.attempt(12, 12, "c")
     suspects = Suspects(tried, window=100)  # the third
