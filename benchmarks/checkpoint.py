@@ -1,6 +1,6 @@
 """What a checkpoint costs with very many machines, and for how long the event loop stands still.
 
-    python -m benchmarks.checkpoint [--machines 100000] [--trees 2000] [--seconds 30]
+    python -m benchmarks.checkpoint [--machines 100000] [--kinds adaptive_z,mewma] [--seconds 30] [--only standstill]
 
 Commits: so many machines of a state table changed since the last one; median of five. Load: what a restart reads.
 Standstill: a worker on the embedded broker processes readings of that many machines, while a task that only ticks
@@ -29,14 +29,14 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors import AdaptiveZ, HalfSpaceTrees
 from detectors.base import Detector
+from detectors.registry import ONLINE
 from stream import log
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Checkpoint
 from stream.readings import Batch
-from stream.runtimes.local import Worker
+from stream.runtimes.local import Worker, steady
 from stream.scorer import Scorer, online_info
 from stream.state import Changes, StreamPosition
 from stream.topology import CheckpointRule, Sensor, Source, Topology, broker_plan
@@ -207,8 +207,7 @@ async def standstill(
     with tempfile.TemporaryDirectory() as folder, beside("  an idle process beside it"):
         async with MemoryBroker(server, user="machine") as broker:
             await broker.declare(broker_plan(hall), mode="declare")
-            gc.collect()
-            gc.freeze()  # what the machines will say is not the worker's
+            steady()  # as `mmlw run` does; and what the machines will say is not the worker's
             hall_of = partial(part, hall, server, broker, Path(folder), pulse)
             await hall_of("machines new", [every[start : start + PART] for start in once], np.inf)
             await hall_of(
@@ -268,25 +267,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--machines", type=int, default=100_000, help="machines of AdaptiveZ")
-    parser.add_argument(
-        "--trees", type=int, default=2_000, help="machines of HalfSpaceTrees, which needs more memory"
-    )
+    parser.add_argument("--machines", type=int, default=100_000)
+    parser.add_argument("--kinds", default="adaptive_z,mewma,knn,half_space_trees", help="of detectors")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--only", choices=["store", "standstill"])
     chosen = parser.parse_args()
     log.configure("console", "error")
-    for title, detector, machines in (
-        ("AdaptiveZ", AdaptiveZ(), chosen.machines),
-        ("HalfSpaceTrees", HalfSpaceTrees(), chosen.trees),
-    ):
-        if not machines:
-            continue
+    for kind in chosen.kinds.split(","):
+        detector = ONLINE[kind]()
         if chosen.only != "standstill":
-            store(title, detector, machines)
+            store(kind, detector, chosen.machines)
         if chosen.only != "store":
             for rule in (CheckpointRule(), CheckpointRule(every=5.0, after=10_000)):
-                asyncio.run(standstill(title, detector, machines, chosen.seconds, rule))
+                asyncio.run(standstill(kind, detector, chosen.machines, chosen.seconds, rule))
 
 
 if __name__ == "__main__":

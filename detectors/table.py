@@ -46,10 +46,11 @@ class Table:
         """Make room for these slots. Raises ValueError on a negative one."""
         if not len(slots):
             return
+        if (largest := int(slots.view(np.uint64).max())) < self._size:  # a negative one is huge
+            return
         if slots.min() < 0:
             raise ValueError(f"slot {slots.min()} is negative")
-        if (needed := int(slots.max()) + 1) <= self._size:
-            return
+        needed = largest + 1
         row = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape, _ in self._columns.values())
         size = max(needed, self._size + min(self._size, _STEP // max(row, 1) + 1))
         for name in list(self._arrays):

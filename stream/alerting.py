@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask, Rows, Slots
+from detectors.table import Column, Table
 from stream.rules import AlertRule
 
 __all__ = ["AlertTable", "Episode", "Event", "EventKind", "Judged", "Place", "close", "raised", "step"]
@@ -188,7 +189,10 @@ class AlertTable:
 
     def __init__(self, rule: AlertRule) -> None:
         self._rule = rule
-        self._columns = {name: np.zeros(0, dtype) for name, dtype in _DTYPES.items()}
+        fresh = Episode()
+        self._columns = Table(
+            {name: Column(dtype, (), getattr(fresh, name)) for name, dtype in _DTYPES.items()}
+        )
 
     def decide(
         self,
@@ -203,7 +207,7 @@ class AlertTable:
         A score that is NaN decides nothing."""
         if not len(slots):
             return []
-        self._grow(int(slots.max()))
+        self._columns.reserve(slots)
         busy = (self._columns["severity"] >= 0) | (self._columns["recent"] != 0)
         busy[slots[scores >= thresholds]] = True
         events: list[Event] = []
@@ -223,8 +227,8 @@ class AlertTable:
             )
             events += self._advance(index, touched[slot], reading)
         for slot, episode in touched.items():
-            for name, column in self._columns.items():
-                column[slot] = getattr(episode, name)
+            for name in _DTYPES:
+                self._columns[name][slot] = getattr(episode, name)
         return events
 
     def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
@@ -243,15 +247,15 @@ class AlertTable:
         """Which readings (n,) meet an open alert that is not accepted, neither by time nor by an operator."""
         if not len(slots):
             return np.zeros(0, np.bool_)
-        self._grow(int(slots.max()))
+        self._columns.reserve(slots)
         columns = self._columns
         open_: Mask = (columns["severity"][slots] >= 0) & (columns["accepted"][slots] == 0)
-        return open_ & (times - columns["first_seen"][slots] < accept_after)
+        recent: Mask = times - columns["first_seen"][slots] < accept_after
+        return open_ & recent
 
     def accept(self, slots: Slots) -> Slots:
         """An operator takes the open alerts of these slots for normal; the slots that have one."""
-        if len(slots):
-            self._grow(int(slots.max()))
+        self._columns.reserve(slots)
         found = slots[self._columns["severity"][slots] >= 0]
         self._columns["accepted"][found] = 1
         return found
@@ -262,29 +266,14 @@ class AlertTable:
 
     def snapshot(self, slots: Slots) -> Rows:
         """Copies of the rows of these slots."""
-        if len(slots):
-            self._grow(int(slots.max()))
-        return {name: column[slots] for name, column in self._columns.items()}
+        return self._columns.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
         """Put back what `snapshot` returned."""
-        if len(slots):
-            self._grow(int(slots.max()))
-        for name, column in self._columns.items():
-            column[slots] = rows[name]
+        self._columns.restore(slots, rows)
 
     def _load(self, slot: int) -> Episode:
-        return Episode(**{name: column[slot].item() for name, column in self._columns.items()})
-
-    def _grow(self, slot: int) -> None:
-        size = len(self._columns["recent"])
-        if slot < size:
-            return
-        fresh = Episode()
-        more = max(slot + 1 - size, size)
-        for name, dtype in _DTYPES.items():
-            new = np.full(more, getattr(fresh, name), dtype)
-            self._columns[name] = np.concatenate([self._columns[name], new])
+        return Episode(**{name: self._columns[name][slot].item() for name in _DTYPES})
 
 
 def _copy(episode: Episode) -> Episode:

@@ -90,7 +90,9 @@ class MemoryServer:
         self.now = now
         self._bindings: dict[str, dict[tuple[str, str], None]] = {}
         self._stores: dict[str, _Store] = {}
-        self._routes: dict[tuple[str, str], tuple[_Store, ...]] = {}
+        self._routes: dict[str, dict[str, tuple[_Store, ...]]] = {}
+        """By exchange and routing key, of which there may be very many: those to the same queues share the tuple."""
+        self._targets: dict[tuple[str, ...], tuple[_Store, ...]] = {}
         self._brokers: set[MemoryBroker] = set()
 
     def drop_connections(self) -> None:
@@ -139,7 +141,7 @@ class MemoryServer:
         for bindings in self._bindings.values():
             for key in [key for key in bindings if key[0] == store.queue.name]:
                 del bindings[key]
-        self._routes.clear()
+        self._forget_routes()
         store.deleted = True
         store.wake()
 
@@ -167,7 +169,7 @@ class MemoryServer:
                     f'cannot bind "{binding.queue}" to "{binding.exchange}": one of them is missing'
                 )
             self._bindings[binding.exchange][binding.queue, binding.pattern] = None
-        self._routes.clear()
+        self._forget_routes()
         return missing
 
     def _check_existing(self, queue: Queue) -> None:
@@ -190,17 +192,20 @@ class MemoryServer:
             return (store,) if store else ()
         if exchange not in self._bindings:
             raise BrokerMissing(f'exchange "{exchange}" is missing')
-        key = (exchange, routing_key)
-        found = self._routes.get(key)
+        routes = self._routes.setdefault(exchange, {})
+        found = routes.get(routing_key)
         if found is None:
-            names = dict.fromkeys(
-                q for q, pattern in self._bindings[exchange] if topic_matches(pattern, routing_key)
-            )
-            found = tuple(self._stores[name] for name in names)
-            if len(self._routes) > 100_000:
-                self._routes.clear()
-            self._routes[key] = found
+            bound = (q for q, pattern in self._bindings[exchange] if topic_matches(pattern, routing_key))
+            names = tuple(dict.fromkeys(bound))
+            found = self._targets.setdefault(names, tuple(self._stores[name] for name in names))
+            if len(routes) > 100_000:
+                routes.clear()
+            routes[routing_key] = found
         return found
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self._targets.clear()
 
     def publish(self, messages: Sequence[Message], user: str) -> Message | None:
         """Store all; returns the first that no queue took, if any."""
@@ -306,7 +311,7 @@ class _Intake:
         if not self._stream:
             store.expire(self.broker.server.now())
         ready = len(store.messages) - store.head
-        return store.first + ready if self._stream else ready
+        return store.first + ready if self._stream else ready + len(self._waiting)
 
     async def close(self) -> None:
         """See `Intake`."""

@@ -479,7 +479,7 @@ def test_file_that_lost_its_witness_is_taken_when_it_is_imported(folded: Worker,
 
 
 def test_worker_killed_around_its_first_commit_starts_again(tmp_path: Path) -> None:
-    """The witness is there before the first commit: without it that commit would be refused, or an older one taken."""
+    """The witness is there before the first commit: without it that commit would be refused."""
     living, path = tmp_path / "living", tmp_path / "after" / "t.checkpoint"
     with opened(living / "t.checkpoint") as checkpoint:
         note = checkpoint._witness.note
