@@ -35,11 +35,12 @@ def test_schedules_hold_every_kind_of_failure() -> None:
 
 
 def test_schedules_have_crashes_alerts_duplicates_and_dead_letters() -> None:
-    outcomes = [run(schedule(seed)) for seed in range(60)]
+    outcomes = [run(schedule(seed)) for seed in range(100)]
     assert sum(outcome.crashes for outcome in outcomes) > 20
     assert sum(len(outcome.alerts) for outcome in outcomes) > 120
     assert sum(len(outcome.dead) for outcome in outcomes) > 50
     assert sum(len(outcome.lives) for outcome in outcomes) > 100
+    assert sum(b"666.0" in letter.body for o in outcomes for letter in o.dead) > 3
     repeated = [len(o.alerts) - len({alert.message_id for alert in o.alerts}) for o in outcomes]
     assert sum(repeated) > 3
 
