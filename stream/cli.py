@@ -16,12 +16,14 @@ import click
 
 from stream import log
 from stream.backtesting import add_to as add_backtest
+from stream.captured import add_to as add_captured
 from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
 from stream.kinds import add_to as add_kinds
 from stream.letters import add_to as add_letters
 from stream.options import (
     BrokerOptions,
     broker_options,
+    capture_option,
     connector,
     data_option,
     interruptible,
@@ -178,6 +180,7 @@ def graph(file: Path) -> None:
 @broker_options("the worker")
 @registry_options
 @data_option
+@capture_option
 @click.option(
     "--http", default="127.0.0.1:9464", show_default=True, help="/metrics, /healthz, /readyz; or off."
 )
@@ -206,6 +209,7 @@ def run(
     broker: BrokerOptions,
     registry_uri: str | None,
     data: Path,
+    captures: Path | None,
     http: str,
     http_token_file: Path | None,
     log_form: Any,
@@ -228,7 +232,7 @@ def run(
     connect = connector(broker)
     token = None if http_token_file is None else read_token(http_token_file)
     shelf = shelf_of(registry_uri, data, topologies)
-    asyncio.run(_run(topologies, connect, shelf, data, http, token, wait, grace))
+    asyncio.run(_run(topologies, connect, shelf, data, captures, http, token, wait, grace))
 
 
 async def _run(
@@ -236,6 +240,7 @@ async def _run(
     connect: Any,
     shelf: Any,
     data: Path,
+    captures: Path | None,
     http: str,
     token: str | None,
     wait: float,
@@ -248,7 +253,15 @@ async def _run(
     stop = asyncio.Event()
     metrics = Metrics()
     metrics.info.labels(version("mmlw")).set(1)
-    worker = Worker(topologies, connect=connect, data=data, shelf=shelf, metrics=metrics, wait=wait)
+    worker = Worker(
+        topologies,
+        connect=connect,
+        data=data,
+        captures=captures,
+        shelf=shelf,
+        metrics=metrics,
+        wait=wait,
+    )
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
@@ -398,5 +411,6 @@ add_to(cli)
 add_simulation(cli)
 add_letters(cli)
 add_backtest(cli)
+add_captured(cli)
 add_kinds(cli)
 add_upkeep(cli)

@@ -88,7 +88,7 @@ class Engine:
         metrics: TopologyMetrics,
         clock: Clock,
         suspects: Suspects,
-        observer: Callable[[Scored], None] | None = None,
+        observers: Sequence[Callable[[Scored], None]] = (),
     ) -> None:
         self.topology = topology
         self.scorer = scorer
@@ -109,7 +109,7 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._suspects = suspects
-        self._observer = observer
+        self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
         self._replays = set(saved.replays)
         self._turns: list[_Turn] = []
@@ -278,8 +278,8 @@ class Engine:
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
         self._enter(fresh, batch, scored, refused, origins, twice)
-        if self._observer is not None:
-            self._observer(scored)
+        for observe in self._observers:
+            observe(scored)
         await asyncio.sleep(0)
         if careful or trying is not None:
             await self._settle(intake)

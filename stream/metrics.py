@@ -172,6 +172,15 @@ class Metrics:
         self.commands = counter(
             "mmlw_commands_total", "Control commands, by verb and outcome.", "topology", "verb", "status"
         )
+        self.captured = counter(
+            "mmlw_capture_rows_total", "Readings captured with their scores, by commit.", "topology"
+        )
+        self.capture_bytes = counter(
+            "mmlw_capture_bytes_total", "Bytes of Parquet files written by capture.", "topology"
+        )
+        self.capture_dropped = counter(
+            "mmlw_capture_dropped_total", "Readings processed that could not be captured.", "topology"
+        )
         self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
         self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
         self.restarts = counter(
@@ -218,6 +227,9 @@ class TopologyMetrics:
         self.checkpoint_duration = metrics.checkpoint_duration.labels(topology)
         self.checkpoint_time = metrics.checkpoint_time.labels(topology)
         self.checkpoint_bytes = metrics.checkpoint_bytes.labels(topology)
+        self.captured = metrics.captured.labels(topology)
+        self.capture_bytes = metrics.capture_bytes.labels(topology)
+        self.capture_dropped = metrics.capture_dropped.labels(topology)
         self.consuming = metrics.consuming.labels(topology)
         self.paused = metrics.paused.labels(topology)
         self._deadlettered = {r: metrics.deadlettered.labels(topology, r) for r in get_args(Reason)}

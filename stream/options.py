@@ -28,6 +28,7 @@ __all__ = [
     "Command",
     "Connector",
     "broker_options",
+    "capture_option",
     "connector",
     "data_option",
     "interruptible",
@@ -135,6 +136,18 @@ def data_option(command: Command) -> Command:
         show_default=True,
         envvar="MMLW_DATA",
         help="Folder of checkpoints and of the embedded model registry.",
+    )(command)
+
+
+def capture_option(command: Command) -> Command:
+    """Adds `--capture`, given to the command as `captures`."""
+    return click.option(
+        "--capture",
+        "captures",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="MMLW_CAPTURE",
+        show_envvar=True,
+        help="Folder of captures, one below it for each topology.  [default: capture below --data]",
     )(command)
 
 

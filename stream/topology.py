@@ -17,6 +17,7 @@ from detectors.calibration import Calibration
 from detectors.features import Feature, columns_of
 from detectors.registry import ONLINE
 from stream.brokers.base import Binding, Exchange, Plan, Queue
+from stream.capture_rule import CaptureRule, reserved
 from stream.inputs import expanded, feature_problems
 from stream.references import parse_uri
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
@@ -245,6 +246,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     alert: AlertRule = AlertRule()
     sink: Sink = Sink()
     checkpoint: CheckpointRule = CheckpointRule()
+    capture: CaptureRule | None = None
+    """Readings and scores are also written to Parquet; None: they are not."""
     watchdog: Seconds = 30.0
     """A source that holds messages and delivers none for so long is read anew."""
     operators: tuple[str, ...] = ("operator", "guest")
@@ -276,6 +279,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         yield from feature_problems(settings)
         yield from _calibrated(settings)
         source, sink = settings.get("source"), settings.get("sink")
+        if source is not None and settings.get("capture") is not None:
+            for name in reserved(source.names):
+                yield f'capture: a sensor is named "{name}", as a column of its own; rename the sensor'
         if source is not None and sink is not None and source.exchange == sink.exchange:
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
 

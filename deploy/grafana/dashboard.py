@@ -188,6 +188,17 @@ def panels() -> Iterator[Any]:
         total("mmlw_machines_resident", name="in memory"),
         width=6,
     )
+    yield graph(
+        "Captured readings/s",
+        "Written to Parquet with their scores, where the topology says `capture`; those that could not be written.",
+        rate("mmlw_capture_rows_total", name="written"),
+        rate("mmlw_capture_dropped_total", name="dropped"),
+        unit="reqps",
+        width=12,
+    )
+    yield graph(
+        "Captured bytes/s", "Of finished files.", rate("mmlw_capture_bytes_total"), unit="Bps", width=12
+    )
 
     yield board.Row("RabbitMQ")
     queues = '{vhost="/", queue=~"mmlw[.].+"}'

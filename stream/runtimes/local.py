@@ -21,6 +21,7 @@ from detectors.base import Detector, Model
 from stream import log
 from stream.alerts import ModelInfo
 from stream.brokers.base import Broker
+from stream.capture import CapturingStore
 from stream.checkpoint import Checkpoint
 from stream.clock import SYSTEM_CLOCK, Clock
 from stream.control import Control
@@ -71,7 +72,8 @@ class Worker:
     """Runs topologies until told to stop. `connect` makes a fresh broker connection each time it is called.
 
     `wait` seconds are given to a broker or registry that is not there yet when the worker starts. `store` opens
-    where a topology's state is kept, by default a checkpoint file below `data`.
+    where a topology's state is kept, by default a checkpoint file below `data`. A topology that captures does so
+    into a folder of its name below `captures`, by default `data/capture`.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Worker:
         observer: Callable[[str, Scored], None] | None = None,
         wait: float = 0.0,
         store: Callable[[Topology], Store] | None = None,
+        captures: Path | None = None,
     ) -> None:
         names = [topology.name for topology in topologies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -97,6 +100,7 @@ class Worker:
         self._topologies = topologies
         self._connect = connect
         self._store = store or partial(_checkpoint, data)
+        self._captures = captures or data / "capture"
         self._shelf = shelf
         self.metrics = metrics or Metrics()
         self._clock = clock
@@ -199,8 +203,16 @@ class Worker:
                 await _wait(stop, next(pauses))
             else:
                 self._tell_room(topology.name, metrics)
-                return store
+                return store if topology.capture is None else await self._capturing(topology, store, metrics)
         return None
+
+    async def _capturing(self, topology: Topology, store: Store, metrics: TopologyMetrics) -> Store:
+        folder = self._captures / topology.name
+        try:
+            return await in_thread(CapturingStore, store, folder, topology, metrics, now=self._clock.now)
+        except ConfigError:
+            store.close()
+            raise
 
     async def _until_room(self, lane: _Lane, stop: asyncio.Event) -> None:
         """Read nothing until the checkpoint can be written again."""
@@ -245,7 +257,9 @@ class Worker:
             if readings_queue(topology).name in made and saved.position.last_offset >= 0:
                 await self._begin_anew(lane, saved)
             scorer = Scorer(topology, built)
-            observed = partial(observe, topology.name) if observe else None
+            watchers: list[Callable[[Scored], None]] = [partial(observe, topology.name)] if observe else []
+            if isinstance(lane.store, CapturingStore):
+                watchers.append(lane.store.add)
             engine = await in_thread(  # a hundred thousand machines take their time
                 Engine,
                 topology,
@@ -255,7 +269,7 @@ class Worker:
                 store=lane.store,
                 metrics=lane.metrics,
                 clock=self._clock,
-                observer=observed,
+                observers=watchers,
                 suspects=lane.suspects,
             )
             control = Control(

@@ -54,9 +54,11 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "prometheus_client": {"stream.metrics"},
     "sqlite3": {"stream.checkpoint", "stream.checkpoint_files", "stream.sealed"},
     "plotly": {"stream.report"},
+    "pyarrow": {"stream.capture_files"},
     "structlog": {"stream.log"},
     "click": {
         "stream.backtesting",
+        "stream.captured",
         "stream.cli",
         "stream.kinds",
         "stream.letters",
