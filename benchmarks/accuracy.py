@@ -27,8 +27,9 @@ import pandas as pd
 from detectors.base import Floats
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
-from stream.backtest import History, Outcome, backtest, fresh_scorer, read_history
+from stream.backtest import Outcome, backtest, fresh_scorer
 from stream.config import load
+from stream.histories import History, read_history
 from stream.recording import Recording
 from stream.report import Section, write_report
 from stream.topology import Topology

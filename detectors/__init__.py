@@ -27,7 +27,7 @@ from detectors.onnx import ONNX
 from detectors.profiles import SeasonalProfile
 from detectors.projections import LODA
 from detectors.pyod import PyOD
-from detectors.quality import EventQuality, event_quality, events, roc_auc
+from detectors.quality import EventQuality, event_quality, events, roc_auc, vus_pr
 from detectors.registry import ONLINE, TRAINABLE, load
 from detectors.river import River
 from detectors.smoothing import ExponentialSmoothing
@@ -82,4 +82,5 @@ __all__ = [
     "events",
     "load",
     "roc_auc",
+    "vus_pr",
 ]

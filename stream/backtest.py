@@ -1,138 +1,120 @@
-"""A topology over files of the past: the engine that runs live, every file with a fresh state, scores as CSV."""
+"""A topology over readings of the past: the engine that runs live, with a fresh state; scores as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from detectors.base import Floats
+from detectors.base import Floats, Mask
 from stream.alerts import Alert
 from stream.errors import ConfigError, Problem
+from stream.histories import History, Order
 from stream.readings import Batch
+from stream.references import ModelRef
 from stream.rules import COMBINED
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
+from stream.standing import Standing
 from stream.topology import RegistryModel, Topology
 from stream.trial import build_online
 
-__all__ = ["History", "Outcome", "backtest", "files_below", "fresh_scorer", "read_history", "write_scores"]
+__all__ = ["Outcome", "backtest", "fresh_scorer", "resolved", "whole_rows", "write_scores"]
 
 _BATCH = 4096
 """Rows given to the engine at once: their number changes nothing but the speed."""
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """Readings of one machine from one file: the file's own `timestamps` (n texts), `times` (n,) epoch seconds,
-    `values` (n, n_sensors), NaN where one is missing."""
-
-    machine: str
-    timestamps: pd.Series[str]
-    times: Floats
-    values: Floats
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the topology found, row by row (n,): the score that decides, whether an alert is open, whether one
-    opens or closes; and the alert events."""
+    """What the topology found, row by row (n,): the score that decides and its threshold, whether an alert is open,
+    whether one opens or closes, and whether the row was scored (not dropped as a duplicate, say); and the alert
+    events."""
 
     scores: Floats
     thresholds: Floats
-    open: NDArray[np.bool_]
-    changes: NDArray[np.bool_]
+    open: Mask
+    changes: Mask
     alerts: list[Alert]
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The CSV files in a folder and below, in order; of a file, itself. Raises ConfigError if there are none."""
-    found = [folder] if folder.is_file() else sorted(folder.rglob("*.csv"))
-    if not found:
-        raise ConfigError([Problem(str(folder), "has no .csv file" if folder.is_dir() else "no such folder")])
-    return found
-
-
-def read_history(path: Path, topology: Topology) -> History:
-    """Read a CSV file: the first column is the time, every other one a sensor of the topology, in any order.
-
-    What is no finite number is missing. Raises ConfigError on other columns and on times that cannot be read.
-    """
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
-    stamps, names = frame.iloc[:, 0], topology.source.names
-    if missing := [name for name in names if name not in frame.columns[1:]]:
-        has = ", ".join(frame.columns[1:]) or "none"
-        problem = f"has no column {', '.join(missing)} (columns: {has}); they are the topology's sensors"
-        raise ConfigError([Problem(str(path), problem)])
-    times = pd.to_datetime(stamps, errors="coerce", utc=True, format="mixed")
-    if (odd := np.flatnonzero(times.isna())).size:
-        row = int(odd[0])
-        raise ConfigError([Problem(f"{path}:{row + 2}", f'"{stamps.iloc[row]}" is not a time')])
-    columns = [pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in names]
-    values = np.column_stack(columns) if len(frame) else np.zeros((0, len(names)))
-    values[~np.isfinite(values)] = np.nan
-    seconds = times.to_numpy("datetime64[ns]").astype(np.int64) / 1e9
-    return History(path.stem, stamps, seconds, values)
+    scored: Mask
 
 
 def backtest(
     scorer: Scorer, history: History, observe: Callable[[Scored], None] = lambda scored: None
 ) -> Outcome:
-    """Give a fresh scorer a file's readings in order, as a worker would. `observe` is shown every batch."""
-    n = len(history.times)
-    scores, thresholds = np.zeros(n), np.full(n, np.inf)
-    is_open, changes = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    alerts: list[Alert] = []
-    standing: set[str] = set()
-    scorer.admit([history.machine], {})
-    for rows in _slices(n):
-        scored = scorer.process(_batch(history, rows), rows)
-        at = scored.offsets
-        scores[at], thresholds[at] = _deciding(scored.scores, scored.thresholds)
-        alerts += scored.alerts
-        by_row: dict[int, list[Alert]] = {}
-        for alert in scored.alerts:
-            by_row.setdefault(alert.position.offset, []).append(alert)
-        for row in rows.tolist():
-            opened = False
-            for alert in by_row.get(row, ()):
-                changes[row] |= alert.event != "updated"
-                opened |= alert.event == "opened"
-                (standing.discard if alert.event == "closed" else standing.add)(alert.id)
-            is_open[row] = opened or bool(standing)
+    """Give a fresh scorer a history's readings in order, as a worker would. `observe` is shown every batch."""
+    n = len(history)
+    found = Outcome(
+        np.zeros(n),
+        np.full(n, np.inf),
+        np.zeros(n, np.bool_),
+        np.zeros(n, np.bool_),
+        [],
+        np.zeros(n, np.bool_),
+    )
+    names, order = history.names, history.order or _one_by_one(n)
+    standing = Standing(scorer.open_alerts())
+    scorer.admit(list(dict.fromkeys(names)), {})
+    for rows in _slices(order.messages):
+        batch = _batch(history, order, names, rows)
+        replayed = set(batch.messages[order.replayed[rows]].tolist())
+        scored = scorer.process(batch, order.offsets[rows], replayed=replayed)
+        at = rows[_places(batch, scored.batch)]
+        found.scores[at], found.thresholds[at] = _deciding(scored.scores, scored.thresholds)
+        stand = standing.follow(scored)
+        found.open[at] = np.logical_or.reduce(list(stand.open.values()))
+        found.changes[at] = np.logical_or.reduce(list(stand.changed.values()))
+        found.scored[at] = True
+        found.alerts.extend(scored.alerts)
         observe(scored)
-    return Outcome(scores, thresholds, is_open, changes, alerts)
+    return found
 
 
-def fresh_scorer(topology: Topology, shelf: Shelf | None = None) -> Scorer:
-    """A scorer that has seen nothing; its trained models as the registry has them now. Raises ModelError."""
+def resolved(topology: Topology, shelf: Shelf | None) -> dict[str, ModelRef]:
+    """What the topology's trained detectors mean in the registry now. Raises ModelError, ConfigError."""
+    refs = {}
+    for name, spec in topology.registry_models.items():
+        if shelf is None:
+            raise ConfigError([Problem(f"detectors.{name}", f"{spec.model} needs a model registry")])
+        refs[name] = shelf.resolve(spec.model)
+    return refs
+
+
+def fresh_scorer(
+    topology: Topology, shelf: Shelf | None = None, refs: Mapping[str, ModelRef] | None = None
+) -> Scorer:
+    """A scorer that has seen nothing; its trained models as `refs` says, or as the registry has them now. Raises
+    ModelError."""
+    refs = resolved(topology, shelf) if refs is None else refs
     online = build_online(topology)
     models = {}
     for name, spec in topology.detectors.items():
-        inputs = topology.inputs(name)
-        if isinstance(spec, RegistryModel):
-            if shelf is None:
-                raise ConfigError([Problem(f"detectors.{name}", f"{spec.model} needs a model registry")])
-            ref = shelf.resolve(spec.model)
-            models[name] = (shelf.model(ref, inputs), info_of(ref))
-        else:
+        if not isinstance(spec, RegistryModel):
             models[name] = (online[name], online_info(spec))
+        elif shelf is not None:
+            models[name] = (shelf.model(refs[name], topology.inputs(name)), info_of(refs[name]))
     return Scorer(topology, models)
+
+
+def whole_rows(topology: Topology) -> Topology:
+    """The topology for tables, whose rows are whole: nothing is left to be aligned."""
+    source = msgspec.structs.replace(topology.source, layout="auto")
+    return msgspec.structs.replace(topology, source=source)
 
 
 def write_scores(path: Path, history: History, outcome: Outcome) -> None:
     """`timestamp, anomaly_score, alert, changepoint` for every row: `alert` is 1 while an alert is open,
-    `changepoint` where one opens or closes. Raises OSError."""
+    `changepoint` where one opens or closes; and `machine`, where there are several. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: Mapping[str, object] = {
-        "timestamp": history.timestamps,
+    columns: dict[str, object] = {"timestamp": history.timestamps}
+    if len(set(history.machines)) > 1:
+        columns["machine"] = history.machines
+    columns |= {
         "anomaly_score": outcome.scores,
         "alert": outcome.open.astype(np.int64),
         "changepoint": outcome.changes.astype(np.int64),
@@ -140,23 +122,40 @@ def write_scores(path: Path, history: History, outcome: Outcome) -> None:
     pd.DataFrame(columns).to_csv(path, index=False)
 
 
-def _slices(n: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, n, _BATCH):
-        yield np.arange(start, min(start + _BATCH, n), dtype=np.int64)
+def _one_by_one(n: int) -> Order:
+    zeros = np.zeros(n, np.int64)
+    return Order(np.arange(n), zeros, np.full(n, -1, np.int64), np.arange(n), np.zeros(n, np.bool_))
 
 
-def _batch(history: History, rows: NDArray[np.int64]) -> Batch:
-    count = len(rows)
-    unnumbered = np.full(count, -1, dtype=np.int64)
-    first = np.zeros(count, dtype=np.int64)
+def _slices(messages: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Row indices, so many at a time; a message is not cut."""
+    start, n = 0, len(messages)
+    while start < n:
+        last = messages[min(start + _BATCH, n) - 1]
+        stop = int(np.searchsorted(messages, last, side="right"))
+        yield np.arange(start, stop, dtype=np.int64)
+        start = stop
+
+
+def _batch(history: History, order: Order, names: Sequence[str], rows: NDArray[np.int64]) -> Batch:
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    messages = np.unique(order.messages[rows], return_inverse=True)[1].astype(np.int64)
     return Batch(
-        [history.machine] * count,
+        list(names[first:stop]),
         history.times[rows],
         history.values[rows],
-        np.arange(count),
-        first,
-        unnumbered,
+        messages,
+        order.rows[rows],
+        order.seqs[rows],
     )
+
+
+def _places(given: Batch, scored: Batch) -> NDArray[np.int64]:
+    """Which of the readings given each scored one is; one that was aligned, that which made it leave."""
+    first = np.searchsorted(given.messages, scored.messages)
+    last = np.searchsorted(given.messages, scored.messages, side="right") - 1
+    found: NDArray[np.int64] = np.clip(first + scored.rows - given.rows[first], first, last)
+    return found
 
 
 def _deciding(scores: Mapping[str, Floats], thresholds: Mapping[str, Floats]) -> tuple[Floats, Floats]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from detectors.base import Floats
 from detectors.datasets import DATASETS
 from stream.errors import ConfigError, Problem
+from stream.instants import seconds as seconds_of
 from stream.validation import suggest
 
-__all__ = ["Table", "from_dataset", "read_csv"]
+__all__ = ["MACHINE_NAMES", "TIME_NAMES", "Table", "from_dataset", "read_csv", "widen"]
 
-_TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "ts", "t", "zeit", "zeitstempel")
-_MACHINE_NAMES = (
+TIME_NAMES = ("time", "timestamp", "datetime", "date", "ds", "ts", "t", "zeit", "zeitstempel")
+MACHINE_NAMES = (
     "machine",
     "machine_id",
     "device",
@@ -67,7 +68,7 @@ def from_dataset(name: str) -> Table:
     if name not in DATASETS:
         raise ConfigError([Problem("--dataset", f'unknown data set "{name}"{suggest(name, DATASETS)}')])
     data = DATASETS[name]()
-    times = _seconds(data.frame.index.to_series())
+    times = seconds_of(data.frame.index.to_series())
     values = data.frame.to_numpy(dtype=np.float64)
     sensors = tuple(str(column) for column in data.frame.columns)
     return Table(name, sensors, [data.machine] * len(times), times, values, data.labels)
@@ -79,7 +80,7 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
     frame = _read(path, notes)
     if not len(frame):
         raise ConfigError([Problem(str(path), "holds no rows")])
-    frame = _widen(frame, notes)
+    frame = widen(frame, notes)
     times, time_name = _find_time(frame, notes)
     rest = frame.drop(columns=[time_name] if time_name else [])
     machines, machine_name = _find_machine(rest, machine or path.stem, notes)
@@ -108,6 +109,19 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
     ordered = [machines[i] for i in order]
     sorted_labels = None if labels is None else labels[order]
     return Table(path.stem, tuple(usable), ordered, times[order], values, sorted_labels, tuple(notes))
+
+
+def widen(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """A long table (time, sensor, value) with one column a sensor instead; any other as it is."""
+    sensor = next((c for c in frame.columns if c.lower().strip() in _SENSOR_NAMES), None)
+    value = next((c for c in frame.columns if c.lower().strip() in _VALUE_NAMES), None)
+    if sensor is None or value is None or not 1 < frame[sensor].nunique() <= _MOST_SENSORS:
+        return frame
+    rest = [c for c in frame.columns if c not in (sensor, value)]
+    values = frame.assign(**{value: _numbers(frame[value])})
+    wide = values.pivot_table(index=rest, columns=sensor, values=value, aggfunc="last", sort=False)
+    notes.append(f'long table: one row a value; sensors named by column "{sensor}"')
+    return wide.reset_index().rename_axis(columns=None).rename(columns=str)
 
 
 def _read(path: Path, notes: list[str]) -> pd.DataFrame:
@@ -143,22 +157,9 @@ def _read(path: Path, notes: list[str]) -> pd.DataFrame:
     return frame
 
 
-def _widen(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """A long table (time, sensor, value) with one column a sensor instead; any other as it is."""
-    sensor = next((c for c in frame.columns if c.lower().strip() in _SENSOR_NAMES), None)
-    value = next((c for c in frame.columns if c.lower().strip() in _VALUE_NAMES), None)
-    if sensor is None or value is None or not 1 < frame[sensor].nunique() <= _MOST_SENSORS:
-        return frame
-    rest = [c for c in frame.columns if c not in (sensor, value)]
-    values = frame.assign(**{value: _numbers(frame[value])})
-    wide = values.pivot_table(index=rest, columns=sensor, values=value, aggfunc="last", sort=False)
-    notes.append(f'long table: one row a value; sensors named by column "{sensor}"')
-    return wide.reset_index().rename_axis(columns=None).rename(columns=str)
-
-
 def _find_time(frame: pd.DataFrame, notes: list[str]) -> tuple[Floats, str | None]:
     """Epoch seconds by row, and the column they came from; rows are numbered by seconds where there is none."""
-    named = [c for c in frame.columns if c.lower().strip() in _TIME_NAMES]
+    named = [c for c in frame.columns if c.lower().strip() in TIME_NAMES]
     texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
     for column in named + texts:
         times = _parse_times(frame[column])
@@ -185,7 +186,7 @@ def _parse_times(column: pd.Series) -> Floats | None:
             parsed = pd.to_datetime(column, utc=True, format="mixed", dayfirst=True)
         except (ValueError, TypeError):
             return None
-    return None if parsed.isna().any() else _seconds(parsed)
+    return None if parsed.isna().any() else seconds_of(parsed)
 
 
 def _numbers(column: pd.Series) -> pd.Series:
@@ -198,7 +199,7 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[list[str], str | None]:
     """The machine of every row: a column named so, else the only column of text, else one machine."""
-    named = [c for c in frame.columns if c.lower().strip() in _MACHINE_NAMES]
+    named = [c for c in frame.columns if c.lower().strip() in MACHINE_NAMES]
     texts = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
     texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
     several = [c for c in texts if frame[c].nunique() > 1]  # one value everywhere may be anything
@@ -210,7 +211,3 @@ def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", default).strip("-") or "machine-1"
     notes.append(f'machine: none found, all rows belong to "{name}"')
     return [name] * len(frame), None
-
-
-def _seconds(times: pd.Series) -> Floats:
-    return times.astype("datetime64[ns, UTC]").astype(np.int64).to_numpy(dtype=np.float64) / 1e9

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -143,8 +144,10 @@ class Broker(Protocol):
         Raises BrokerRefused naming the object that is missing (check) or conflicts (declare)."""
         ...
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         """Read a stream from `offset` on (None: from its first message), or a queue (offset is ignored).
+
+        A time stands for the first message that arrived then or later; a few before it may come, too.
 
         `prefetch` bounds what is delivered and not acknowledged; a stream may exceed it by a few hundred."""
         ...

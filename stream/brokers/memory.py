@@ -7,10 +7,12 @@ mandatory publishing, prefetch. Several connections share one `MemoryServer`; al
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
 
@@ -72,6 +74,11 @@ class _Store:
         self.messages = sorted(entries + self.messages[self.head :], key=lambda entry: entry[0])
         self.head = 0
         self.wake()
+
+    def arrived_since(self, moment: float) -> int:
+        """The offset of a stream's first message that came then or later, in the server's seconds."""
+        came = [entry[1] for entry in self.messages[self.head :]]
+        return self.first + bisect.bisect_left(came, moment)
 
     def wake(self) -> None:
         for reader in self.readers:
@@ -419,7 +426,7 @@ class MemoryBroker:
         self.server.check(plan)
         return frozenset()
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""
         self._check()
         if queue.kind == "reply":
@@ -430,6 +437,8 @@ class MemoryBroker:
         if store.exclusive or (queue.exclusive and store.readers):
             raise BrokerUnreachable(f'queue "{queue.name}" is read by another consumer, and not shared')
         store.exclusive = queue.exclusive
+        if isinstance(offset, datetime):
+            offset = store.arrived_since(offset.timestamp() - time.time() + self.server.now())
         return _Intake(self, store, offset, prefetch)
 
     async def publish(self, messages: Sequence[Message]) -> None:

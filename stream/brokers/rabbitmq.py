@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -149,11 +150,11 @@ class RabbitBroker:
                 return
         raise BrokerRefused(f"{self._where}: {what} is a stream; name its exchange instead of the queue")
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         """See `Broker`. A reply queue is made by consuming it."""
         return await self._read(queue, "first" if offset is None else offset, prefetch)
 
-    async def _read(self, queue: Queue, start: int | str, prefetch: int) -> RabbitIntake:
+    async def _read(self, queue: Queue, start: int | str | datetime, prefetch: int) -> RabbitIntake:
         connection = self._connected()
         with self.mapped(f'queue "{queue.name}"'):
             async with asyncio.timeout(self.timeout):

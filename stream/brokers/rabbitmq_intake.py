@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from datetime import datetime
 from typing import Any, Protocol
 
 from aio_pika.abc import AbstractChannel
@@ -54,7 +55,7 @@ class RabbitIntake:
         self._probe: Probe
         self._heard = self._heard_before = 0
 
-    async def start(self, offset: int | str) -> None:
+    async def start(self, offset: int | str | datetime) -> None:
         """Begin to consume; the driver's lower layer, because it costs a third less a message."""
         self._channel.close_callbacks.add(self._on_close)
         self._driver = await self._channel.get_underlay_channel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
@@ -98,14 +99,14 @@ class SimulatedBroker(MemoryBroker):
         await self._world.touch("declare", True, self)
         return missing
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         """See `Broker`."""
         world = self._world
         if queue.name != readings_queue(world.topology).name:
             world.fail_if_dead()
             return _Intake(world, self, await super().consume(queue, offset=offset, prefetch=prefetch), None)
         await world.touch("consume", False, self)
-        inside = None if offset is None else world.number(offset)
+        inside = world.number(offset) if isinstance(offset, int) else offset
         inner = await super().consume(queue, offset=inside, prefetch=prefetch)
         life: list[int] = []
         world.outcome.lives.append(Reading(world.disk.saved.position.last_offset, life))

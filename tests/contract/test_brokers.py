@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -211,6 +212,25 @@ def test_stream_is_read_from_the_offset_asked_for(bench: Bench, start: int) -> N
             intake = await broker.consume(stream, offset=start, prefetch=100)
             found = await take(intake, 10 - start)
             assert [(d.offset, d.body) for d in found] == list(enumerate(numbered(10)))[start:]
+
+    run(main())
+
+
+def test_stream_is_read_from_the_time_asked_for(bench: Bench) -> None:
+    async def main() -> None:
+        stream = bench.stream()
+        async with bench.connect("alice") as broker:
+            await declared(broker, stream)
+            await broker.publish(to(stream, *numbered(3)))
+            await asyncio.sleep(1.1)  # RabbitMQ's times are whole seconds
+            between = datetime.now(UTC)
+            await asyncio.sleep(1.1)
+            await broker.publish(to(stream, b"3", b"4"))
+            for moment, first in ((between, 3), (between - timedelta(hours=1), 0)):
+                intake = await broker.consume(stream, offset=moment, prefetch=100)
+                found = await take(intake, 5 - first)
+                assert [d.offset for d in found] == list(range(first, 5))
+                await intake.close()
 
     run(main())
 

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -114,7 +115,7 @@ class WatchedBroker:
         self._killer.passed("starting")
         return made
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         intake = await self._broker.consume(queue, offset=offset, prefetch=prefetch)
         self._killer.passed("starting")
         return intake if queue.kind == "classic" else _WatchedIntake(intake, self._killer)

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from detectors import registry
-from stream.backtest import backtest, files_below, fresh_scorer, read_history
+from stream.backtest import backtest, fresh_scorer
 from stream.backtesting import backtest_
 from stream.cli import cli
 from stream.config import load
 from stream.errors import ConfigError
+from stream.histories import files_below, read_history
 from tests.unit.test_ensemble import scorer
 
 TOPOLOGY = """
@@ -113,9 +114,9 @@ def test_odd_files_get_a_clear_error(folder: Path, text: str, said: str) -> None
 
 
 def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no \.csv file"):
+    with pytest.raises(ConfigError, match=r"has no \.csv or \.parquet file"):
         files_below(tmp_path)
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match="no such file or folder"):
         files_below(tmp_path / "nowhere")
 
 

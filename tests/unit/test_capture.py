@@ -442,7 +442,7 @@ def test_command_lists_and_exports(tmp_path: Path) -> None:
     assert "part-00000001-0-79.parquet         80 rows  2024-08-07 00:00:00 to 2024-08-07 00:01:19" in listed
     for name, read in (("all.csv", pd.read_csv), ("all.parquet", pd.read_parquet)):
         assert f"{len(captured(plant))} rows" in told("export", "plant", str(tmp_path / name))
-        assert read(tmp_path / name)["offset"].tolist() == captured(plant)["offset"].tolist()  # type: ignore[operator]
+        assert read(tmp_path / name)["offset"].tolist() == captured(plant)["offset"].tolist()
     with pytest.raises(ConfigError, match="is there already"):
         told("export", "plant", str(tmp_path / "all.csv"))
     with pytest.raises(ConfigError, match="nothing was captured here"):

@@ -11,8 +11,9 @@ import pytest
 
 from detectors import AdaptiveZ, HalfSpaceTrees
 from detectors.calibration import Calibration
-from stream.backtest import backtest, fresh_scorer, read_history
+from stream.backtest import backtest, fresh_scorer
 from stream.brokers.base import Message
+from stream.histories import read_history
 from stream.rules import AlertRule, Combination
 from stream.topology import Sensor, Source, Topology
 from tests.aio import run

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from detectors.quality import event_quality, events, roc_auc
+from detectors.quality import event_quality, events, roc_auc, vus_pr
 
 
 def test_roc_auc_equals_scikit_learns_with_ties() -> None:
@@ -58,3 +63,74 @@ def test_each_key_has_events_and_days_of_its_own() -> None:
     found = event_quality(times, labels, alerts, keys)
     assert (found.events, found.found, found.episodes, found.false_alarms) == (1, 1, 1, 0)
     assert found.median_delay == 3600.0
+
+
+def test_vus_pr_is_what_its_definition_says() -> None:
+    for labels, scores in _examples():
+        for window, thresholds in ((0, 250), (7, 20), (24, 30)):
+            if len(labels) < 60:
+                wanted = _plain_vus_pr(labels, scores, window, thresholds)
+                found = vus_pr(labels, scores, window=window, thresholds=thresholds)
+                assert found == pytest.approx(wanted, abs=1e-12)
+    assert np.isnan(vus_pr([0, 0], [1.0, 2.0]))
+    with pytest.raises(ValueError, match="one length"):
+        vus_pr([0, 1], [1.0])
+
+
+def test_vus_pr_is_the_outside_judge_s() -> None:
+    """Where the judge is at hand, beside the project; its definition is written out above for where it is not."""
+    path = Path(__file__).resolve().parents[3] / "shared" / "judge" / "score.py"
+    if not path.exists():
+        assert vus_pr([0, 1, 1, 0], [0.0, 1.0, 1.0, 0.0], window=0) == 1.0
+        return
+    spec = importlib.util.spec_from_file_location("judge", path)
+    assert spec is not None
+    assert spec.loader is not None
+    judge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judge)
+    for labels, scores in _examples():
+        assert vus_pr(labels, scores) == pytest.approx(judge.vus_pr(labels, scores), abs=1e-12)
+
+
+def _examples() -> list[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+    rng = np.random.default_rng(4)
+    found = []
+    for n in (2, 9, 40, 55, 300, 2000):
+        for digits in (0, 6):
+            labels = np.zeros(n, np.bool_)
+            for start in rng.integers(0, n, 4):
+                labels[start : start + int(rng.integers(1, 12))] = True
+            found.append((labels, np.round(rng.normal(size=n) + 2.0 * labels, digits)))
+    return found
+
+
+def _plain_vus_pr(labels: NDArray[np.bool_], scores: NDArray[np.float64], window: int, count: int) -> float:
+    """Row by row and threshold by threshold."""
+    n, spans = len(labels), [(int(s), int(e) - 1) for s, e in events(labels)]
+    ranked = sorted(scores.tolist(), reverse=True)
+    levels = [ranked[int(i)] for i in np.linspace(0, n - 1, count)]
+    areas = []
+    for width in range(window + 1):
+        half, area, recall_before = width // 2, 0.0, 0.0
+        weight = [float(label) for label in labels]
+        for start, end in spans:
+            for row in range(n):
+                away = max(start - row, row - end)
+                if 0 < away <= half:
+                    weight[row] = min(1.0, weight[row] + (1 - away / width) ** 0.5)
+        regions = [[max(spans[0][0] - half, 0), 0]]
+        for (_, end), (start, _) in itertools.pairwise(spans):
+            if end + half < start - half:
+                regions[-1][1] = end + half
+                regions.append([start - half, 0])
+        regions[-1][1] = min(spans[-1][1] + half, n - 1)
+        for level in levels:
+            rows = [row for row in range(n) if scores[row] >= level]
+            hits = sum(weight[row] for row in rows)
+            size = sum(labels) + sum(weight[row] for row in rows if not labels[row])
+            reached = [any(first <= row <= last for row in rows) for first, last in regions]
+            recall = min(hits / ((sum(labels) + size) / 2), 1.0) * sum(reached) / len(reached)
+            area += (recall - recall_before) * (hits / len(rows))
+            recall_before = recall
+        areas.append(area)
+    return sum(areas) / len(areas)

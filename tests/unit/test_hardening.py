@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ class _Silent(MemoryBroker):
 
     readers = 0
 
-    async def consume(self, queue: Queue, *, offset: int | None, prefetch: int) -> Intake:
+    async def consume(self, queue: Queue, *, offset: int | datetime | None, prefetch: int) -> Intake:
         intake = await super().consume(queue, offset=offset, prefetch=prefetch)
         if queue.name.startswith("mmlw.readings"):
             type(self).readers += 1

@@ -1,0 +1,237 @@
+"""Readings of the past: from CSV and Parquet files, one machine or many in each, and from captures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from detectors.base import Floats, Mask
+from stream.capture_rule import PLACE_COLUMNS
+from stream.errors import ConfigError, Problem
+from stream.instants import seconds
+from stream.tables import MACHINE_NAMES, TIME_NAMES, widen
+from stream.topology import Topology
+
+__all__ = ["History", "Order", "Past", "files_below", "pasts_below", "read_history", "read_past"]
+
+_PART = re.compile(r"part-[0-9]{8,}-[0-9]+-[0-9]+\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How readings stood in a stream, all arrays (n,): the offset and row that alerts name; what orders a machine's
+    readings, -1 where nothing does; which belong to one message (rising numbers); and which were sent again after
+    they had become dead letters."""
+
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    seqs: NDArray[np.int64]
+    messages: NDArray[np.int64]
+    replayed: Mask
+    narrow: bool = False
+    """One sensor a reading, as they came: rows are still to be aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Readings in order: `timestamps` (n texts, as they stood in the file), `times` (n,) epoch seconds,
+    `values` (n, n_sensors), NaN where one is missing."""
+
+    machine: str
+    """Whose they are, or what all of them are called where they are of several."""
+    timestamps: pd.Series[str]
+    times: Floats
+    values: Floats
+    machines: Sequence[str] = ()
+    """The machine of each (n), where there may be several."""
+    labels: Mask | None = None
+    """Which are known to be anomalous (n,), where a column says so."""
+    order: Order | None = None
+    """None: one after the other, each a message of its own, numbered from 0."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The machine of each reading."""
+        return self.machines or [self.machine] * len(self.times)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Files that are one history: `place` is where it lies below what was asked for, and names its scores."""
+
+    place: Path
+    machine: str
+    files: tuple[Path, ...]
+
+
+def pasts_below(root: Path) -> list[Past]:
+    """The histories in a folder and below: every CSV or Parquet file is one, the parts of a capture together are one.
+
+    A machine is called as its file, or as its place where two files have one name. Raises ConfigError.
+    """
+    base = root if root.is_dir() else root.parent
+    whole: dict[Path, list[Path]] = {}
+    found: list[tuple[Path, tuple[Path, ...]]] = []
+    for path in files_below(root):
+        if _PART.fullmatch(path.name) and path.parent.is_dir() and root.is_dir():
+            whole.setdefault(path.parent, []).append(path)
+        else:
+            found.append((path.relative_to(base).with_suffix(".csv"), (path,)))
+    for folder, parts in whole.items():
+        place = folder.relative_to(base) / f"{folder.name}.csv"
+        found.append((place, tuple(sorted(parts, key=_number))))
+    stems = [place.stem for place, _ in found]
+    pasts = []
+    for place, files in sorted(found):
+        machine = place.stem if stems.count(place.stem) == 1 else place.with_suffix("").as_posix()
+        pasts.append(Past(place, machine, files))
+    return pasts
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The CSV and Parquet files in a folder and below, in order; of a file, itself. Raises ConfigError."""
+    if folder.is_file():
+        return [folder]
+    found = sorted(
+        path for path in folder.rglob("*") if path.suffix in (".csv", ".parquet") and path.name[0] not in "._"
+    )
+    if not found:
+        what = "has no .csv or .parquet file" if folder.is_dir() else "no such file or folder"
+        raise ConfigError([Problem(str(folder), what)])
+    return found
+
+
+def read_past(past: Past, topology: Topology, label_column: str | None = None) -> History:
+    """All files of a history, one after the other. Raises ConfigError."""
+    parts = [read_history(path, topology, past.machine, label_column) for path in past.files]
+    if len(parts) == 1:
+        return parts[0]
+    orders = [part.order for part in parts if part.order is not None]
+    order = None
+    if len(orders) == len(parts):
+        order = Order(
+            np.concatenate([order.offsets for order in orders]),
+            np.concatenate([order.rows for order in orders]),
+            np.concatenate([order.seqs for order in orders]),
+            np.arange(sum(len(part) for part in parts)),
+            np.concatenate([order.replayed for order in orders]),
+        )
+    labels = [part.labels for part in parts if part.labels is not None]
+    return History(
+        past.machine,
+        pd.concat([part.timestamps for part in parts], ignore_index=True),
+        np.concatenate([part.times for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        [name for part in parts for name in part.names],
+        np.concatenate(labels) if labels else None,
+        order,
+    )
+
+
+def read_history(
+    path: Path, topology: Topology, machine: str | None = None, label_column: str | None = None
+) -> History:
+    """Read a CSV or Parquet file: columns named as the topology's sensors, in any order, and a time (a column named
+    so, else the first); a column named machine, device or asset tells machines apart. A capture's rows keep their
+    offsets; a long table (time, sensor, value) is widened.
+
+    What is no finite number is missing. Raises ConfigError on other columns and on times that cannot be read.
+    """
+    frame = _read(path)
+    names = topology.source.names
+    if any(name not in frame.columns for name in names):
+        frame = widen(frame, [])
+    if missing := [name for name in names if name not in frame.columns]:
+        has = ", ".join(frame.columns[1:]) or "none"
+        problem = f"has no column {', '.join(missing)} (columns: {has}); they are the topology's sensors"
+        raise ConfigError([Problem(str(path), problem)])
+    if label_column is not None and label_column not in frame.columns:
+        raise ConfigError([Problem(str(path), f'has no column "{label_column}" of labels')])
+    rest = frame.drop(columns=[*names, *([label_column] if label_column else [])])
+    stamps = _column(rest, TIME_NAMES)
+    if stamps is None:
+        stamps = frame.iloc[:, 0]
+    columns = [pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in names]
+    values = np.column_stack(columns) if len(frame) else np.zeros((0, len(names)))
+    values[~np.isfinite(values)] = np.nan
+    machines = _column(rest, MACHINE_NAMES)
+    if machines is not None and machines.name != "machine" and machines.nunique() > max(len(frame) // 5, 1):
+        machines = None  # a number of each row, say
+    captured = all(name in rest.columns for name in PLACE_COLUMNS) and path.suffix == ".parquet"
+    return History(
+        machine or path.stem,
+        stamps.astype(str),
+        _times(path, stamps),
+        values,
+        () if machines is None else machines.astype(str).tolist(),
+        None if label_column is None else _flags(frame[label_column]),
+        _order(frame) if captured else None,
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                head = file.readline()
+            separator = max(",;\t|", key=head.count)
+            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
+    frame.columns = pd.Index([str(name) for name in frame.columns])
+    return frame
+
+
+def _column(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
+    """The first column with one of these names, the best name first."""
+    known = {name.lower().strip(): name for name in reversed(list(frame.columns))}
+    found = next((known[name] for name in names if name in known), None)
+    return None if found is None else frame[found]
+
+
+def _times(path: Path, stamps: pd.Series) -> Floats:
+    """Epoch seconds of texts, instants or numbers (seconds, milli-, micro- or nanoseconds by their size)."""
+    if not pd.api.types.is_datetime64_any_dtype(stamps):
+        numbers = pd.to_numeric(stamps, errors="coerce")
+        if len(numbers) and numbers.notna().all():
+            size = float(numbers.abs().max())
+            unit = 1.0 if size < 1e11 else 1e3 if size < 1e14 else 1e6 if size < 1e17 else 1e9
+            return numbers.to_numpy(np.float64) / unit
+    times = pd.to_datetime(stamps, errors="coerce", utc=True, format="mixed")
+    if (odd := np.flatnonzero(times.isna())).size:
+        row = int(odd[0])
+        raise ConfigError([Problem(f"{path}:{row + 2}", f'"{stamps.iloc[row]}" is not a time')])
+    return seconds(times)
+
+
+def _flags(column: pd.Series) -> Mask:
+    """Which cells say yes (n,): a number above 0, or the word."""
+    words = column.astype(str).str.strip().str.lower().isin(("true", "yes")).to_numpy(np.bool_)
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    return np.asarray(words | (np.nan_to_num(numbers) > 0), dtype=np.bool_)
+
+
+def _order(frame: pd.DataFrame) -> Order:
+    n = len(frame)
+    return Order(
+        frame["offset"].to_numpy(np.int64),
+        frame["row"].to_numpy(np.int64),
+        np.full(n, -1, np.int64),
+        np.arange(n),
+        np.zeros(n, np.bool_),
+    )
+
+
+def _number(part: Path) -> int:
+    return int(part.name.split("-")[1])
