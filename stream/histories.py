@@ -148,8 +148,10 @@ def read_history(
     """
     frame = _read(path)
     names = topology.source.names
-    if any(name not in frame.columns for name in names):
-        frame = widen(frame, [])
+    if any(name not in frame.columns for name in names) and frame is not (wide := widen(frame, [])):
+        stamps = _column(wide, TIME_NAMES)
+        order = np.arange(len(wide)) if stamps is None else np.argsort(_times(path, stamps), kind="stable")
+        frame = wide.iloc[order].reset_index(drop=True)
     if missing := [name for name in names if name not in frame.columns]:
         has = ", ".join(frame.columns[1:]) or "none"
         problem = f"has no column {', '.join(missing)} (columns: {has}); they are the topology's sensors"

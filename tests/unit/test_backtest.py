@@ -157,4 +157,6 @@ def test_kinds_are_listed_and_explained() -> None:
 
 
 def test_command_is_part_of_mmlw() -> None:
-    assert "Run a topology over files of the past" in CliRunner().invoke(cli, ["backtest", "--help"]).output
+    assert (
+        "Run a topology over readings of the past" in CliRunner().invoke(cli, ["backtest", "--help"]).output
+    )

@@ -100,7 +100,7 @@ def _examples() -> list[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
             labels = np.zeros(n, np.bool_)
             for start in rng.integers(0, n, 4):
                 labels[start : start + int(rng.integers(1, 12))] = True
-            found.append((labels, np.round(rng.normal(size=n) + 2.0 * labels, digits)))
+            found.append((labels, np.round(rng.normal(size=n) + 2.0 * labels, digits).astype(np.float64)))
     return found
 
 
