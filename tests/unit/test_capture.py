@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream import capture as capture_module
@@ -447,6 +448,27 @@ def test_command_lists_and_exports(tmp_path: Path) -> None:
         told("export", "plant", str(tmp_path / "all.csv"))
     with pytest.raises(ConfigError, match="nothing was captured here"):
         told("list", "pump")
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    st.integers(1, 90), st.lists(st.integers(1, 119), max_size=2, unique=True), st.sampled_from([0.0, 0.2])
+)
+def test_wherever_batches_and_lives_are_cut_the_capture_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, max_batch: int, stops: list[int], every: float
+) -> None:
+    async def cut(plant: Plant, stops: list[int]) -> pd.DataFrame:
+        await plant.declare()
+        for first, last in itertools.pairwise([0, *sorted(stops), 120]):
+            await plant.publish(readings(120, bad_every=17)[first:last])
+            await plant.process(last)
+        return captured(plant)
+
+    folder = tmp_path_factory.mktemp("cut")
+    whole = run(cut(Plant(folder / "whole", capturing()), []))
+    parted = run(cut(Plant(folder / "parted", capturing(40, max_batch=max_batch, every=every)), stops))
+    pd.testing.assert_frame_equal(whole, parted)
+    assert len(whole) == 113
 
 
 @given(st.floats(6e8, 4e9))
