@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from stream.backtest import backtest, fresh_scorer, read_history
+from stream.backtest import backtest, fresh_scorer
 from stream.cli import cli
 from stream.config import load
 from stream.errors import ConfigError, ModelRejected
+from stream.histories import read_history
 from stream.models import Registry
 from stream.shelf import Shelf
 

@@ -15,11 +15,12 @@ from msgspec import structs
 from detectors import AdaptiveZ, Calibration, HalfSpaceTrees
 from detectors.features import FEATURES as FEATURE_KINDS
 from detectors.features import Calendar, Correlation, Rate, Ratio, Rolling
-from stream.backtest import backtest, fresh_scorer, read_history
+from stream.backtest import backtest, fresh_scorer
 from stream.checkpoint import Checkpoint
 from stream.cli import cli
 from stream.config import dump_yaml, load
 from stream.graph import mermaid
+from stream.histories import read_history
 from stream.rules import AlertRule, Combination
 from stream.scorer import Scorer
 from stream.topology import Sensor, Source, Topology
