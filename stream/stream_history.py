@@ -12,7 +12,7 @@ import pandas as pd
 
 from stream.brokers.base import Broker, Delivery
 from stream.deadletters import replayed
-from stream.errors import ConfigError, Problem
+from stream.errors import ConfigError, Problem, Stalled
 from stream.histories import History, Order
 from stream.instants import nanoseconds
 from stream.readings import Batch, Decoder
@@ -22,8 +22,8 @@ from stream.topology import Source, Topology, readings_queue
 __all__ = ["Span", "parse_span", "read_stream"]
 
 _AT_A_TIME = 512
-_SILENCE = 10.0
-"""Seconds after which a stream that shows nothing more is taken to be at its end."""
+_SILENCE = 5.0
+"""Seconds within which a stream shows what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,10 @@ async def read_stream(
         at, base = -1, None
         while at < last - 1:
             deliveries = await intake.receive(_AT_A_TIME, 0.0, _SILENCE)
-            if not deliveries:
+            if not deliveries and base is None:  # the part begins after the end
                 break
+            if not deliveries:
+                raise Stalled(f"{queue.name}: nothing came after offset {at}, of {last}; try again")
             at = deliveries[-1].offset
             base = deliveries[0].offset if base is None else base
             gathered.add([d for d in deliveries if (span.first or 0) <= d.offset < last])

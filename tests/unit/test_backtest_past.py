@@ -24,7 +24,7 @@ from stream.brokers.memory import MemoryBroker
 from stream.candidates import candidates
 from stream.capture_rule import CaptureRule, Rotation
 from stream.config import dump_yaml
-from stream.errors import ConfigError
+from stream.errors import ConfigError, Stalled
 from stream.histories import History, pasts_below, read_history, read_past
 from stream.labels import read_labels
 from stream.rules import AlertRule
@@ -156,6 +156,33 @@ def test_an_existing_queue_has_no_history(tmp_path: Path) -> None:
     plant = Plant(tmp_path, topology(queue="theirs"))
     with pytest.raises(ConfigError, match=r'reads the queue "theirs".* keeps nothing'):
         run(streamed(plant))
+
+
+class Falling(MemoryBroker):
+    """Its stream shows the first of what it holds, and then nothing."""
+
+    async def consume(self, *arguments: Any, **named: Any) -> Any:
+        intake: Any = await super().consume(*arguments, **named)
+        receive, left = intake.receive, [2]
+
+        async def falling(most: int, linger: float, timeout: float) -> Any:
+            left[0] -= 1
+            return await receive(10, linger, timeout) if left[0] > 0 else []
+
+        intake.receive = falling
+        return intake
+
+
+def test_a_stream_that_falls_silent_is_no_short_history(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology())
+        await plant.declare()
+        await plant.publish(readings(100))
+        async with Falling(plant.server, user="reader") as broker:
+            with pytest.raises(Stalled, match="nothing came after offset 9, of 100"):
+                await read_stream(broker, plant.topology, Span())
+
+    run(story())
 
 
 def captured(rows: int = 70) -> Topology:
