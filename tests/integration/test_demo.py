@@ -37,7 +37,9 @@ def test_demo_trains_runs_swaps_and_reports(tmp_path: Path) -> None:
     swap = re.search(r"swap applied: forest is version 2 from offset (\d+) on", said)
     assert swap is not None
     assert 6000 <= int(swap[1]) < 12000
-    areas = [float(found) for found in re.findall(r"^ +(?:spike|examples|forest|level) +(0\.\d+)", said, re.M)]
+    areas = [
+        float(found) for found in re.findall(r"^ +(?:spike|examples|forest|level) +(0\.\d+)", said, re.M)
+    ]
     assert len(areas) == 4
     assert min(areas) > 0.9
     page = (tmp_path / "mmlw-report.html").read_text()
