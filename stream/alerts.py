@@ -10,6 +10,7 @@ import msgspec
 from stream.brokers.base import Message, routing_word
 
 __all__ = [
+    "PROCESS",
     "Alert",
     "ModelInfo",
     "Position",
@@ -19,6 +20,10 @@ __all__ = [
     "episode_id",
     "rfc3339",
 ]
+
+
+PROCESS = "process"
+"""The type of alerts about what is measured."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -60,6 +65,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     event: str
     """`opened`, `updated` or `closed`."""
+    type: str
+    """`process`: what is measured is anomalous; else what ails the measuring, such as `sensor_stuck`."""
     sequence: int
     """0 for opened, then counting."""
     topology: str
@@ -109,6 +116,7 @@ def alert_message(alert: Alert, exchange: str) -> Message:
             "ce-specversion": "1.0",
             "ce-id": ce_id,
             "ce-type": f"mmlw.alert.{alert.event}",
+            "ce-alerttype": alert.type,
             "ce-source": f"/mmlw/{alert.topology}/{alert.detector}",
             "ce-subject": alert.machine,
             "ce-time": alert.time,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Model
 from stream import log
-from stream.alerts import Alert, ModelInfo, alert_message
+from stream.alerts import PROCESS, Alert, ModelInfo, alert_message
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
@@ -370,7 +370,10 @@ class Engine:
             now = self._clock.monotonic()
             came = dict(zip(offsets.tolist(), batch.messages.tolist(), strict=True))
             for alert in scored.alerts:
-                self._metrics.alerted(alert.detector, alert.event)
+                if alert.type == PROCESS:
+                    self._metrics.alerted(alert.detector, alert.event)
+                else:
+                    self._metrics.health_alerted(alert.type, alert.event)
                 self._metrics.alert_latency.observe(now - fresh[came[alert.position.offset]].received)
                 _log_alert(alert)
 
@@ -455,6 +458,7 @@ class Engine:
         self._metrics.resident.set(len(self.scorer.residents))
         for name, count in self.scorer.open_alerts().items():
             self._metrics.open_alerts(name, count)
+        self._metrics.sick(self.scorer.sick())
 
 
 def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:
@@ -476,6 +480,7 @@ def _log_alert(alert: Alert) -> None:
         topology=alert.topology,
         machine=alert.machine,
         detector=alert.detector,
+        type=alert.type,
         severity=alert.severity,
         score=round(alert.score, 4),
         reason=alert.reason,

@@ -6,7 +6,7 @@ enumerations below. A machine or sensor name is never a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 from prometheus_client import (
@@ -18,6 +18,8 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from detectors.health import Ailment
 
 __all__ = ["CONTENT_TYPE", "Cause", "Metrics", "Policy", "Reason", "TopologyMetrics"]
 
@@ -115,6 +117,24 @@ class Metrics:
             "topology",
             "detector",
             "event",
+        )
+        self.health_alerts = counter(
+            "mmlw_health_alerts_total",
+            "Alert events about sick sensors and machines, confirmed by the broker, by type.",
+            "topology",
+            "type",
+            "event",
+        )
+        self.sick = gauge(
+            "mmlw_health_alerts_open",
+            "Sensors, and machines, that are sick now, by type; of the machines in memory.",
+            "topology",
+            "type",
+        )
+        self.masked = gauge(
+            "mmlw_sensors_masked",
+            "Sensors whose values no detector sees, because they are sick; of the machines in memory.",
+            "topology",
         )
         self.machine_days = counter(
             "mmlw_machine_days_total",
@@ -241,6 +261,13 @@ class TopologyMetrics:
             for d in detectors
             for e in ("opened", "updated", "closed")
         }
+        self._health_alerts = {
+            (a, e): metrics.health_alerts.labels(topology, a, e)
+            for a in get_args(Ailment)
+            for e in ("opened", "closed")
+        }
+        self._sick = {a: metrics.sick.labels(topology, a) for a in get_args(Ailment)}
+        self._masked = metrics.masked.labels(topology)
         self._scored = {d: metrics.scored.labels(topology, d) for d in detectors}
         self._open = {d: metrics.alerts_open.labels(topology, d) for d in detectors}
         self._metrics = metrics
@@ -282,6 +309,17 @@ class TopologyMetrics:
     def open_alerts(self, detector: str, count: int) -> None:
         """Set how many alerts of this detector are open."""
         self._open[detector].set(count)
+
+    def health_alerted(self, ailment: str, event: str) -> None:
+        """Count a confirmed alert event about something sick."""
+        self._health_alerts[ailment, event].inc()
+
+    def sick(self, found: Mapping[Ailment, int]) -> None:
+        """Set how many sensors, and machines, have each ailment."""
+        for ailment, gauge in self._sick.items():
+            gauge.set(found.get(ailment, 0))
+        of_machines = ("clock_skew", "machine_silent")
+        self._masked.set(sum(count for ailment, count in found.items() if ailment not in of_machines))
 
     def active_model(self, detector: str, name: str, version: str, digest: str, kind: str) -> None:
         """Name the model that scores from now on, in place of the one before."""

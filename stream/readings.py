@@ -23,7 +23,7 @@ from stream.errors import ReadingRejected
 from stream.layouts import Row, rows_of, short
 from stream.topology import Fields, Source
 
-__all__ = ["Batch", "Decoder", "epoch_seconds"]
+__all__ = ["LARGEST", "Batch", "Decoder", "epoch_seconds"]
 
 Rejection = tuple[int, ReadingRejected]
 """Index of the delivery, and why it cannot be used."""
@@ -94,7 +94,7 @@ class Decoder:
         self._msgpack = msgspec.msgpack.Decoder(_Reading)
         low = [-np.inf if s.minimum is None else s.minimum for s in source.sensors]
         high = [np.inf if s.maximum is None else s.maximum for s in source.sensors]
-        self._low, self._high = np.maximum(low, -_LARGEST), np.minimum(high, _LARGEST)
+        self._low, self._high = np.maximum(low, -LARGEST), np.minimum(high, LARGEST)
         anybody = "*" in source.machines
         self._patterns = None if anybody else re.compile("|".join(map(fnmatch.translate, source.machines)))
 
@@ -248,6 +248,8 @@ class Decoder:
         ):
             if not mask.any():
                 continue
+            if policy == "alert":  # for whoever looks after the sensors' health
+                continue
             if policy == "missing":
                 values[mask] = np.nan
                 continue
@@ -269,7 +271,7 @@ class Decoder:
         return f"{text} is before {self._source.earliest} or more than max_ahead in the future"
 
 
-_LARGEST = 3.4e38
+LARGEST = 3.4e38
 """No sensor measures beyond single precision; the square of a larger number may not be finite."""
 _MISSING: Any = object()
 _MOST_KEYS = 100_000

@@ -296,6 +296,7 @@ def _alerts(episodes: Sequence[Episode]) -> str:
             "closed": e.closed.time[:19].replace("T", " ") if e.closed else "still open",
             "machine": e.opened.machine,
             "detector": f"{e.opened.detector} ({e.opened.model.name} {e.opened.model.version})",
+            "type": e.opened.type,
             "severity": e.last.severity,
             "peak / threshold": f"{e.last.peak_score:.3g} / {e.last.threshold:.3g}",
             "readings": str(e.last.anomalous_readings),

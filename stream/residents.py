@@ -66,14 +66,16 @@ class Residents:
             self._names[slot] = machine
         return np.array(slots, dtype=np.int64), np.array(used, dtype=np.int64)
 
-    def evict(self, count: int, keep: Slots) -> None:
-        """Let go of so many machines, the longest unseen first, but of none in `keep`."""
+    def evict(self, count: int, keep: Slots) -> Slots:
+        """Let go of so many machines, the longest unseen first, but of none in `keep`; the slots that became free."""
+        free = len(self._free)
         spared = set(keep.tolist()) | set(self._free)
         for slot in np.argsort(self._seen[: len(self._names)], kind="stable").tolist():
             if count <= 0:
-                return
+                break
             if slot not in spared:
                 del self._slot_of[self._names[slot]]
                 self._names[slot] = ""
                 self._free.append(slot)
                 count -= 1
+        return np.array(self._free[free:], dtype=np.int64)

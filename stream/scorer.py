@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 from detectors.base import Detector, Floats, Mask, Model, Rows, Slots
 from detectors.census import Census
 from detectors.features import FeatureTable, RecentWindow, definitions
+from detectors.health import Ailment
 from detectors.rates import Rates
 from stream.alerting import Event
-from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
+from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
 from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
+from stream.health import HealthCheck
 from stream.inputs import units_of
 from stream.readings import Batch
 from stream.reasons import sentence
 from stream.residents import Residents
 from stream.rules import COMBINED
 from stream.settings import epoch
-from stream.topology import RegistryModel, Topology
+from stream.topology import HEALTH, RegistryModel, Topology
 
 __all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
 
@@ -111,6 +113,7 @@ class Scorer:
         narrow = source.layout == "narrow"
         self._recent = RecentWindow(len(self._names), _WINDOW)
         self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
+        self._health = HealthCheck(topology, self.residents, self._recent) if topology.health else None
         self._aligner = Aligner(len(self._names), source.align_within) if narrow else None
         self._fresh = {name: table.snapshot(np.zeros(1, dtype=np.int64)) for name, table in self._tables()}
 
@@ -125,6 +128,8 @@ class Scorer:
         meaning = definitions(topology.source.names, topology.features)
         if topology.features:
             recipes["features"] = "/".join(meaning.values())
+        if topology.health is not None:
+            recipes[HEALTH] = sensors
         for name, spec in topology.detectors.items():
             fixed = isinstance(spec, RegistryModel)
             seen = "/".join(meaning[column] for column in topology.inputs(name))
@@ -164,12 +169,16 @@ class Scorer:
         if self._aligner is not None:
             batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets, replayed)
             refused += late
+        sick: list[tuple[int, int, Alert]] = []
+        if self._health is not None:
+            batch, sick, silent = self._health.examine(batch, slots, offsets)
+            touched = np.union1d(touched, silent)
         columns = batch.values
         if self._features is not None:
             columns = self._features.compute(slots, batch.values, batch.times)
         whole = np.arange(len(batch))
         parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
-        found = _Found(len(batch))
+        found = _Found(len(batch), alerts=sick)
         for rows in parts:
             piece = batch if rows is whole else batch.select(rows)
             self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
@@ -266,13 +275,19 @@ class Scorer:
         if self.residents.missing([machine]):  # with an open alert it would be in memory
             return np.zeros(0, dtype=np.int64)
         slots = self.residents.slots([machine])
-        asked = [self._ensembles[detector]] if detector else list(self._ensembles.values())
+        asked = [e for name, e in self._ensembles.items() if detector in (None, name)]
         found = [ensemble.alerts.accept(slots) for ensemble in asked]
+        if self._health is not None and detector in (None, HEALTH):
+            found.append(self._health.accept(slots))
         return np.unique(np.concatenate(found))
 
     def open_alerts(self) -> dict[str, int]:
         """How many alerts are open, by what raised them."""
         return {name: len(ensemble.alerts.open_slots()) for name, ensemble in self._ensembles.items()}
+
+    def sick(self) -> dict[Ailment, int]:
+        """How many sensors, and machines, have each ailment now; empty where nobody looks."""
+        return {} if self._health is None else self._health.sick()
 
     def components(self, slots: Slots) -> dict[str, Rows]:
         """The rows of these slots of every state table, for the checkpoint."""
@@ -301,13 +316,17 @@ class Scorer:
     def evict(self, count: int, keep: Slots) -> None:
         """Let go of so many machines that are in the checkpoint, but of none in `keep` or with an open alert."""
         open_ = [ensemble.alerts.open_slots() for ensemble in self._ensembles.values()]
-        self.residents.evict(count, np.concatenate([keep, *open_]))
+        freed = self.residents.evict(count, np.concatenate([keep, *open_]))
+        if self._health is not None:
+            self._health.forget(freed)
 
     def _tables(self) -> Iterator[tuple[str, Stateful]]:
         yield "recent", self._recent
         yield "arrivals", self._arrivals
         if self._aligner is not None:
             yield "align", self._aligner
+        if self._health is not None:
+            yield HEALTH, self._health
         yield "rates", self._rates
         if self._census is not None:
             yield "census", self._census
@@ -428,6 +447,7 @@ class Scorer:
         return Alert(
             id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
             event=event.kind.value,
+            type=PROCESS,
             sequence=episode.updates + (1 if closed else 0),
             topology=self._topology.name,
             machine=machine,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detectors.base import Mask
-from stream.alerts import Alert
+from stream.alerts import PROCESS, Alert
 from stream.scorer import Scored
 from stream.state import Group
 
@@ -57,7 +57,7 @@ class Standing:
             },
             {name: np.zeros(n, np.bool_) for name in self._open},
         )
-        for row, alert in _rows(scored, scored.alerts):
+        for row, alert in _rows(scored, [alert for alert in scored.alerts if alert.type == PROCESS]):
             if alert.event == "updated":
                 continue
             opens, name = alert.event == "opened", alert.detector

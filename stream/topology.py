@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 from detectors.base import Detector, TrainableDetector
 from detectors.calibration import Calibration
 from detectors.features import Feature, columns_of
+from detectors.health import Health
 from detectors.registry import ONLINE
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
@@ -27,6 +28,7 @@ __all__ = [
     "AUTO",
     "CONTROL_EXCHANGE",
     "DEADLETTER_EXCHANGE",
+    "HEALTH",
     "CheckpointRule",
     "Fields",
     "RegistryModel",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 AUTO = "auto"
+HEALTH = "health"
+"""The name under which sick sensors and machines raise alerts."""
 CONTROL_EXCHANGE = "mmlw.control"
 DEADLETTER_EXCHANGE = "mmlw.deadletters"
 
@@ -54,6 +58,8 @@ class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maximum: float | None = None
     min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Deviations from the expected value smaller than this, in the sensor's unit, open no alert."""
+    stuck_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Readings at one value after which it is stuck, 0: it may stand still; None: as `health` says."""
     path: str | None = None
     """Where its value stands in a message of a foreign layout, as a dotted path (`payload.p1`)."""
 
@@ -107,7 +113,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     missing_sensor: Literal["accept", "deadletter"] = "accept"
     not_finite: Literal["deadletter", "missing"] = "deadletter"
     """What a NaN, an infinity or a null is: a reason to refuse the message, or a missing sensor."""
-    out_of_range: Literal["deadletter", "missing"] = "deadletter"
+    out_of_range: Literal["deadletter", "missing", "alert"] = "deadletter"
+    """What a value below `minimum` or above `maximum` is: a reason to refuse the message, a missing sensor, or a
+    missing sensor and an alert (`health` must not be null)."""
     order_by: Literal["seq", "time"] = "seq"
     """What tells a machine's readings apart: a sequence number, or its clock where that never goes back."""
     duplicate: Literal["drop", "deadletter", "accept"] = "drop"
@@ -242,6 +250,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Makes a probability of every score, machine by machine: what `alert.budget` and `combine` stand on."""
     combine: Combination | None = None
     """All detectors raise one alert together; None: each its own."""
+    health: Health | None = Health()
+    """What tells sick sensors and machines, which are masked and raise alerts of their own; None: nobody looks."""
     learning: Learning = Learning()
     alert: AlertRule = AlertRule()
     sink: Sink = Sink()
@@ -277,6 +287,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not is_name(name):
                 yield f'detectors: "{name}" {rule}'
         yield from feature_problems(settings)
+        if HEALTH in settings.get("detectors", ()):
+            yield f'detectors: "{HEALTH}" is the name of what sick sensors raise; choose another'
         yield from _calibrated(settings)
         source, sink = settings.get("source"), settings.get("sink")
         if source is not None and settings.get("capture") is not None:
@@ -284,6 +296,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 yield f'capture: a sensor is named "{name}", as a column of its own; rename the sensor'
         if source is not None and sink is not None and source.exchange == sink.exchange:
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
+        told = source is not None and source.out_of_range == "alert"
+        if told and "health" in settings and settings["health"] is None:
+            yield "source: out_of_range: alert needs health; leave health out to have its defaults"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from stream.metrics import TopologyMetrics
 from stream.references import ModelRef, parse_uri
 from stream.shelf import Shelf, info_of
 from stream.state import Changes
-from stream.topology import Topology
+from stream.topology import HEALTH, Topology
 from stream.validation import suggest
 
 __all__ = ["ModelHistory", "Prepared", "Verbs", "reference"]
@@ -95,7 +95,7 @@ class Verbs:
         machine, detector = command.machine, command.detector
         if machine is None:
             raise CommandRefused('accept needs "machine": whose open alert is normal from now on')
-        known = list(self._engine.scorer.open_alerts())
+        known = [*self._engine.scorer.open_alerts(), *([HEALTH] if self._topology.health else [])]
         if detector is not None and detector not in known:
             raise CommandRefused(f'"{detector}" raises no alerts here{suggest(detector, known)}')
         receipt["machine"] = machine

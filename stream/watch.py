@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stream.alerts import Alert
+from stream.alerts import PROCESS, Alert
 from stream.brokers.base import Broker, Delivery, Queue
 from stream.control import Receipt
 
@@ -65,6 +65,8 @@ def alert_line(alert: Alert) -> Text:
     text.append(f"{alert.time[:19].replace('T', ' ')}  ", style="dim")
     text.append(f"{alert.event:<8}{alert.severity:<10}", style=style)
     text.append(f"{alert.machine}  ", style="bold")
+    if alert.type != PROCESS:
+        text.append(f"{alert.type}  ", style="cyan")
     text.append(alert.reason)
     return text
 

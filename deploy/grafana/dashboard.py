@@ -129,6 +129,19 @@ def panels() -> Iterator[Any]:
         realised_rate(),
         width=8,
     )
+    yield graph(
+        "Sick now",
+        "Sensors and machines by what ails them, and sensors that no detector sees for that.",
+        total("mmlw_health_alerts_open", "type"),
+        total("mmlw_sensors_masked", name="masked"),
+        width=12,
+    )
+    yield graph(
+        "Sick sensors and machines told",
+        "Alert events in five minutes, each confirmed by RabbitMQ.",
+        grown("mmlw_health_alerts_total", "type", "event"),
+        width=12,
+    )
 
     yield board.Row("Models and commands")
     yield models(width=12)

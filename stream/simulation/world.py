@@ -75,6 +75,7 @@ def _topology(plan: Schedule) -> Topology:
             "scale": RegistryModel(model="models:/scale@champion"),
         },
         alert=AlertRule(close_after=2),
+        health=None,  # the auditor works out the detectors' alerts only
         checkpoint=CheckpointRule(every=plan.every, after=plan.after),
         watchdog=5.0,
         operators=("operator",),

@@ -39,6 +39,7 @@ STREAM_KNOWS = {
     "calibration",
     "census",
     "rates",
+    "health",
 }
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {  # the modules of its adapter, and no others

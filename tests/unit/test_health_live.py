@@ -1,0 +1,84 @@
+"""Sick sensors and machines in a running worker: told once, over stops, lost connections and an operator's word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from detectors.health import Health
+from stream.brokers.base import Message
+from tests.aio import run
+from tests.plant import START, Plant, topology
+from tests.unit.test_engine import Saboteur, assert_same, state_of, uninterrupted
+
+
+def sick_readings(n: int) -> list[Message]:
+    """Messages of three machines: a sensor is stuck, another is missing, a machine is silent."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(n):
+        number = i % 3
+        values = dict(zip("ab", rng.normal(size=2).tolist(), strict=True))
+        if number == 0 and 250 < i < 400:
+            values["a"] = 0.25
+        if number == 1 and i > 300:
+            del values["b"]
+        if number == 2 and 300 < i < 450:
+            continue
+        body = msgspec.json.encode({"machine": f"m{number}", "time": START + 10.0 * i, "values": values})
+        found.append(Message(exchange="mmlw.sensors", routing_key=f"sensor.m{number}.all", body=body))
+    return found
+
+
+HEALTH = Health(stuck_after=20, silent_after=120.0)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 60])
+def test_sick_sensors_over_stops_and_lost_connections_equal_an_uninterrupted_run(
+    tmp_path: Path, piece: int
+) -> None:
+    async def story() -> None:
+        wanted = msgspec.structs.replace(topology(max_batch=piece), health=HEALTH)
+        one, other = Plant(tmp_path / "one", wanted), Plant(tmp_path / "other", wanted)
+        messages = sick_readings(540)
+        await uninterrupted(one, messages)
+        expected = await one.alerts()
+        assert {alert.type for alert in expected} >= {"sensor_stuck", "sensor_silent", "machine_silent"}
+        await other.declare()
+        other.connect = lambda: Saboteur(other.server, user="worker")
+        for number, start in enumerate(range(0, len(messages), 90)):
+            Saboteur.left, Saboteur.after = 1 + number % 2, number % 3 == 0
+            await other.publish(messages[start : start + 90])
+            await other.process(min(start + 90, len(messages)))
+        assert other.value("mmlw_restarts_total", cause="broker") >= 1
+        assert await other.alerts() == expected
+        assert_same(state_of(other), state_of(one))
+        assert one.value("mmlw_health_alerts_total", type="sensor_stuck", event="opened") == 1
+        assert one.value("mmlw_health_alerts_total", type="machine_silent", event="closed") == 1
+        assert one.value("mmlw_health_alerts_open", type="sensor_silent") == 1
+        assert one.value("mmlw_sensors_masked") == 1
+
+    run(story())
+
+
+def test_an_operator_takes_a_stuck_sensor_for_normal(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, msgspec.structs.replace(topology(), health=HEALTH))
+        messages = sick_readings(540)
+        before = 320
+        await plant.declare()
+        await plant.publish(messages[:before])
+        async with plant.running() as worker:
+            await plant.reached(worker, before)
+            receipt = await plant.ask("accept", machine="m0", detector="health")
+            assert receipt["status"] == "applied"
+            await plant.publish(messages[before:])
+            await plant.reached(worker, len(messages))
+        stuck = [alert for alert in await plant.alerts() if alert.type == "sensor_stuck"]
+        assert [alert.event for alert in stuck] == ["opened", "closed"]
+        assert stuck[1].position.offset < before + 4
+
+    run(story())
