@@ -235,6 +235,7 @@ class Checkpoint:
             unsettled=head.unsettled,
             trying=head.trying,
             stored=head.sums.get("state", (0, 0))[0],
+            names=[name for (name,) in self._db.execute("SELECT machine FROM state")],
         )
         for detector, current, previous in tables.rows("models"):
             saved.models[detector] = (json.loads(current), json.loads(previous))

@@ -121,6 +121,7 @@ class Engine:
         """Messages of the batch at hand that are not in the ledger."""
         for group in saved.groups:
             scorer.admit(*group)
+        scorer.kin.know(set(saved.names).difference(saved.machines))
         metrics.paused.set(self.paused)
         for name, lane in scorer.lanes.items():
             metrics.active_model(name, *_labels(lane.info))
@@ -333,6 +334,7 @@ class Engine:
         residents, source = self.scorer.residents, self.topology.source
         missing = residents.missing(batch.machines)
         if not missing:
+            await self._fetch_sisters(batch.machines)
             return batch, []
         if (over := len(residents) + len(missing) - source.resident_machines) > 0:
             await self._settle(intake)
@@ -345,6 +347,7 @@ class Engine:
         room = max(source.max_machines - self.ledger.machines, 0)
         self.scorer.admit(missing[:room], {})
         self.ledger.created(missing[:room])
+        await self._fetch_sisters([machine for machine in batch.machines if not residents.missing([machine])])
         if not (refused := set(missing[room:])):
             return batch, []
         detail = f"{source.max_machines} machines are known, which is the limit (max_machines)"
@@ -353,6 +356,12 @@ class Engine:
         )
         kept = batch.select(~np.isin(batch.messages, list(messages)))
         return kept, [(message, ReadingRejected("too_many_machines", detail)) for message in messages]
+
+    async def _fetch_sisters(self, machines: Sequence[str]) -> None:
+        """Have those in memory from whom new machines start."""
+        if absent := self.scorer.kin.absent(machines):
+            for group in await in_thread(self._store.fetch, absent):
+                self.scorer.admit(*group)
 
     async def _publish(
         self,

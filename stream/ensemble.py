@@ -183,6 +183,10 @@ class Ensemble:
         if self._calibrator is not None:
             yield f"calibration:{self.name}", self._calibrator
 
+    def learned(self) -> Iterator[tuple[str, Stateful]]:
+        """The tables of what is learned: all but the alerts."""
+        return (item for item in self.tables() if item[1] is not self.alerts)
+
     def judge(self, part: Part, *, careful: bool = False) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         """Score, learn and decide; the rows of each piece of the part, and what was found there.
 
@@ -225,7 +229,7 @@ class Ensemble:
     def _states(self) -> Iterator[tuple[str, Rows]]:
         """What is learned, of no key: names, types and shapes."""
         none = np.zeros(0, dtype=np.int64)
-        return ((name, table.snapshot(none)) for name, table in self.tables() if table is not self.alerts)
+        return ((name, table.snapshot(none)) for name, table in self.learned())
 
     def _attempt(self, part: Part, careful: bool) -> Decision:
         batch, slots = part.batch, part.slots

@@ -11,7 +11,18 @@ from msgspec.structs import force_setattr
 
 from stream.settings import Count, PerDay, Seconds, Settings, epoch, is_name, is_time, refuse
 
-__all__ = ["COMBINED", "AlertRule", "Combination", "Learning", "Maintenance", "automatic_rule"]
+__all__ = [
+    "COMBINED",
+    "AlertRule",
+    "Combination",
+    "Learning",
+    "Maintenance",
+    "StartFrom",
+    "automatic_rule",
+]
+
+StartFrom = Literal["sister"] | dict[str, str]
+"""From whom a machine that was never seen before learns: its sister, or who is named for a pattern of names."""
 
 
 COMBINED = "combined"
@@ -135,12 +146,15 @@ class Combination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What online detectors learn while an alert is open."""
+    """What online detectors learn: while an alert is open, and from another machine before the first reading."""
 
     while_open: bool = False
     """False: nothing, so that a fault does not become normal."""
     accept_after: Seconds = 86400.0
     """An alert that has been open this long is taken for a new regime, and learned."""
+    start_from: StartFrom | None = None
+    """A machine that was never seen before starts with what another one has learned once that is warm: `sister`, the
+    lowest numbered of those named alike (`pump-01` for `pump-07`); or by pattern (`{"pump-*": pump-01}`)."""
 
 
 def automatic_rule(sensors: int) -> AlertRule:

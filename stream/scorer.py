@@ -25,6 +25,7 @@ from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
 from stream.health import HealthCheck
 from stream.inputs import units_of
+from stream.kin import Kin
 from stream.readings import Batch
 from stream.reasons import sentence
 from stream.residents import Residents
@@ -108,6 +109,7 @@ class Scorer:
         self.residents = Residents()
         self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
         self._ensembles = self._decide_by()
+        self.kin = Kin(topology.learning.start_from, self.residents, max(self.warmups().values()))
         self._rates = Rates()
         self._census = Census() if topology.alert.shares_budget else None
         narrow = source.layout == "narrow"
@@ -146,6 +148,7 @@ class Scorer:
             if topology.combine is not None and topology.combine.calibrate:
                 each = [recipes[f"calibration:{name}"] for name in members]
                 recipes[f"calibration:{COMBINED}"] = "/".join([repr(topology.combine), *each])
+        recipes["kin"] = calibration + "".join(recipes[f"model:{name}"] for name in members)
         return recipes
 
     def process(
@@ -177,10 +180,14 @@ class Scorer:
         if self._features is not None:
             columns = self._features.compute(slots, batch.values, batch.times)
         whole = np.arange(len(batch))
-        parts = [whole[i : i + 1] for i in whole] if careful and len(batch) > 1 else [whole]
+        starts = self.kin.count(batch.machines, slots)
+        single = careful and len(batch) > 1
+        parts = np.split(whole, whole[1:] if single else [row for row in sorted(starts) if row])
         found = _Found(len(batch), alerts=sick)
         for rows in parts:
-            piece = batch if rows is whole else batch.select(rows)
+            if len(rows) and (start := starts.get(int(rows[0]))):
+                self._start(*start)
+            piece = batch if len(rows) == len(batch) else batch.select(rows)
             self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
         found.alerts.sort(key=lambda item: item[:2])
         return Scored(
@@ -254,6 +261,20 @@ class Scorer:
                 quiet[i] |= any(fnmatchcase(batch.machines[i], pattern) for pattern in pause.machines)
         return quiet
 
+    def warmups(self) -> dict[str, int]:
+        """Readings of a machine before its scores count, by detector."""
+        calibration = self._topology.calibration
+        more = 0 if calibration is None else calibration.warmup
+        return {name: getattr(lane.model, "warmup_readings", 0) + more for name, lane in self.lanes.items()}
+
+    def _start(self, slot: int, sister: int) -> None:
+        """Give a machine what its sister has learned: no alert, no recent past."""
+        here, there = np.array([slot]), np.array([sister])
+        for ensemble in self._ensembles.values():
+            for _, table in ensemble.learned():
+                if rows := table.snapshot(there):
+                    table.restore(here, rows)
+
     def swap(self, detector: str, model: Model, info: ModelInfo) -> Slots:
         """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
         where both models have the same arrays for it. The slots (n,) whose state became another: all, or none."""
@@ -296,6 +317,10 @@ class Scorer:
     def admit(self, machines: Sequence[str], components: Mapping[str, Rows]) -> None:
         """Take machines into memory that are not: with these rows of their state, fresh where there are none."""
         slots, used = self.residents.place(machines)
+        if components and not components.get(
+            "kin"
+        ):  # learned by other settings, or before readings were counted
+            components = {**components, "kin": {"readings": np.ones(len(slots), dtype=np.int64)}}
         for name, table in self._tables():
             if components.get(name) and self._fits(name, components[name]):
                 table.restore(slots, components[name])
@@ -332,6 +357,7 @@ class Scorer:
             yield "census", self._census
         if self._features is not None:
             yield "features", self._features
+        yield "kin", self.kin
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
 

@@ -79,6 +79,8 @@ class Saved:
     """The machines seen last, at most as many as asked for; the others are fetched when they come again."""
     stored: int = 0
     """How many machines there are in all."""
+    names: Sequence[str] = ()
+    """The names of all of them."""
     models: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: Sequence[Mapping[str, Any]] = ()
