@@ -90,6 +90,7 @@ class AutoModel:
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.look
         self._look = recipe.look
         width = len(sensors)
         self._families = _families(recipe, sensors)

@@ -53,7 +53,8 @@ class Model(Protocol):
     """What was learned or loaded, for many keys at once.
 
     Attributes: `sensors`, the names of the columns of `values`, in order; `threshold`, the score from which
-    a reading counts as anomalous. Scores are finite, >= 0, higher is more anomalous; 0 while warming up.
+    a reading counts as anomalous. Scores are finite, >= 0, higher is more anomalous; 0 while warming up. It may have
+    `warmup_readings`, an int: so many first readings of a key score 0, at least; none is as 0.
     """
 
     sensors: tuple[str, ...]

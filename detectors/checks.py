@@ -268,6 +268,16 @@ def _nearest_examples_have_distances(build: Build, seed: int) -> None:
     require_same(nearest, np.concatenate(parts), "distances depend on where the stream is split")
 
 
+def _warms_up_as_declared(build: Build, seed: int) -> None:
+    model, stream = build(), readings(build, seed)
+    declared = getattr(model, "warmup_readings", 0)
+    require(isinstance(declared, int) and declared >= 0, "warmup_readings is not a whole number from 0 on")
+    scores = model.score_learn(*stream)
+    for slot in range(N_KEYS):
+        early = scores[stream.slots == slot][:declared]
+        require(not early.any(), f"a reading scores though {declared} readings are said to warm up")
+
+
 def _nothing_comes_of_nothing(build: Build, seed: int) -> None:
     stream = readings(build, seed)
     expected = build().score_learn(*stream)
@@ -332,6 +342,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             _contributions_are_shares,
             _nearest_examples_have_distances,
             _nothing_comes_of_nothing,
+            _warms_up_as_declared,
         )
     }
 )

@@ -122,6 +122,7 @@ class ControlChartModel:
     def __init__(self, recipe: _ControlChart, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         self._cumulative, self._pace, self._block = recipe.memory()
         width = (len(sensors),)

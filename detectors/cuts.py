@@ -64,6 +64,7 @@ class RandomCutForestModel:
     def __init__(self, recipe: RandomCutForest, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 0.6 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.tree_size
         self._recipe = recipe
         places = recipe.tree_size + 1
         self._table = Table(

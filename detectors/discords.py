@@ -70,6 +70,7 @@ class LeftMatrixProfileModel:
     def __init__(self, recipe: LeftMatrixProfile, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 6.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = max(recipe.warmup, recipe.length + recipe.length // 2)
         self._recipe = recipe
         width = len(sensors)
         self._table = Table(
@@ -103,7 +104,7 @@ class LeftMatrixProfileModel:
             table["mean"],
             table["squares"],
             recipe.length,
-            max(recipe.warmup, recipe.length + recipe.length // 2),
+            self.warmup_readings,
             recipe.floor,
             scores,
             self._deviations,

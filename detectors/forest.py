@@ -75,6 +75,7 @@ class HalfSpaceTreesModel:
     def __init__(self, recipe: HalfSpaceTrees, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 0.8 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.window_size
         self._recipe = recipe
         self._features, self._splits = _build_trees(recipe, sensors)
         masses = (recipe.n_trees, 2 ** (recipe.height + 1) - 1)

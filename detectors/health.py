@@ -212,8 +212,8 @@ class HealthTable:
 
     def sick(self) -> dict[Ailment, int]:
         """How many sensors or machines have each ailment now."""
-        ailments = self._table["runs"][:, :, SICK] % ACCEPTED
-        counts = np.bincount(ailments.ravel(), minlength=CLOCK_SKEW)[1:CLOCK_SKEW].tolist()
+        ailments = self._table["runs"][:, :, SICK]
+        counts = np.bincount(ailments[ailments > 0] % ACCEPTED, minlength=CLOCK_SKEW)[1:CLOCK_SKEW].tolist()
         pace = self._table["pace"]
         counts += [np.count_nonzero(pace[:, state]) for state in (SKEW_STATE, SILENT_STATE)]
         return dict(zip(AILMENTS, map(int, counts), strict=True))

@@ -94,6 +94,7 @@ class KNNModel:
     def __init__(self, recipe: KNN, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 5.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         width = (len(sensors),)
         self._table = Table(

@@ -75,6 +75,7 @@ class LODAModel:
     def __init__(self, recipe: LODA, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 3.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         self._chosen, self._vectors = _projections(recipe, len(sensors))
         width = (len(sensors),)

@@ -76,6 +76,7 @@ class RiverModel:
         self.sensors = sensors
         default = DEFAULT_THRESHOLDS.get(recipe.river, 1.0)
         self.threshold = default if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         self._target = None if recipe.target is None else sensors.index(recipe.target)
         self._features = [j for j in range(len(sensors)) if j != self._target]

@@ -181,6 +181,8 @@ def _one(comparison: Comparison, place: Path, history: History, scores: Path | N
         name = run.candidate.name
         beside = f" [{name}]" if several else ""
         click.echo(f"{place.with_suffix('')}{beside}: {len(history):,} rows, {len(opened)} alerts")
+        if run.short is not None:
+            click.echo(f"  {run.short}")
         for alert in opened[:_SHOWN]:
             where = f" {alert.machine}" if len(set(history.machines)) > 1 else ""
             click.echo(f"  {alert.time} {alert.severity}{where}: {alert.reason}")

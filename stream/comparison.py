@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from stream.alerts import Alert
 from stream.backtest import Outcome, backtest, fresh_scorer, resolved, whole_rows
 from stream.candidates import Candidate
 from stream.config import dump_yaml
+from stream.kin import too_short
 from stream.histories import History
 from stream.judging import Agreement, Judgement, agreement_row, quality_row
 from stream.labels import Labels
@@ -40,6 +42,8 @@ class Run:
     opened: int = 0
     readings: int = 0
     seconds: float = 0.0
+    short: str | None = None
+    """What to say of the latest history where it is too short to warm up."""
     truth: list[bool] = field(default_factory=list)
     """Labels by row of the recording."""
 
@@ -138,6 +142,7 @@ class Comparison:
                 run.recording.add(scored)
 
         scorer = fresh_scorer(topology, self._shelf, run.refs)
+        run.short = too_short(scorer.warmups(), max(Counter(history.names).values(), default=0))
         started = time.perf_counter()
         outcome = backtest(scorer, history, observe)
         run.seconds += time.perf_counter() - started

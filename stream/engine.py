@@ -467,6 +467,8 @@ class Engine:
         self._metrics.resident.set(len(self.scorer.residents))
         for name, count in self.scorer.open_alerts().items():
             self._metrics.open_alerts(name, count)
+        for name, count in self.scorer.warming().items():
+            self._metrics.warming(name, count)
         self._metrics.sick(self.scorer.sick())
 
 

@@ -14,7 +14,7 @@ from detectors.table import Column, Table
 from stream.residents import Residents
 from stream.rules import StartFrom
 
-__all__ = ["Kin"]
+__all__ = ["Kin", "too_short"]
 
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 
@@ -110,3 +110,11 @@ def _kind(machine: str) -> str | None:
     """What stands before a machine's number; None where it has none."""
     match = _NUMBERED.fullmatch(machine)
     return None if match is None else match[1]
+
+
+def too_short(needed: Mapping[str, int], readings: int) -> str | None:
+    """What to say of so many readings of a machine, where they are not enough to warm up; None where they are."""
+    short = ", ".join(f"{name} {count:,}" for name, count in needed.items() if count >= readings)
+    if not short:
+        return None
+    return f"too short to judge: {readings:,} readings of a machine, and to warm up it takes: {short}"

@@ -144,6 +144,12 @@ class Metrics:
         self.alerts_open = gauge("mmlw_alerts_open", "Alerts open now.", "topology", "detector")
         self.machines = gauge("mmlw_machines", "Machines with state.", "topology")
         self.resident = gauge("mmlw_machines_resident", "Machines whose state is in memory.", "topology")
+        self.machines_warming = gauge(
+            "mmlw_machines_warming",
+            "Machines in memory that a detector has not seen often enough to judge.",
+            "topology",
+            "detector",
+        )
         self.replaced = counter(
             "mmlw_streams_replaced_total", "Times our stream was gone and had to be made anew.", "topology"
         )
@@ -269,6 +275,7 @@ class TopologyMetrics:
         self._sick = {a: metrics.sick.labels(topology, a) for a in get_args(Ailment)}
         self._masked = metrics.masked.labels(topology)
         self._scored = {d: metrics.scored.labels(topology, d) for d in detectors}
+        self._warming = {d: metrics.machines_warming.labels(topology, d) for d in detectors}
         self._open = {d: metrics.alerts_open.labels(topology, d) for d in detectors}
         self._metrics = metrics
         self._topology = topology
@@ -309,6 +316,10 @@ class TopologyMetrics:
     def open_alerts(self, detector: str, count: int) -> None:
         """Set how many alerts of this detector are open."""
         self._open[detector].set(count)
+
+    def warming(self, detector: str, count: int) -> None:
+        """Set how many machines this detector has not seen often enough."""
+        self._warming[detector].set(count)
 
     def health_alerted(self, ailment: str, event: str) -> None:
         """Count a confirmed alert event about something sick."""

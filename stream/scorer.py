@@ -262,10 +262,17 @@ class Scorer:
         return quiet
 
     def warmups(self) -> dict[str, int]:
-        """Readings of a machine before its scores count, by detector."""
+        """Readings that a machine needs before it is judged, at least, by what judges: to a detector's own come those
+        of its calibration. All that decide together need what the slowest needs."""
         calibration = self._topology.calibration
         more = 0 if calibration is None else calibration.warmup
-        return {name: getattr(lane.model, "warmup_readings", 0) + more for name, lane in self.lanes.items()}
+        found = {name: getattr(lane.model, "warmup_readings", 0) + more for name, lane in self.lanes.items()}
+        return found if self._topology.combine is None else {**found, COMBINED: max(found.values())}
+
+    def warming(self) -> dict[str, int]:
+        """How many machines in memory are not warmed up yet, by what judges."""
+        needed = self.warmups()
+        return dict(zip(needed, self.kin.warming(needed.values()), strict=True))
 
     def _start(self, slot: int, sister: int) -> None:
         """Give a machine what its sister has learned: no alert, no recent past."""

@@ -15,10 +15,12 @@ from rich.live import Live
 
 from detectors import registry
 from detectors.base import Detector
+from stream.backtest import fresh_scorer
 from stream.config import dump_yaml, load
 from stream.demo import LiveProgress, show_outcome, wide_console
 from stream.embedded import Job, run
 from stream.errors import ConfigError, Problem
+from stream.kin import too_short
 from stream.report import write_report
 from stream.rules import AlertRule
 from stream.shelf import Shelf
@@ -64,10 +66,13 @@ async def run_try(
         except OSError as error:
             raise ConfigError([Problem(str(output), f"cannot be written: {error.strerror}")]) from error
         console.print(f"topology written to {output}")
+    models = shelf((topology,))
+    readings = int(np.unique(table.machines, return_counts=True)[1].max())
+    if short := too_short(fresh_scorer(topology, models).warmups(), readings):
+        console.print(short, style="yellow", highlight=False)
     job = Job(topology, table)
     live = LiveProgress([job])
     with tempfile.TemporaryDirectory() as folder, Live(live.view, console=console, refresh_per_second=8):
-        models = shelf((topology,))
         recordings = await run([job], data=Path(folder), shelf=models, progress=live.update)
     section = show_outcome(console, job, recordings[topology.name], live)
     write_report(report, f"MMLW: {file.name}", f"{file.name} on the embedded broker", [section])

@@ -71,7 +71,9 @@ class Verbs:
             "next_offset": engine.position.next_offset,
             "lag": engine.lag,
             "machines": engine.ledger.machines,
+            "machines_warming": engine.scorer.warming(),
             "alerts_open": engine.scorer.open_alerts(),
+            "sick": {ailment: count for ailment, count in engine.scorer.sick().items() if count},
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
         }
 

@@ -195,10 +195,11 @@ def panels() -> Iterator[Any]:
         width=6,
     )
     yield graph(
-        "Machines known, in memory",
-        "The others wait in the checkpoint until they send again.",
+        "Machines known, in memory, warming up",
+        "The others wait in the checkpoint until they send again. While it warms up a machine raises no alert.",
         total("mmlw_machines", name="known"),
         total("mmlw_machines_resident", name="in memory"),
+        total("mmlw_machines_warming", "detector", name="warming up"),
         width=6,
     )
     yield graph(

@@ -120,7 +120,8 @@ def first_scores(rule: StartFrom | None, machine: str) -> list[float]:
     batch, _ = Decoder(wanted.source, lambda: START + 1e6).decode(stream(0))
     scorer.admit(scorer.residents.missing(batch.machines), {})
     scored = scorer.process(batch, np.arange(N))
-    return scored.scores["z"][np.array(batch.machines) == machine][:5].tolist()
+    found: list[float] = scored.scores["z"][np.array(batch.machines) == machine][:5].tolist()
+    return found
 
 
 def test_a_new_machine_scores_from_its_first_reading_where_it_has_a_warm_sister() -> None:

@@ -1,4 +1,4 @@
-"""A machine that starts from its sister in a running worker, where the sister waits in the checkpoint."""
+"""Warming up: seen from outside, and left out where a sister that waits in the checkpoint has done it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stream.brokers.base import Message
+from stream.kin import too_short
 from stream.rules import Learning, StartFrom
 from stream.topology import Topology
 from tests.aio import run
@@ -65,3 +66,42 @@ def test_a_sister_that_is_not_in_memory_is_fetched(tmp_path: Path, rule: str, ma
         assert_same(state_of(other), state_of(one))
 
     run(story())
+
+
+def test_status_and_metrics_tell_how_many_machines_are_warming_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, msgspec.structs.replace(topology(), learning=Learning(start_from="sister")))
+        await plant.declare()
+        await plant.publish(messages())
+        async with plant.running() as worker:
+            await plant.reached(worker, N)
+            status = await plant.ask("status")
+        assert status["machines"] == 6
+        assert status["machines_warming"] == {"spike": 0}
+        assert plant.value("mmlw_machines_warming", detector="spike") == 0
+
+    run(story())
+
+
+def test_machines_without_a_sister_warm_up_one_by_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology())
+        await plant.declare()
+        await plant.publish(
+            messages()[:130]
+        )  # the detector needs 10 readings; the last two pumps have 5 each
+        async with plant.running() as worker:
+            await plant.reached(worker, 130)
+            assert (await plant.ask("status"))["machines_warming"] == {"spike": 2}
+        assert plant.value("mmlw_machines_warming", detector="spike") == 2
+
+    run(story())
+
+
+def test_a_file_shorter_than_the_warm_up_is_told() -> None:
+    needed = {"spike": 50, "shift": 1400}
+    assert too_short(needed, 1401) is None
+    assert too_short(needed, 1400) == (
+        "too short to judge: 1,400 readings of a machine, and to warm up it takes: shift 1,400"
+    )
+    assert "spike 50, shift 1,400" in (too_short(needed, 20) or "")
