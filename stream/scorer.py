@@ -267,7 +267,9 @@ class Scorer:
         calibration = self._topology.calibration
         more = 0 if calibration is None else calibration.warmup
         found = {name: getattr(lane.model, "warmup_readings", 0) + more for name, lane in self.lanes.items()}
-        return found if self._topology.combine is None else {**found, COMBINED: max(found.values())}
+        if (combine := self._topology.combine) is not None:
+            found[COMBINED] = max(found.values()) + (more if combine.calibrate else 0)
+        return found
 
     def warming(self) -> dict[str, int]:
         """How many machines in memory are not warmed up yet, by what judges."""
@@ -324,9 +326,7 @@ class Scorer:
     def admit(self, machines: Sequence[str], components: Mapping[str, Rows]) -> None:
         """Take machines into memory that are not: with these rows of their state, fresh where there are none."""
         slots, used = self.residents.place(machines)
-        if components and not components.get(
-            "kin"
-        ):  # learned by other settings, or before readings were counted
+        if components and not components.get("kin"):  # known, but by other settings: it starts from no sister
             components = {**components, "kin": {"readings": np.ones(len(slots), dtype=np.int64)}}
         for name, table in self._tables():
             if components.get(name) and self._fits(name, components[name]):
