@@ -90,6 +90,7 @@ class ADWINModel:
     def __init__(self, recipe: ADWIN, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         levels = math.ceil(math.log2(recipe.max_window / BUCKETS + 1.0))
         width = (len(sensors), levels)

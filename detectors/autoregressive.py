@@ -93,6 +93,7 @@ class AutoregressiveModel(ResidualModel):
             "covariance": Column(np.float64, (*width, order, order)),
         }
         super().__init__(sensors, 6.0 if recipe.threshold is None else recipe.threshold, columns)
+        self.warmup_readings = recipe.warmup + order
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) in sigmas; see `Model`. Some 0.3 µs per reading and sensor."""

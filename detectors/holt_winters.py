@@ -88,6 +88,7 @@ class HoltWintersModel(ResidualModel):
             "season": Column(np.float64, (len(sensors), recipe.season or 0)),
         }
         super().__init__(sensors, 6.0 if recipe.threshold is None else recipe.threshold, columns)
+        self.warmup_readings = max(recipe.warmup, 2 * (recipe.season or 0))
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) in sigmas, at most a million; see `Model`. 0.1 to 0.4 µs per reading of 8 sensors."""

@@ -163,6 +163,7 @@ class LevelShiftModel:
     def __init__(self, recipe: _LevelShift, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = recipe.limit()
+        self.warmup_readings = recipe.warmup
         self._recipe, self._test = recipe, recipe.test()
         width = (len(sensors),)
         self._table = Table(

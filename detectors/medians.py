@@ -76,6 +76,7 @@ class RobustZModel:
     def __init__(self, recipe: RobustZ, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 6.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = recipe.warmup
         self._recipe = recipe
         width = (len(sensors),)
         self._table = Table(

@@ -77,6 +77,7 @@ class KSWINModel:
     def __init__(self, recipe: KSWIN, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 4.0 if recipe.threshold is None else recipe.threshold
+        self.warmup_readings = 2 * recipe.recent - 1
         self._recipe = recipe
         self._surprise = _surprise(recipe.recent)
         width = (len(sensors),)

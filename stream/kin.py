@@ -75,7 +75,7 @@ class Kin:
 
     def warming(self, needed: Iterable[int]) -> list[int]:
         """How many machines in memory have fewer readings behind them than each of these."""
-        slots = self._residents.taken()
+        slots = self._residents.occupied
         self._table.reserve(slots)
         readings = self._table["readings"][slots]
         return [int(np.count_nonzero(readings < count)) for count in needed]

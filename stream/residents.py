@@ -55,10 +55,6 @@ class Residents:
         """The slot of a machine that is in memory; it does not count as seen."""
         return self._slot_of[machine]
 
-    def taken(self) -> Slots:
-        """The slots of all machines in memory, (n,)."""
-        return np.fromiter(self._slot_of.values(), dtype=np.int64, count=len(self._slot_of))
-
     def place(self, machines: Sequence[str]) -> tuple[Slots, Slots]:
         """Slots for machines that are not in memory, (n,); and those of them that somebody used before."""
         count = min(len(self._free), len(machines))
