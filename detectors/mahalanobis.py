@@ -70,7 +70,7 @@ class MahalanobisModel:
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
         self._recipe = recipe
         d = len(sensors)
-        self._warmup = max(recipe.warmup, 3 * d)
+        self.warmup_readings = max(recipe.warmup, 3 * d)
         self._rate, self._most = memory(recipe.half_life)
         if self._most < 3 * d:
             raise ValueError(f"half_life: {recipe.half_life} readings are too few for {d} sensors")
@@ -100,7 +100,7 @@ class MahalanobisModel:
             table["mean"],
             table["covariance"],
             self._limits,
-            self._warmup,
+            self.warmup_readings,
             self._most,
             (self._rate, recipe.clip, recipe.floor, recipe.floor_relative),
             scores,

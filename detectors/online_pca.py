@@ -80,7 +80,7 @@ class OnlinePCAModel:
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
         self._recipe = recipe
         d = len(sensors)
-        self._warmup = max(recipe.warmup, 3 * d)
+        self.warmup_readings = max(recipe.warmup, 3 * d)
         self._rate, self._most = memory(recipe.half_life)
         if self._most < 3 * d:
             raise ValueError(f"half_life: {recipe.half_life} readings are too few for {d} sensors")
@@ -118,7 +118,7 @@ class OnlinePCAModel:
             (table["covariance"], table["components"]),
             table["used"],
             self._limits,
-            (self._warmup, recipe.refresh),
+            (self.warmup_readings, recipe.refresh),
             (self._rate, recipe.clip, recipe.floor, recipe.floor_relative),
             (recipe.variance, recipe.shrinkage, self._normal, self._most),
             scores,

@@ -96,6 +96,7 @@ class PyODModel:
         self.sensors = sensors
         self.threshold = 1.5 if recipe.threshold is None else recipe.threshold
         self._recipe = recipe
+        self.warmup_readings = recipe.warmup
         self._capacity = recipe.window + recipe.refit - 1
         self._normal = AdaptiveZ(warmup=2).build(sensors)
         self._table = Table(
