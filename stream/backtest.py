@@ -33,8 +33,8 @@ _BATCH = 4096
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the topology found, row by row (n,): the score that decides and its threshold, whether an alert about what
-    is measured is open, whether one opens or closes, and whether the row was scored (not dropped as a duplicate, say);
-    and all alert events, those of sick sensors, too."""
+    is measured is open, whether one opens or closes, and whether the row was scored (not dropped as a duplicate,
+    say); and all alert events, those of sick sensors, too."""
 
     scores: Floats
     thresholds: Floats

@@ -14,9 +14,9 @@ from stream.alerts import Alert
 from stream.backtest import Outcome, backtest, fresh_scorer, resolved, whole_rows
 from stream.candidates import Candidate
 from stream.config import dump_yaml
-from stream.kin import too_short
 from stream.histories import History
 from stream.judging import Agreement, Judgement, agreement_row, quality_row
+from stream.kin import too_short
 from stream.labels import Labels
 from stream.recording import Recording
 from stream.references import ModelRef
