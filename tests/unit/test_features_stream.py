@@ -378,7 +378,7 @@ def test_changed_feature_forgets_what_was_computed_with_the_old_one(tmp_path: Pa
 
     plant = Plant(tmp_path, plant_topology())
     run(story(plant))
-    for window, forgotten in ((8, ()), (9, ("features", "model:level", "model:trees"))):
+    for window, forgotten in ((8, ()), (9, ("features", "kin", "model:level", "model:trees"))):
         store = Checkpoint(tmp_path / "plant.checkpoint", "plant", Scorer.recipes(plant_topology(window)))
         assert store.load().forgotten == forgotten
         store.close()
