@@ -15,7 +15,8 @@ from detectors.table import Column, Table
 __all__ = ["LeftMatrixProfile", "LeftMatrixProfileModel"]
 
 _LARGEST_VALUE = 1e100
-_LARGEST_SCORE = 1e12
+_LARGEST_SCORE = 1e30
+"""Large, since where the first distances are all 0 the unit is `floor`; a calibrator keeps 32-bit floats."""
 _SCALED_BY = 50
 """Distances whose mean is the unit of a sensor's scores: it stays, so that scores of all times compare."""
 
@@ -44,8 +45,8 @@ class LeftMatrixProfile(Detector, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "left_matrix_profile"
 
-    length: Annotated[int, Meta(ge=2, le=10_000)] = 24
-    """Readings in a stretch."""
+    length: Annotated[int, Meta(ge=1, le=10_000)] = 24
+    """Readings in a stretch; 1 compares single values: how far the reading is from any value of the past."""
     history: Annotated[int, Meta(ge=8, le=1_000_000)] = 1000
     """Readings that are remembered."""
     warmup: Annotated[int, Meta(ge=0)] = 0
@@ -215,12 +216,15 @@ def _score_learn(
                 continue
             example = ring[slot, j, (place - nearest) % history]
             distance = np.sqrt(square / length)
-            usual = max(mean[slot, j], floor)
-            if count[slot] >= warmup and seen[slot, j] > 0:
+            known, usual = seen[slot, j], mean[slot, j]
+            if known < _SCALED_BY:  # with this distance: a unit of few, all of them near 0, makes no giants
+                usual += (distance - usual) / (known + 1)
+            usual = max(usual, floor)
+            if count[slot] >= warmup and known > 0:
                 score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
                 expected[i, j] = example
                 deviations[i, j] = score if value >= example else -score
                 scores[i] = max(scores[i], score)
-            if learn[i] and seen[slot, j] < _SCALED_BY:
+            if learn[i] and known < _SCALED_BY:
                 seen[slot, j] += 1
                 mean[slot, j] += (distance - mean[slot, j]) / seen[slot, j]

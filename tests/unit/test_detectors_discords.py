@@ -28,7 +28,7 @@ def by_definition(values: Floats, length: int, history: int) -> Floats:
     return found
 
 
-@pytest.mark.parametrize("length", [2, 5, 24])
+@pytest.mark.parametrize("length", [1, 2, 5, 24])
 def test_scores_are_the_definition_s_in_units_of_the_first_distances(length: int) -> None:
     rng = np.random.default_rng(length)
     values = np.cumsum(rng.normal(size=900)) + 1e4
@@ -74,6 +74,19 @@ def test_water_flow_s_long_lows_are_the_least_likely_days() -> None:
     scores = scored(LeftMatrixProfile(length=24, history=1200), values)
     top = np.argsort(scores)[-20:]
     assert data.labels[top].mean() > 0.3, "20 highest of 1,268, of which 4 % are labelled"
+
+
+def test_size_of_a_new_value_is_told_apart_though_the_first_were_all_alike() -> None:
+    values = np.full(300, 5e6)
+    values[200], values[250] = 6e6, 9e6
+    scores = scored(LeftMatrixProfile(length=1), values)
+    assert not scores[:200].any()
+    assert scores[250] == pytest.approx(3 * scores[200])
+
+
+def test_first_scores_are_no_giants_where_most_values_repeat() -> None:
+    values = np.random.default_rng(3).poisson(0.2, 400).astype(np.float64)
+    assert 1.0 < scored(LeftMatrixProfile(length=1), values)[:50].max() <= 50.0
 
 
 def test_history_must_hold_three_stretches() -> None:
