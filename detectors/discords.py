@@ -47,6 +47,9 @@ class LeftMatrixProfile(Detector, frozen=True, kw_only=True):
 
     length: Annotated[int, Meta(ge=1, le=10_000)] = 24
     """Readings in a stretch; 1 compares single values: how far the reading is from any value of the past."""
+    neighbours: Annotated[int, Meta(ge=1, le=10)] = 1
+    """The distance is that to the so many-th stretch of the past, at least half a length away from the nearer ones:
+    with 2 what came once before is not yet normal."""
     history: Annotated[int, Meta(ge=8, le=1_000_000)] = 1000
     """Readings that are remembered."""
     warmup: Annotated[int, Meta(ge=0)] = 0
@@ -105,6 +108,7 @@ class LeftMatrixProfileModel:
             table["mean"],
             table["squares"],
             recipe.length,
+            recipe.neighbours,
             self.warmup_readings,
             recipe.floor,
             scores,
@@ -173,9 +177,31 @@ def _nearest(
     return best, nearest
 
 
+@compiled("float64(int32[::1], float64[::1], int64, int64, int64[::1])")
+def _farther(
+    runs: NDArray[np.int32], squares: Floats, count: int, length: int, lags: NDArray[np.int64]
+) -> float:
+    """Squared distance of the next nearest stretches, one for each further entry of `lags`, which are filled in;
+    inf where there are not so many. `squares` are those that `_nearest` left."""
+    history = len(runs)
+    newest, first = (count - 1) % history, max(1, length // 2)
+    best = np.inf
+    for k in range(1, len(lags)):
+        best, lags[k] = np.inf, 0
+        for lag in range(first, min(count, history) - length):
+            if squares[lag] >= best or runs[(newest - lag) % history] < length:
+                continue
+            apart = True
+            for nearer in range(k):
+                apart = apart and abs(lag - lags[nearer]) >= first
+            if apart:
+                best, lags[k] = squares[lag], lag
+    return best
+
+
 @compiled(
     "void(int64[::1], float64[:,::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1], int64[:,::1],"
-    " float64[:,::1], float64[:,:,::1], int64, int64, float64, float64[::1], float64[:,::1], float64[:,::1])"
+    " float64[:,::1], float64[:,:,::1], int64, int64, int64, float64, float64[::1], float64[:,::1], float64[:,::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -188,6 +214,7 @@ def _score_learn(
     mean: Floats,
     squares: Floats,
     length: int,
+    neighbours: int,
     warmup: int,
     floor: float,
     scores: Floats,
@@ -195,6 +222,7 @@ def _score_learn(
     expected: Floats,
 ) -> None:
     history = ring.shape[2]
+    lags = np.zeros(neighbours, np.int64)
     for i in range(values.shape[0]):
         slot = slots[i]
         place = count[slot] % history
@@ -212,6 +240,9 @@ def _score_learn(
             if count[slot] < length + length // 2:
                 continue
             square, nearest = _nearest(ring[slot, j], runs[slot], squares[slot, j], count[slot], length)
+            if neighbours > 1 and np.isfinite(square):
+                lags[0] = nearest
+                square = _farther(runs[slot], squares[slot, j], count[slot], length, lags)
             if missing or not np.isfinite(square):
                 continue
             example = ring[slot, j, (place - nearest) % history]

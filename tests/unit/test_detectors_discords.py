@@ -40,6 +40,37 @@ def test_scores_are_the_definition_s_in_units_of_the_first_distances(length: int
     np.testing.assert_allclose(scores[late], expected[late] / first, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1, 8])
+def test_further_neighbours_are_half_a_length_from_the_nearer_ones(length: int) -> None:
+    values = np.cumsum(np.random.default_rng(length).normal(size=500))
+    expected = np.full(500, np.nan)
+    for i in range(length - 1, 500):
+        stretch = values[i - length + 1 : i + 1]
+        lags = np.arange(max(1, length // 2), min(i + 1, 120) - length)
+        distances = np.array(
+            [np.sqrt(np.mean((values[i - lag - length + 1 : i - lag + 1] - stretch) ** 2)) for lag in lags]
+        )
+        for _ in range(2):
+            if len(lags):
+                far = np.abs(lags - lags[np.argmin(distances)]) >= max(1, length // 2)
+                lags, distances = lags[far], distances[far]
+        if len(lags):
+            expected[i] = distances.min()
+    scores = scored(LeftMatrixProfile(length=length, history=120, neighbours=3), values)
+    first = expected[np.isfinite(expected)][:50].mean()
+    np.testing.assert_allclose(scores[200:], expected[200:] / first, rtol=1e-6)
+
+
+def test_what_came_once_is_not_yet_normal_with_two_neighbours() -> None:
+    values = np.random.default_rng(4).normal(size=900)
+    for start in (300, 500, 700):
+        values[start : start + 20] = 20.0 + np.arange(20.0)
+    one, two = (scored(LeftMatrixProfile(length=8, neighbours=k), values) for k in (1, 2))
+    assert one[515] < 0.5
+    assert two[515] > 3.0
+    assert two[715] < 0.5
+
+
 def test_stretch_that_comes_again_scores_low_and_a_new_one_high() -> None:
     rng = np.random.default_rng(0)
     daily = np.tile(np.sin(np.linspace(0, 2 * np.pi, 48, endpoint=False)), 40)
