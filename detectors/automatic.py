@@ -20,10 +20,19 @@ from detectors.table import Column, Table
 
 __all__ = ["Auto", "AutoModel"]
 
-_LENGTHS = (8, 24, 96, 288)
-_HISTORY = 4000
-_IMPROBABLE = 1.1
-"""Mean -log10 probability of the four lengths from which a stretch is anomalous, at the thousandth reading."""
+_STRETCHES = (
+    LeftMatrixProfile(length=1, history=8000),
+    LeftMatrixProfile(length=24, neighbours=2, history=4000),
+    LeftMatrixProfile(length=96, neighbours=2, history=4000),
+)
+"""What is compared with the past of one sensor: values, and stretches of two lengths."""
+_TAIL = 0.98
+_SCORES = 20_000
+"""Scores that calibrate: early ones are high, since little was known then, and keep alarms rare for long."""
+_IMPROBABLE = 0.77
+"""Mean -log10 probability of the stretches from which they are anomalous, at the thousandth reading."""
+_RARER = 0.9
+"""Decades by which that rises for each decade of readings."""
 _FEW = 200.0
 _DEPENDENT = 0.3
 """Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
@@ -32,8 +41,9 @@ _DEPENDENT = 0.3
 class Auto(Detector, frozen=True, kw_only=True):
     """Scores by the family that a key's first `look` readings ask for; 1 is the threshold.
 
-    One sensor's stretches of four lengths are compared with its past (`left_matrix_profile`, each length
-    calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known). With several
+    One sensor's values, and stretches of two lengths, are compared with its past (`left_matrix_profile`, each length
+    calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
+    score counts decades of probability, which is what `escalation` of the alert rule stands on. With several
     sensors it depends on whether a reading follows from the one before, that is on the largest correlation
     of successive readings among them: if so they are charted for shifts that stay (`mewma`), else compared with
     examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says
@@ -51,7 +61,8 @@ class Auto(Detector, frozen=True, kw_only=True):
     kind: ClassVar[str] = "auto"
 
     look: Annotated[int, Meta(ge=30)] = 400
-    """Readings of a key that are looked at before anything is scored."""
+    """Readings of a key that are looked at before anything is scored; of one sensor, where there is nothing to
+    choose, scores begin when they are calibrated: after 250, or `look` if that is less."""
 
     def build(self, sensors: tuple[str, ...]) -> AutoModel:
         """A fresh model; its threshold is 1 where the recipe states none."""
@@ -80,12 +91,12 @@ class _Family:
         mean = np.zeros(len(slots))
         for calibrator, score in zip(self.calibrators, scores, strict=True):
             mean += calibrator.score_learn(slots, score, learn) / len(self.calibrators)
-        rarer = np.log10(np.maximum(counts, _FEW) / 1000.0)
-        return np.asarray(mean / (_IMPROBABLE + rarer), dtype=np.float64)
+        limit = _IMPROBABLE + _RARER * np.log10(np.maximum(counts, _FEW) / 1000.0)
+        return np.where(mean < limit, mean / limit, 1.0 + mean - limit)
 
 
 class AutoModel:
-    """State per key: that of every family; 2 to 10 kB with several sensors, 400 kB with one."""
+    """State per key: that of every family; 2 to 10 kB with several sensors, 560 kB with one."""
 
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -113,7 +124,7 @@ class AutoModel:
         counts = np.zeros(len(slots), np.int64)
         state = (table["count"], table["correlation"], table["pairs"], table["sums"])
         _look(slots, values, *state, self._look, counts)
-        early = counts <= self._look
+        early = (counts <= self._look) & (len(self._families) > 1)
         taken = self._taken(table["correlation"][slots])
         scores = np.zeros(len(slots))
         self._by, self._place = np.full(len(slots), -1, np.int8), np.zeros(len(slots), np.int64)
@@ -203,9 +214,9 @@ def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
     if len(sensors) > 1:
         shifts = MEWMA(warmup=min(recipe.look, 400)).build(sensors)
         return _Family("mewma", (shifts,)), _Family("knn", (KNN().build(sensors),))
-    tail = Calibration(history=_HISTORY, warmup=max(50, min(recipe.look, 100)))
-    lengths = tuple(LeftMatrixProfile(length=m, history=_HISTORY).build(sensors) for m in _LENGTHS)
-    return (_Family("left_matrix_profile", lengths, tuple(tail.build() for _ in _LENGTHS)),)
+    tail = Calibration(history=_SCORES, warmup=max(50, min(recipe.look, 250)), quantile=_TAIL)
+    stretches = tuple(stretch.build(sensors) for stretch in _STRETCHES)
+    return (_Family("left_matrix_profile", stretches, tuple(tail.build() for _ in stretches)),)
 
 
 _LAST, _MEAN, _SQUARES, _STEPS = range(4)

@@ -125,7 +125,7 @@ class LeftMatrixProfileModel:
         return Contributions(shares, self._expected[rows])
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
-        """Distance (k,) of the sensor that counts to its most similar stretch, in the unit of the scores."""
+        """Distance (k,) of the sensor that counts to the stretch it is compared with, in the unit of the scores."""
         distances: Floats = np.abs(self._deviations[rows]).max(axis=1)
         return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
 

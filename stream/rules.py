@@ -92,7 +92,8 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `calibration`."""
     escalation: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
     """Decades of probability by which an alert must be rarer for each decade of alerts that the machine had: who
-    cries wolf is heard less (the threshold rises by escalation x log10(1 + alerts)). Needs `calibration`."""
+    cries wolf is heard less (the threshold rises by escalation x log10(1 + alerts)). Needs
+    `calibration`, or `detectors: auto`."""
     escalation_memory: Annotated[float, msgspec.Meta(gt=0, extra={"unit": "seconds"})] = 90 * 86400.0
     """An alert counts half after so long."""
     direction: Literal["both", "up", "down"] = "both"
@@ -160,9 +161,10 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def automatic_rule(sensors: int) -> AlertRule:
     """The rule that goes with `detectors: auto`.
 
-    Of one sensor an alert is a moment and then rests for 200 readings: what is unlike the past soon is a part of it.
+    Of one sensor an alert is a moment and then rests for 120 readings: what is unlike the past soon is a part of it;
+    and each alert must be rarer than those before.
     Of several an alert opens with the third anomalous reading in a row, and lasts as long as the shift does.
     """
     if sensors == 1:
-        return AlertRule(close_after=0, cooldown_readings=200)
+        return AlertRule(close_after=0, cooldown_readings=120, escalation=1.5)
     return AlertRule(hold=3, close_after=10, hysteresis=0.2)

@@ -330,7 +330,8 @@ def _calibrated(settings: Settings) -> Iterator[str]:
     detectors, alert = settings.get("detectors", {}), settings.get("alert", AlertRule())
     combine = settings.get("combine")
     if "calibration" in settings and settings["calibration"] is None:
-        for name in ("budget", "probability", "alpha_spending", "escalation"):
+        decades = all(getattr(spec, "kind", "") == AUTO for spec in detectors.values())
+        for name in ("budget", "probability", "alpha_spending", *(() if decades else ("escalation",))):
             if alert is not None and getattr(alert, name):
                 yield f"alert: {name} needs calibrated scores; add calibration: {{method: evt}}"
         if combine is not None:

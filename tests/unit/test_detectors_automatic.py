@@ -81,7 +81,7 @@ def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
     one = Topology(name="t", source=Source(sensors=(Sensor("a"),)), detectors="auto")  # type: ignore[arg-type]
     two = Topology(name="t", source=Source(sensors=(Sensor("a"), Sensor("b"))), detectors="auto")  # type: ignore[arg-type]
     assert one.detectors == two.detectors == {"auto": Auto()}
-    assert (one.alert.close_after, one.alert.cooldown_readings) == (0, 200)
+    assert (one.alert.close_after, one.alert.cooldown_readings, one.alert.escalation) == (0, 120, 1.5)
     assert (two.alert.hold, two.alert.close_after) == (3, 10)
     assert "kind: auto" in dump_yaml(two)
     rule = AlertRule(hold=7)
