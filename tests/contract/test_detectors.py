@@ -92,7 +92,7 @@ ONLINE: dict[str, Build] = {
     "holt_winters_seasonal": lambda: HoltWinters(warmup=5, half_life=20, season=4).build(SENSORS),
     "left_matrix_profile": lambda: LeftMatrixProfile(length=4, history=40).build(SENSORS),
     "left_matrix_profile_values": lambda: LeftMatrixProfile(length=1, history=40).build(SENSORS),
-    "left_matrix_profile_second": lambda: LeftMatrixProfile(length=4, neighbours=2, history=40).build(SENSORS),
+    "left_matrix_profile_2nd": lambda: LeftMatrixProfile(length=4, neighbours=2, history=40).build(SENSORS),
     "mewma": lambda: MEWMA(warmup=20, rate=0.5).build(SENSORS),
     "mewma_t2": lambda: MEWMA(warmup=20, rate=0.5, statistic="t2").build(SENSORS),
     "hotelling": lambda: MEWMA(warmup=20, rate=1.0, statistic="t2", half_life=None).build(SENSORS),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from detectors import Auto
+from detectors import AdaptiveZ, Auto, LeftMatrixProfile
 from detectors.base import Floats
+from detectors.calibration import Calibration
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
 from stream.config import dump_yaml
@@ -75,6 +77,32 @@ def test_one_sensor_is_compared_with_its_past() -> None:
     scores = model.score_learn(np.zeros(len(values), np.int64), values, np.arange(float(len(values))))
     assert model.explain(0) == "left_matrix_profile: of one sensor, stretches are compared with its past"
     assert roc_auc(data.labels[400:], scores[400:]) > 0.8
+
+
+def test_score_of_one_sensor_counts_decades_beyond_the_threshold() -> None:
+    rng = np.random.default_rng(5)
+    values = np.cumsum(rng.normal(size=1500)) * 0.1 + rng.normal(size=1500)
+    values[1200] += 40.0
+    slots, times = np.zeros(1500, np.int64), np.arange(1500.0)
+    scores = Auto().build(("a",)).score_learn(slots, values[:, None], times)
+    tail = Calibration(history=20_000, warmup=250, quantile=0.98)
+    surprises = []
+    for length, neighbours, history in ((1, 1, 8000), (24, 2, 4000), (96, 2, 4000)):
+        stretch = LeftMatrixProfile(length=length, neighbours=neighbours, history=history).build(("a",))
+        surprises.append(tail.build().score_learn(slots, stretch.score_learn(slots, values[:, None], times)))
+    limit = 0.77 + 0.9 * np.log10(np.maximum(np.arange(1.0, 1501.0), 200.0) / 1000.0)
+    mean = np.mean(surprises, axis=0)
+    assert not scores[:250].any()
+    assert scores[1200] == np.max(scores) > 1.5
+    np.testing.assert_allclose(scores, np.where(mean < limit, mean / limit, 1.0 + mean - limit), rtol=1e-12)
+
+
+def test_escalation_needs_a_calibration_or_auto() -> None:
+    source = Source(sensors=(Sensor("a"),))
+    rule = AlertRule(escalation=1.0)
+    assert Topology(name="t", source=source, detectors={"any": Auto()}, alert=rule).alert == rule
+    with pytest.raises(ValueError, match="escalation needs calibrated scores"):
+        Topology(name="t", source=source, detectors={"z": AdaptiveZ()}, alert=rule)
 
 
 def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
