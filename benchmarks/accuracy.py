@@ -4,8 +4,8 @@
     python -m benchmarks.accuracy --files 2 --no-report
 
 Each topology of `topologies/` runs as shipped, by the engine that runs live: score before learn, the alerts of its
-own rule. The judge is a script that knows nothing of this project. Without the folder only Shuttle is
-scored, which the river package carries.
+own rule; and beside it `detectors: auto` with nothing else stated. The judge is a script that knows nothing of this
+project. Without the folder only Shuttle is scored, which the river package carries.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.published import PUBLISHED
 from detectors.base import Floats
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
@@ -32,12 +33,14 @@ from stream.config import load
 from stream.histories import History, read_history
 from stream.recording import Recording
 from stream.report import Section, write_report
-from stream.topology import Topology
+from stream.topology import Sensor, Source, Topology
 
 ROOT = Path(__file__).resolve().parents[1]
-CORPORA = {"nab": ("nab.yaml",), "skab": ("skab.yaml",)}
+CORPORA = ("nab", "skab")
 DRAWS = 200
 """Bootstrap draws over files."""
+HALVES = 100
+"""Random splits of the files in two, for `auto` against the tuned topology."""
 
 
 def main() -> None:
@@ -61,20 +64,47 @@ def main() -> None:
     )
     sections: list[Section] = []
     judge = _judge(options.shared)
-    for corpus, files in CORPORA.items():
+    for corpus in CORPORA:
         if judge is None:
             print(f"no judge in {options.shared}: {corpus} is left out\n")
             continue
-        topologies = [load(ROOT / "topologies" / name) for name in files]
-        for topology in topologies:
-            sections += _corpus(judge, options, corpus, topology)
+        sections += _corpus(judge, options, corpus)
     sections.append(_shuttle())
     if not options.no_report:
         write_report(options.report, "Accuracy of the shipped topologies", _told(), sections)
         print(f"\nreport   {options.report.absolute()}")
 
 
-def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str, topology: Topology) -> list[Section]:
+def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str) -> list[Section]:
+    """The tuned topology and `auto` on a corpus, beside what others published."""
+    tuned = load(ROOT / "topologies" / f"{corpus}.yaml")
+    sections, found = [], []
+    for topology in (tuned, _automatic(tuned)):
+        more, files = _run(judge, options, corpus, topology)
+        sections += more
+        found.append(files)
+        for line in _table(judge, corpus, files, options.seed):
+            print(f"  {line}")
+    print(f"  {_in_halves(judge, corpus, *found, seed=options.seed)}")
+    head, *rows = PUBLISHED[corpus][0], *PUBLISHED[corpus][1]
+    print("\n  published  " + "  ".join(f"{name:>20}" for name in head))
+    for row in rows:
+        print("             " + "  ".join(f"{cell:>20}" for cell in row))
+    print()
+    return sections
+
+
+def _automatic(tuned: Topology) -> Topology:
+    """The same sensors, and nothing else stated."""
+    sensors = tuple(Sensor(sensor.name) for sensor in tuned.source.sensors)
+    said: Any = "auto"
+    return Topology(name=f"{tuned.name}_auto", source=Source(sensors=sensors), detectors=said)
+
+
+def _run(
+    judge: ModuleType, options: argparse.Namespace, corpus: str, topology: Topology
+) -> tuple[list[Section], list[dict[str, Any]]]:
+    """A figure for each file, and the files as the judge takes them."""
     root = options.shared / "data" / corpus
     labels: Mapping[str, Any] = json.loads((root / "labels.json").read_text())["files"]
     names = sorted(labels)
@@ -93,9 +123,25 @@ def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str, topolog
         truth = np.array(files[-1]["y"], dtype=bool)
         sections.append(Section(f"{topology.name}: {name}", recording, labels=truth, cards=cards))
     print(f"{topology.name}: {len(files)} files, {rows:,} readings, {rows / spent:,.0f} readings/s")
-    for line in _table(judge, corpus, files, options.seed):
-        print(f"  {line}")
-    return sections
+    return sections, files
+
+
+def _in_halves(
+    judge: ModuleType, corpus: str, tuned: list[dict[str, Any]], automatic: list[dict[str, Any]], *, seed: int
+) -> str:
+    """How far `auto` stays behind the tuned topology, on halves of the files drawn at random."""
+    rng, name, behind = np.random.default_rng(seed), {"nab": "NAB standard", "skab": "F1"}[corpus], []
+    for _ in range(HALVES):
+        order = rng.permutation(len(tuned))
+        for half in (order[: len(order) // 2], order[len(order) // 2 :]):
+            with np.errstate(invalid="ignore", divide="ignore"):  # a half without any event
+                one, other = (
+                    _figures(corpus, judge.evaluate(corpus, [dict(files[i]) for i in half], vus=False))[name]
+                    for files in (tuned, automatic)
+                )
+            behind.append(one - other)
+    worst = float(np.nanmax(behind))
+    return f"auto is behind by {np.nanmedian(behind):.3f} {name} (median of {2 * HALVES} halves; at most {worst:.3f})"
 
 
 def _judged_file(

@@ -18,11 +18,14 @@ def test_shipped_topologies_are_scored_and_drawn(
     report = tmp_path / "accuracy.html"
     monkeypatch.setattr("sys.argv", ["accuracy", "--files", "2", "--report", str(report)])
     monkeypatch.setattr(accuracy, "DRAWS", 20)
+    monkeypatch.setattr(accuracy, "HALVES", 2)
     accuracy.main()
     told = capsys.readouterr().out
     auc = re.search(r"ROC AUC\s+(0\.\d+)", told)
     assert auc is not None
     assert float(auc[1]) > 0.99
     assert "shuttle_online" in report.read_text(encoding="utf-8")
-    assert ("nab: 2 files" in told) != ("nab is left out" in told)
-    assert ("skab: 2 files" in told) != ("skab is left out" in told)
+    for corpus in ("nab", "skab"):
+        assert (f"{corpus}: 2 files" in told) != (f"{corpus} is left out" in told)
+        assert (f"{corpus}_auto: 2 files" in told) != (f"{corpus} is left out" in told)
+    assert ("ARTime" in told) != ("nab is left out" in told)
