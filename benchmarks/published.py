@@ -1,8 +1,8 @@
 """What others published on NAB and SKAB, measured with the judge that measures us.
 
 NAB's published scores choose their threshold on the corpus they are scored on ("optimised"), and the best of them
-read each file's whole range; "held" takes the threshold of one half of the files to the other. Ours is what a topology
-ships, chosen on the half at hand.
+read each file's whole range; "held" takes the threshold of one half of the files to the other. Ours is what a
+topology ships, chosen on the half at hand.
 """
 
 from __future__ import annotations
