@@ -10,13 +10,13 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from detectors.acquaintance import Acquaintance
 from detectors.base import Contributions, Detector, ExampleModel, Floats, Mask, Model, Rows, Slots
 from detectors.calibration import Calibration, Calibrator
 from detectors.control_charts import MEWMA
 from detectors.discords import LeftMatrixProfile
-from detectors.kernels import compiled, floats, learned, slot_numbers
+from detectors.kernels import floats, learned, slot_numbers
 from detectors.neighbours import KNN
-from detectors.table import Column, Table
 
 __all__ = ["Auto", "AutoModel"]
 
@@ -45,9 +45,9 @@ class Auto(Detector, frozen=True, kw_only=True):
     calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
     score counts decades of probability, which is what `escalation` of the alert rule stands on. With several
     sensors it depends on whether a reading follows from the one before, that is on the largest correlation
-    of successive readings among them: if so they are charted for shifts that stay (`mewma`), else compared with
-    examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says
-    which, and why.
+    of successive readings among them: if so they are charted for shifts that stay (`mewma`), else, and where most of
+    them are discrete (16 values or fewer), compared with examples (`knn`). Both learn from the first reading on; the
+    other stops when one is taken. `explain` says which, and why.
 
     Fails where the first readings are not like those that follow.
 
@@ -55,7 +55,7 @@ class Auto(Detector, frozen=True, kw_only=True):
     >>> model = Auto(look=100).build(("a", "b"))
     >>> none = model.score_learn(np.zeros(200, np.int64), rng.normal(size=(200, 2)), np.arange(200.0))
     >>> model.explain(0)
-    'knn: no reading follows from the one before (largest correlation 0.09 in the first 100)'
+    'knn: no reading follows from the one before (largest correlation 0.09 in the first 100, a reading each 1 s)'
     """
 
     kind: ClassVar[str] = "auto"
@@ -103,29 +103,18 @@ class AutoModel:
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
         self.warmup_readings = recipe.look
         self._look = recipe.look
-        width = len(sensors)
         self._families = _families(recipe, sensors)
-        self._table = Table(
-            {
-                "count": Column(np.int64),
-                "correlation": Column(np.float64),
-                "pairs": Column(np.int64, (width,)),
-                "sums": Column(np.float64, (width, 4)),
-            }
-        )
+        self._seen = Acquaintance(len(sensors), recipe.look)
         self._by: NDArray[np.int8] = np.zeros(0, np.int8)
         self._place: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) as multiples of the threshold; see `Model`. Costs what the family taken costs."""
         slots, values, times = slot_numbers(slots), floats(values), floats(times)
-        taught, table = learned(learn, len(slots)), self._table
-        table.reserve(slots)
-        counts = np.zeros(len(slots), np.int64)
-        state = (table["count"], table["correlation"], table["pairs"], table["sums"])
-        _look(slots, values, *state, self._look, counts)
+        taught = learned(learn, len(slots))
+        counts = self._seen.look(slots, values, times)
         early = (counts <= self._look) & (len(self._families) > 1)
-        taken = self._taken(table["correlation"][slots])
+        taken = self._taken(slots)
         scores = np.zeros(len(slots))
         self._by, self._place = np.full(len(slots), -1, np.int8), np.zeros(len(slots), np.int64)
         for number, family in enumerate(self._families):
@@ -169,26 +158,33 @@ class AutoModel:
 
     def explain(self, slot: int) -> str:
         """Which family scores a key, and why."""
-        rows = self._table.snapshot(np.array([slot]))
-        count, correlation = int(rows["count"][0]), float(rows["correlation"][0])
-        if count < self._look:
-            return f"undecided: {count} of {self._look} readings seen"
+        seen = self._seen.portrait(slot)
+        if seen.readings < self._look:
+            return f"undecided: {seen.readings} of {self._look} readings seen"
+        family = self._families[int(self._taken(np.array([slot]))[0])]
         if len(self._families) == 1:
-            return f"{self._families[0].name}: of one sensor, stretches are compared with its past"
-        family = self._families[int(self._taken(np.array([correlation]))[0])]
-        says = "readings follow" if correlation >= _DEPENDENT else "no reading follows"
-        within = f"(largest correlation {correlation:.2f} in the first {self._look})"
-        return f"{family.name}: {says} from the one before {within}"
+            fine = "one discrete sensor" if seen.discrete else "one sensor"
+            lengths = ", ".join(str(stretch.length) for stretch in _STRETCHES)
+            return f"{family.name}: {fine}, {seen.pace}: stretches of {lengths} readings are compared with its past"
+        found = f"largest correlation {seen.correlation:.2f} in the first {self._look}"
+        if 2 * seen.discrete > len(self.sensors):
+            says = f"{seen.discrete} of {len(self.sensors)} sensors are discrete"
+        elif seen.correlation >= _DEPENDENT:
+            says = "readings follow from the one before"
+        else:
+            says = "no reading follows from the one before"
+        return f"{family.name}: {says} ({found}, {seen.pace})"
 
-    def _taken(self, correlations: Floats) -> NDArray[np.int64]:
-        """Which family (k,) goes with these correlations."""
+    def _taken(self, slots: Slots) -> NDArray[np.int64]:
+        """Which family (n,) goes with what was seen of these keys."""
         if len(self._families) == 1:
-            return np.zeros(len(correlations), np.int64)
-        return np.where(correlations >= _DEPENDENT, 0, 1)
+            return np.zeros(len(slots), np.int64)
+        charted = self._seen.correlations(slots) >= _DEPENDENT
+        return np.where(charted & (2 * self._seen.discrete(slots) <= len(self.sensors)), 0, 1)
 
     def snapshot(self, slots: Slots) -> Rows:
         """What was looked at, and the state of every family, by name."""
-        rows = dict(self._table.snapshot(slots))
+        rows = dict(self._seen.snapshot(slots))
         for name, table in self._tables():
             rows |= {f"{name}.{key}": value for key, value in table.snapshot(slots).items()}
         return rows
@@ -200,7 +196,7 @@ class AutoModel:
         for name, table in self._tables():
             own = {key: left.pop(key) for key in list(left) if key.startswith(f"{name}.")}
             parts.append((table, {key.removeprefix(f"{name}."): value for key, value in own.items()}))
-        self._table.restore(slots, left)
+        self._seen.restore(slots, left)
         for table, own in parts:
             table.restore(slots, own)
 
@@ -217,60 +213,3 @@ def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
     tail = Calibration(history=_SCORES, warmup=max(50, min(recipe.look, 250)), quantile=_TAIL)
     stretches = tuple(stretch.build(sensors) for stretch in _STRETCHES)
     return (_Family("left_matrix_profile", stretches, tuple(tail.build() for _ in stretches)),)
-
-
-_LAST, _MEAN, _SQUARES, _STEPS = range(4)
-
-
-@compiled("void(float64[::1], int64[::1], float64[:,::1])")
-def _pair(values: Floats, pairs: NDArray[np.int64], sums: Floats) -> None:
-    """Sums of squared successive differences and of squared deviations (von Neumann): no large offset can hurt."""
-    for j in range(len(values)):
-        if not np.isfinite(values[j]):
-            continue
-        value = min(max(values[j], -1e100), 1e100)
-        row = sums[j]
-        step, off = value - row[_LAST], value - row[_MEAN]
-        pairs[j] += 1
-        if pairs[j] == 1:
-            row[_MEAN] = value
-        else:
-            row[_MEAN] += off / pairs[j]
-            row[_SQUARES] += off * (value - row[_MEAN])
-            row[_STEPS] += step * step
-        row[_LAST] = value
-
-
-@compiled("float64(int64[::1], float64[:,::1])")
-def _largest(pairs: NDArray[np.int64], sums: Floats) -> float:
-    """Largest correlation of successive readings, by von Neumann's ratio: 1 - half of it."""
-    largest = 0.0
-    for j in range(len(pairs)):
-        if sums[j, _SQUARES] > 0.0:
-            largest = max(largest, 1.0 - 0.5 * sums[j, _STEPS] / sums[j, _SQUARES])
-    return largest
-
-
-@compiled(
-    "void(int64[::1], float64[:,::1], int64[::1], float64[::1], int64[:,::1], float64[:,:,::1], int64, int64[::1])"
-)
-def _look(
-    slots: Slots,
-    values: Floats,
-    count: NDArray[np.int64],
-    correlation: Floats,
-    pairs: NDArray[np.int64],
-    sums: Floats,
-    look: int,
-    counts: NDArray[np.int64],
-) -> None:
-    """Count readings; of a key's first ones take the correlation with the one before, decided at the `look`-th."""
-    for i in range(values.shape[0]):
-        slot = slots[i]
-        count[slot] += 1
-        counts[i] = count[slot]
-        if count[slot] > look:
-            continue
-        _pair(values[i], pairs[slot], sums[slot])
-        if count[slot] == look:
-            correlation[slot] = _largest(pairs[slot], sums[slot])

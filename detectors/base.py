@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 __all__ = [
+    "ChoosingModel",
     "Contributions",
     "Detector",
     "ExampleModel",
@@ -103,6 +104,15 @@ class ExampleModel(Protocol):
         NaN where there was none to compare with. In the unit in which the model measures, which its docstring
         names. Asked for together with `contributions`, and as independent of batch boundaries.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingModel(Protocol):
+    """What a model offers besides that chooses, key by key, how it scores: what it chose, and why."""
+
+    def explain(self, slot: int) -> str:
+        """One line: the family taken and the reason, or how long it will go on looking."""
         ...
 
 

@@ -180,9 +180,11 @@ def _one(comparison: Comparison, place: Path, history: History, scores: Path | N
     for run, outcome, opened in comparison.over(place, history, lambda rows: bar.advance(task, rows)):
         name = run.candidate.name
         beside = f" [{name}]" if several else ""
-        click.echo(f"{place.with_suffix('')}{beside}: {len(history):,} rows, {len(opened)} alerts")
-        if run.short is not None:
-            click.echo(f"  {run.short}")
+        click.echo(
+            f"{place.with_suffix('')}{beside}: {len(history):,} rows, {_counted(len(opened), 'alert')}"
+        )
+        for note in run.notes:
+            click.echo(f"  {note}")
         for alert in opened[:_SHOWN]:
             where = f" {alert.machine}" if len(set(history.machines)) > 1 else ""
             click.echo(f"  {alert.time} {alert.severity}{where}: {alert.reason}")
@@ -199,7 +201,8 @@ def _tell(comparison: Comparison) -> None:
     several = len(comparison.runs) > 1
     for run in comparison.runs:
         beside = f"[{run.candidate.name}] " if several else ""
-        counts = f"{comparison.histories} files, {run.readings:,} readings, {run.opened} alerts opened"
+        files, alerts = _counted(comparison.histories, "file"), _counted(run.opened, "alert")
+        counts = f"{files}, {run.readings:,} readings, {alerts} opened"
         click.echo(f"{beside}{counts}, {run.rate:,.0f} readings/s")
     for title, rows in (("against the labels", comparison.quality()), ("agreement", comparison.agreement())):
         if rows:
@@ -244,3 +247,7 @@ def _progress() -> Progress:
     )
     terminal = sys.stderr.isatty()
     return Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not terminal)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -21,13 +21,15 @@ from stream.labels import Labels
 from stream.recording import Recording
 from stream.references import ModelRef
 from stream.report import Section
-from stream.scorer import Scored
+from stream.scorer import Scored, Scorer
 from stream.shelf import Shelf
 
 __all__ = ["Comparison", "Run"]
 
 Progress = Callable[[int], None]
 """Told how many rows were scored since the last time."""
+_TOLD = 5
+"""Machines of which it is said what was chosen."""
 
 
 @dataclass(slots=True)
@@ -42,8 +44,8 @@ class Run:
     opened: int = 0
     readings: int = 0
     seconds: float = 0.0
-    short: str | None = None
-    """What to say of the latest history where it is too short to warm up."""
+    notes: Sequence[str] = ()
+    """What to say of the latest history: what was chosen and why, and where it is too short to warm up."""
     truth: list[bool] = field(default_factory=list)
     """Labels by row of the recording."""
 
@@ -86,6 +88,8 @@ class Comparison:
         first: Outcome | None = None
         for run, agreement in zip(self.runs, [None, *self.agreements], strict=True):
             outcome = self._run(run, history, progress)
+            if truth is None and self._labels is not None:
+                run.notes = [*run.notes, "no labels are known for it"]
             if truth is not None:
                 run.judgement = run.judgement or Judgement()
                 run.judgement.add(history, outcome, truth, warmup)
@@ -142,9 +146,17 @@ class Comparison:
                 run.recording.add(scored)
 
         scorer = fresh_scorer(topology, self._shelf, run.refs)
-        run.short = too_short(scorer.warmups(), max(Counter(history.names).values(), default=0))
         started = time.perf_counter()
         outcome = backtest(scorer, history, observe)
         run.seconds += time.perf_counter() - started
         run.readings += len(history)
+        run.notes = list(_notes(scorer, history))
         return outcome
+
+
+def _notes(scorer: Scorer, history: History) -> Iterator[str]:
+    for name, machines in scorer.chosen(_TOLD).items():
+        for machine, why in machines.items():
+            yield f"{name}: {machine}: {why}" if len(set(history.names)) > 1 else f"{name}: {why}"
+    if short := too_short(scorer.warmups(), max(Counter(history.names).values(), default=0)):
+        yield short

@@ -41,8 +41,8 @@ class Labels:
     def of(self, place: Path, history: History) -> tuple[Mask | None, int]:
         """Which rows of a history are anomalous (n,), None where nothing is known; and how many at its start are
         not judged."""
-        name = "" if "" in self.windows else place.as_posix()
-        if name not in self.windows:
+        name = self._named(place.as_posix())
+        if name is None:
             return history.labels, 0
         truth = np.zeros(len(history), np.bool_)
         machines = np.array(history.names)
@@ -55,6 +55,13 @@ class Labels:
         if warmup is None:
             warmup = int(min(np.floor(_PROBATION * len(history)), _PROBATION * _LONGEST))
         return truth, warmup
+
+    def _named(self, place: str) -> str | None:
+        """Under which name a file's windows stand: its own, or the only one that ends with it."""
+        if "" in self.windows or place in self.windows:
+            return "" if "" in self.windows else place
+        ending = [name for name in self.windows if name.endswith(f"/{place}")]
+        return ending[0] if len(ending) == 1 else None
 
 
 def read_labels(path: Path) -> Labels:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Detector, Floats, Mask, Model, Rows, Slots
+from detectors.base import ChoosingModel, Detector, Floats, Mask, Model, Rows, Slots
 from detectors.census import Census
 from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.health import Ailment
@@ -310,6 +310,18 @@ class Scorer:
         if self._health is not None and detector in (None, HEALTH):
             found.append(self._health.accept(slots))
         return np.unique(np.concatenate(found))
+
+    def chosen(self, most: int = 20) -> dict[str, dict[str, str]]:
+        """What detectors that choose by a machine's first readings chose, and why, for so many machines in memory."""
+        names = sorted(self.residents.names)[:most]
+        slots = [self.residents.find(name) for name in names]
+        choosing = {
+            name: lane.model for name, lane in self.lanes.items() if isinstance(lane.model, ChoosingModel)
+        }
+        return {
+            name: {machine: model.explain(slot) for machine, slot in zip(names, slots, strict=True)}
+            for name, model in choosing.items()
+        }
 
     def open_alerts(self) -> dict[str, int]:
         """How many alerts are open, by what raised them."""

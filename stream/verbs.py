@@ -72,6 +72,7 @@ class Verbs:
             "lag": engine.lag,
             "machines": engine.ledger.machines,
             "machines_warming": engine.scorer.warming(),
+            "chosen": engine.scorer.chosen(),
             "alerts_open": engine.scorer.open_alerts(),
             "sick": {ailment: count for ailment, count in engine.scorer.sick().items() if count},
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},

@@ -52,8 +52,8 @@ def recent(url: str, folder: Path, settings: Topology, opened: int) -> None:
     source = msgspec.structs.replace(settings.source, max_ahead=0.0)
     (folder / "plant.yaml").write_text(dump_yaml(msgspec.structs.replace(settings, source=source)))
     for span, said in (
-        ("..", f"1 files, 1,010 readings, {opened} alerts opened"),
-        (f"{datetime.now(UTC):%Y}-01-01T00:00:00Z..", "1 files, 0 readings, 0 alerts opened"),
+        ("..", f"1 file, 1,010 readings, {opened} alerts opened"),
+        (f"{datetime.now(UTC):%Y}-01-01T00:00:00Z..", "1 file, 0 readings, 0 alerts opened"),
     ):
         arguments = ["backtest", str(folder / "plant.yaml"), "--stream", span, "--broker", url]
         done = CliRunner().invoke(cli, arguments, catch_exceptions=False)

@@ -160,3 +160,14 @@ def test_command_is_part_of_mmlw() -> None:
     assert (
         "Run a topology over readings of the past" in CliRunner().invoke(cli, ["backtest", "--help"]).output
     )
+
+
+def test_what_auto_chose_is_told(tmp_path: Path) -> None:
+    rows = np.random.default_rng(3).normal(size=(450, 2))
+    text = "\n".join(f"{pd.Timestamp(60 * i, unit='s')},{a},{b}" for i, (a, b) in enumerate(rows))
+    (tmp_path / "m.csv").write_text(f"time,a,b\n{text}\n")
+    (tmp_path / "t.yaml").write_text("name: t\nsource: {sensors: [a, b]}\ndetectors: auto\n")
+    told = CliRunner().invoke(cli, ["backtest", str(tmp_path / "t.yaml"), "--input", str(tmp_path / "m.csv")])
+    assert told.exit_code == 0, told.output
+    assert "auto: knn: no reading follows from the one before (largest correlation 0." in told.output
+    assert "a reading each 1 min)" in told.output

@@ -347,8 +347,8 @@ def test_versions_are_compared_side_by_side(folder: Path, monkeypatch: pytest.Mo
         *("--report", str(report), "--compare", "v1", "v9"),
     ).output
     assert shelf.loaded == [1, 9]
-    assert "[v1] 1 files, 1,200 readings" in told
-    assert "[v9] 1 files, 1,200 readings" in told
+    assert "[v1] 1 file, 1,200 readings" in told
+    assert "[v9] 1 file, 1,200 readings" in told
     one, nine = (pd.read_csv(out / name / "all.csv") for name in ("v1", "v9"))
     assert one["alert"].sum() < nine["alert"].sum()
     alike = f"{(one['alert'] == nine['alert']).mean():.2%}"
@@ -364,8 +364,8 @@ def test_one_other_runs_beside_the_topology_as_it_is(folder: Path, monkeypatch: 
     (folder / "other.yaml").write_text(dump_yaml(other))
     arguments = ("--input", str(folder / "all.csv"), "--compare")
     told = command(folder, *arguments, str(folder / "other.yaml")).output
-    assert "[as it is] 1 files" in told
-    assert f"[{folder / 'other.yaml'}] 1 files" in told
+    assert "[as it is] 1 file," in told
+    assert f"[{folder / 'other.yaml'}] 1 file" in told
     assert shelf.loaded == [1, 1]
     command(folder, *arguments, "scale=models:/scale/5")
     assert shelf.loaded[2:] == [1, 5]

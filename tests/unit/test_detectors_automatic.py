@@ -38,6 +38,17 @@ def test_each_key_gets_the_family_that_suits_it() -> None:
     assert model.explain(1).startswith("knn: no reading follows from the one before")
 
 
+def test_switches_are_compared_with_examples_though_they_have_a_memory() -> None:
+    switches = np.repeat(np.random.default_rng(7).integers(0, 4, (60, 3)), 10, axis=0).astype(np.float64)
+    model = Auto(look=200).build(("a", "b", "level"))
+    fine = np.c_[switches[:, :2], walk(600, 8)[:, 0]]
+    model.score_learn(np.zeros(600, np.int64), fine, 60.0 * np.arange(600.0))
+    model.score_learn(np.ones(600, np.int64), np.c_[switches[:, 0], walk(600, 9)], np.arange(600.0))
+    assert model.explain(0).startswith("knn: 2 of 3 sensors are discrete (largest correlation 0.")
+    assert model.explain(0).endswith("a reading each 1 min)")
+    assert model.explain(1).startswith("mewma: readings follow")
+
+
 def test_nothing_is_scored_before_it_is_decided() -> None:
     model = Auto(look=150).build(("a", "b"))
     values = np.random.default_rng(2).normal(size=(400, 2))
@@ -75,7 +86,8 @@ def test_one_sensor_is_compared_with_its_past() -> None:
     values = data.frame.to_numpy(dtype=np.float64)
     model = Auto().build(("flow",))
     scores = model.score_learn(np.zeros(len(values), np.int64), values, np.arange(float(len(values))))
-    assert model.explain(0) == "left_matrix_profile: of one sensor, stretches are compared with its past"
+    said = "one sensor, a reading each 1 s: stretches of 1, 24, 96 readings are compared with its past"
+    assert model.explain(0) == f"left_matrix_profile: {said}"
     assert roc_auc(data.labels[400:], scores[400:]) > 0.8
 
 
