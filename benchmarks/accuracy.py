@@ -80,8 +80,8 @@ def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str) -> list
     tuned = load(ROOT / "topologies" / f"{corpus}.yaml")
     sections, found = [], []
     for topology in (tuned, _automatic(tuned)):
-        more, files = _run(judge, options, corpus, topology)
-        sections += more
+        drawn, files = _run(judge, options, corpus, topology)
+        sections += drawn if topology is tuned else []  # auto is told in figures, not drawn
         found.append(files)
         for line in _table(judge, corpus, files, options.seed):
             print(f"  {line}")

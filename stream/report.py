@@ -18,7 +18,7 @@ from stream.recording import Episode, Recording, Series
 
 __all__ = ["Section", "write_report"]
 
-_MOST_POINTS = 3000
+_MOST_POINTS = 2000
 _MOST_SPANS = 60
 _MOST_MACHINES = 6
 _MOST_SENSORS = 12
@@ -130,7 +130,7 @@ def _figure(
     shown, scaled = _on_one_axis(series.values[rows, :_MOST_SENSORS])
     for j, sensor in enumerate(recording.sensors[:_MOST_SENSORS]):
         keep = _thin(series.values[rows, j])
-        line = go.Scattergl(
+        line = go.Scatter(
             x=times[keep], y=shown[keep, j], name=html.escape(sensor), mode="lines", line={"width": 1}
         )
         line.update(customdata=series.values[rows, j][keep], hovertemplate="%{x}<br>%{customdata:.5g}")
@@ -143,7 +143,7 @@ def _figure(
         first = number == 2
         score, limit = series.scores[name][rows], series.thresholds[name][rows]
         keep = _thin(score)
-        trace = go.Scattergl(
+        trace = go.Scatter(
             x=times[keep], y=score[keep], name="score", mode="lines", line={"width": 1, "color": "#1f77b4"}
         )
         figure.add_trace(trace.update(legendgroup="score", showlegend=first), row=number, col=1)
@@ -180,7 +180,7 @@ def _figure(
     _swap_marks(figure, recording, series, rows)
     figure.update_layout(
         height=230 * len(titles) + 60,
-        margin={"l": 50, "r": 20, "t": 40, "b": 30},
+        margin={"l": 50, "r": 20, "t": 40, "b": 60},
         template="plotly_white",
         legend={"orientation": "h", "y": -0.06},
         hovermode="closest",
@@ -196,7 +196,7 @@ def _dots(
 
     marked = np.flatnonzero(labels)
     marked = marked[:: max(1, len(marked) // _MOST_POINTS)]
-    dots = go.Scattergl(x=times[marked], y=score[marked], name="labelled anomalous", mode="markers")
+    dots = go.Scatter(x=times[marked], y=score[marked], name="labelled anomalous", mode="markers")
     dots.update(marker={"size": 3, "color": "orange"}, legendgroup="label", showlegend=show)
     figure.add_trace(dots, row=number, col=1)
 
@@ -213,7 +213,7 @@ def _alert_marks(figure: Any, number: int, episodes: Sequence[Episode], *, show:
                 x0=ends[0], x1=ends[1], fillcolor=_COLOURS["open"], line_width=0, row=number, col=1
             )
     shown = episodes[:: max(1, len(episodes) // _MOST_POINTS)]
-    marks = go.Scattergl(
+    marks = go.Scatter(
         x=[pd.Timestamp(e.opened.time).tz_localize(None) for e in shown],
         y=[e.opened.score for e in shown],
         text=[f"{e.opened.severity}: {e.opened.reason}" for e in shown],

@@ -85,7 +85,7 @@ def starter_topology(table: Table) -> Topology:
     """A sensible beginning for these readings: each sensor against its own past, and all of them together."""
     name = re.sub(r"[^a-z0-9_-]+", "_", table.name.lower()).strip("_-")[:64] or "mine"
     per_machine = len(table.times) // max(len(set(table.machines)), 1)
-    warmup = max(10, min(200, per_machine // 10))
+    warmup = max(10, min(50, per_machine // 10))
     detectors: dict[str, Detector | RegistryModel] = {
         "spike": _recipe(table, "adaptive_z", half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
     }
