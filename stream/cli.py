@@ -17,7 +17,7 @@ import click
 from stream import log
 from stream.backtesting import add_to as add_backtest
 from stream.captured import add_to as add_captured
-from stream.errors import ConfigError, MmlwError, ModelNotFound, Problem
+from stream.errors import ConfigError, MmlwError, Problem
 from stream.kinds import add_to as add_kinds
 from stream.letters import add_to as add_letters
 from stream.options import (
@@ -27,17 +27,17 @@ from stream.options import (
     connector,
     data_option,
     interruptible,
-    registry_of,
     registry_options,
     shelf_of,
     table_of,
 )
 from stream.simulation.command import add_to as add_simulation
 from stream.steering import add_to
+from stream.training_command import add_to as add_training
 from stream.upkeep import add_to as add_upkeep
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
-    from stream.topology import RegistryModel, Topology
+    from stream.topology import Topology
 
 __all__ = ["main"]
 
@@ -249,10 +249,13 @@ async def _run(
     from stream.http import bind, serving
     from stream.metrics import Metrics
     from stream.runtimes.local import Worker, steady
+    from stream.trainer import Trainer
 
     stop = asyncio.Event()
     metrics = Metrics()
     metrics.info.labels(version("mmlw")).set(1)
+    folders = (captures or data / "capture", data)
+    trainer = None if shelf is None else Trainer(shelf.registry.uri, folders, connect)
     worker = Worker(
         topologies,
         connect=connect,
@@ -261,6 +264,7 @@ async def _run(
         shelf=shelf,
         metrics=metrics,
         wait=wait,
+        trainer=trainer,
     )
     loop = asyncio.get_running_loop()
 
@@ -284,67 +288,6 @@ async def _run(
 def _overdue() -> None:
     log.get().error("stopped_late", detail="the grace time is over; what was not committed is read again")
     os._exit(1)
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--detector", help="Which batch detector, where the topology has several.")
-@click.option("--input", "table", type=click.Path(path_type=Path), help="CSV file of readings to train on.")
-@click.option("--dataset", help="Or a data set that comes with the product: shuttle, water_flow.")
-@click.option("--rows", type=click.IntRange(min=1), help="Use only the first so many rows.")
-@click.option("--alias", help="Alias to point at the new version.  [default: the one the topology names]")
-@click.option("--if-missing", is_flag=True, help="Do nothing where the alias points at a version already.")
-@registry_options
-@data_option
-def train(
-    file: Path,
-    detector: str | None,
-    table: Path | None,
-    dataset: str | None,
-    rows: int | None,
-    alias: str | None,
-    if_missing: bool,
-    registry_uri: str | None,
-    data: Path,
-) -> None:
-    """Train a topology's batch detector.
-
-    Registers the version in MLflow and points the alias at it that the topology names.
-
-    \b
-    mmlw train topologies/shuttle.yaml --dataset shuttle --rows 10000
-    """
-    from rich.console import Console
-
-    from stream.config import load
-    from stream.training import train_detector
-
-    topology = load(file)
-    name, spec = _batch_detector(topology, detector)
-    readings = table_of(table, dataset)
-    registry, alias = registry_of(registry_uri, data), alias or spec.alias
-    if if_missing and alias:
-        with contextlib.suppress(ModelNotFound):
-            known = registry.resolve(f"models:/{spec.name}@{alias}")
-            click.echo(f"models:/{spec.name}@{alias} is version {known.version} already")
-            return
-    with Console(stderr=True).status(f"training {name} on {readings.name}"):
-        ref, weights = train_detector(topology, name, readings, registry, rows=rows, alias=alias)
-    click.echo(
-        f"{ref.name} version {ref.version} ({weights.kind}), threshold {weights.threshold:.4g}, {ref.digest}"
-    )
-    if alias:
-        click.echo(f"models:/{ref.name}@{alias} now means version {ref.version}")
-
-
-def _batch_detector(topology: Topology, name: str | None) -> tuple[str, RegistryModel]:
-    models = dict(topology.registry_models)
-    if name is None and len(models) == 1:
-        name = next(iter(models))
-    if name not in models:
-        known = ", ".join(models) or "this topology has none"
-        raise ConfigError([Problem("--detector", f"name one of the topology's batch detectors ({known})")])
-    return name, models[name]
 
 
 @cli.command()
@@ -412,5 +355,6 @@ add_simulation(cli)
 add_letters(cli)
 add_backtest(cli)
 add_captured(cli)
+add_training(cli)
 add_kinds(cli)
 add_upkeep(cli)

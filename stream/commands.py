@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from stream.errors import CommandRefused, ReadingRejected
+from stream.predicting import Row
 from stream.readings import epoch_seconds
+from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
 __all__ = ["CLOCK_SKEW", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
 
-Verb = Literal["status", "audit", "swap", "rollback", "pause", "resume", "accept"]
-VERBS: tuple[Verb, ...] = ("status", "audit", "swap", "rollback", "pause", "resume", "accept")
-READ_ONLY: tuple[Verb, ...] = ("status", "audit")
+Verb = Literal["status", "audit", "predict", "swap", "rollback", "pause", "resume", "accept", "train"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
+READ_ONLY: tuple[Verb, ...] = ("status", "audit", "predict")
 """Verbs that change nothing: they need neither a time nor an order."""
 CLOCK_SKEW = 60.0
 """Seconds that an issuer's clock may be ahead of the worker's."""
@@ -30,12 +32,24 @@ _LONGEST = 86_400.0
 """Seconds a command may be good for: by default, and at the most."""
 _LARGEST = 16_384
 """Bytes of a command's body."""
+_LARGEST_WITH_DATA = 8_388_608
+"""Bytes of the body of a verb that brings readings along."""
+_TAKES = {
+    "model": ("swap", "predict"),
+    "digest": ("swap",),
+    "machine": ("accept",),
+    "alias": ("train",),
+    "source": ("train",),
+    "options": ("train",),
+    "rows": ("predict",),
+}
+"""Verbs that take a field; the others do not."""
 _REMEMBERED = 10_000
 """Receipts of commands carried out, as many as the checkpoint keeps; and of refused ones a tenth of it."""
 
 Receipt = dict[str, Any]
-"""The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`), and
-`reason` or what was done."""
+"""The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`; of a training
+also `running` and then `failed`), and `reason` or what was done."""
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +70,14 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """swap: `models:/name@alias`, or `models:/name/version`."""
     digest: str | None = None
     """swap: the content that the model must have, `sha256:…`."""
+    source: TrainingSource | None = None
+    """train: the readings, `{"stream": {"from": …, "to": …}}`, `{"capture": PATH}` or `{"frame": {COLUMN: […]}}`."""
+    alias: str | None = None
+    """train: what to call the new version, `challenger` where it is left out."""
+    options: TrainingOptions | None = None
+    """train: `rows`, `timeout`."""
+    rows: list[Row] | None = None
+    """predict: what to score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +95,12 @@ class Asked:
     @property
     def digest(self) -> str:
         """Of its body; empty for a body that is too large to be looked at."""
-        return hashlib.sha256(self.body).hexdigest() if len(self.body) <= _LARGEST else ""
+        return hashlib.sha256(self.body).hexdigest() if len(self.body) <= self.largest else ""
+
+    @property
+    def largest(self) -> int:
+        """Bytes that its body may have."""
+        return _LARGEST_WITH_DATA if self.verb in ("train", "predict") else _LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +132,7 @@ class Docket:
         audited: Iterable[Mapping[str, Any]],
     ) -> None:
         self._operators = operators
-        self._applied = dict(receipts)
+        self._applied = {name: _ended(receipt) for name, receipt in receipts.items()}
         self._refused: dict[str, Receipt] = {}
         self._last = max((float(receipt.get("issued", 0.0)) for receipt in receipts.values()), default=0.0)
         for line in audited:
@@ -120,8 +147,10 @@ class Docket:
             raise CommandRefused(f"{who} is not on this topology's list of operators")
         if asked.verb not in VERBS:
             raise CommandRefused(f'unknown command "{asked.verb[:64]}"{suggest(asked.verb[:64], VERBS)}')
-        if len(asked.body) > _LARGEST:
-            raise CommandRefused(f"the body has {len(asked.body)} bytes; a command has at most {_LARGEST}")
+        if len(asked.body) > asked.largest:
+            raise CommandRefused(
+                f"the body has {len(asked.body)} bytes; a command has at most {asked.largest}"
+            )
         try:
             command = msgspec.json.decode(asked.body, type=Command)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
@@ -142,8 +171,8 @@ class Docket:
 
     def term(self, asked: Asked, command: Command, now: float) -> Term:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
-        for field, verb in (("model", "swap"), ("digest", "swap"), ("machine", "accept")):
-            if asked.verb != verb and getattr(command, field) is not None:
+        for field, verbs in _TAKES.items():
+            if asked.verb not in verbs and getattr(command, field) is not None:
                 raise CommandRefused(f'{asked.verb} takes no "{field}"')
         if command.issued is not None:
             try:
@@ -181,6 +210,17 @@ class Docket:
         if receipt["command"] not in self._applied:
             self._refused.setdefault(receipt["command"], receipt)
             _forget(self._refused, _REMEMBERED // 10)
+
+
+def _ended(receipt: Receipt) -> Receipt:
+    """What became of a command that was still being carried out when the worker ended."""
+    if receipt.get("status") != "running":
+        return receipt
+    return {
+        **receipt,
+        "status": "failed",
+        "reason": "the worker ended meanwhile; send it again with a new id",
+    }
 
 
 def _forget(receipts: dict[str, Receipt], most: int) -> None:

@@ -7,9 +7,11 @@ holds at least `id` and `issued`; it names where the answer goes by `reply_to` a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -33,6 +35,7 @@ from stream.metrics import TopologyMetrics
 from stream.shelf import Shelf
 from stream.state import Changes, Saved
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
+from stream.trainer import Told, Trainer
 from stream.verbs import ModelHistory, Verbs
 
 __all__ = ["Command", "Control", "Receipt", "request"]
@@ -46,6 +49,9 @@ _PACE = 0.002
 """Seconds given to the readings for each command of a flood."""
 _REPLIES = ("mmlw.reply.", "amq.rabbitmq.reply-to.")
 """Where an answer may go: a sender must not make the worker write to any other queue."""
+
+Answer = Callable[[Receipt | None], Awaitable[None]]
+Work = Callable[[Told], Awaitable[Receipt]]
 
 
 class Control:
@@ -62,11 +68,14 @@ class Control:
         saved: Saved,
         metrics: TopologyMetrics,
         clock: Clock,
+        trainer: Trainer | None = None,
     ) -> None:
         self._topology = topology
         self._engine = engine
         self._broker = broker
-        self._verbs = Verbs(topology, engine, shelf=shelf, models=models, metrics=metrics, clock=clock)
+        self._verbs = Verbs(
+            topology, engine, shelf=shelf, models=models, metrics=metrics, clock=clock, trainer=trainer
+        )
         self._docket = Docket(topology.operators, saved.commands, saved.audit)
         self._audit = Audit(saved.audit, clock)
         self._metrics = metrics
@@ -74,6 +83,9 @@ class Control:
         self._one = asyncio.Lock()
         self._asked: asyncio.Queue[tuple[Asked, asyncio.Future[Receipt | None]]] = asyncio.Queue(_WAITING)
         self._answers: set[asyncio.Future[Receipt | None]] = set()
+        self._begun: dict[str, Work] = {}
+        """What goes on after a command was admitted, by its id, until somebody sees to it."""
+        self._tasks = asyncio.TaskGroup()
         self._ended = False
 
     async def run(self) -> None:
@@ -82,7 +94,7 @@ class Control:
             intake = await self._broker.consume(
                 control_queue(self._topology.name), offset=None, prefetch=_PREFETCH
             )
-            async with asyncio.TaskGroup() as tasks:
+            async with self._tasks as tasks:
                 tasks.create_task(self._serve_broker(intake))
                 tasks.create_task(self._serve_asked())
         finally:
@@ -122,7 +134,7 @@ class Control:
             asked, answer = await self._asked.get()
             await self._serve(asked, partial(_tell, answer))
 
-    async def _serve(self, asked: Asked, answer: Callable[[Receipt | None], Awaitable[None]]) -> None:
+    async def _serve(self, asked: Asked, answer: Answer) -> None:
         """What became of a command is written down before anybody is told: it is not taken back after a crash.
 
         The status changes nothing, and is told first: it is asked for when the engine stands still.
@@ -134,6 +146,37 @@ class Control:
             await self._write()
             if asked.verb != "status":
                 await answer(receipt)
+        if receipt is not None and (work := self._begun.pop(str(receipt["command"]), None)) is not None:
+            self._tasks.create_task(self._see_through(asked, receipt, work, answer))
+
+    async def _see_through(self, asked: Asked, begun: Receipt, work: Work, answer: Answer) -> None:
+        """Do what a command set going; tell its progress, and write down what became of it before telling that."""
+
+        async def told(progress: Receipt) -> None:
+            await answer({**begun, **progress})
+
+        receipt = dict(begun)
+        try:
+            receipt |= {**await work(told), "status": "applied"}
+        except asyncio.CancelledError:
+            with contextlib.suppress(MmlwError):
+                await answer({**begun, "status": "failed", "reason": "the worker ended meanwhile"})
+            raise
+        except Exception as error:  # whatever it was, the topology goes on
+            receipt |= {"status": "failed", "reason": str(error) or repr(error)}
+        failed = receipt["status"] == "failed"
+        line = self._audit.line(asked, receipt["command"], receipt["status"], receipt.get("reason"))
+        async with self._one:
+            lines = self._audit.take(line)
+            await self._engine.between_batches(
+                lambda: Changes(
+                    self._engine.position, commands={receipt["command"]: dict(receipt)}, audit=lines
+                )
+            )
+            self._audit.written(lines)
+            self._docket.applied(dict(receipt))
+            self._count(asked, {**receipt, "status": "refused" if failed else "applied"})
+            await answer(receipt)
 
     async def _handle(self, asked: Asked) -> Receipt | None:
         """Carry out one command; the receipt tells what became of it. Never raises for a bad command.
@@ -156,7 +199,8 @@ class Control:
                     "command_failed", topology=self._topology.name, verb=asked.verb, error=repr(error)
                 )
             return await self._refuse(asked, receipt, str(error) or repr(error))
-        self._count(asked, receipt)
+        if receipt["status"] != "running":
+            self._count(asked, receipt)
         return receipt
 
     async def _refuse(self, asked: Asked, receipt: Receipt, reason: str) -> Receipt | None:
@@ -191,8 +235,7 @@ class Control:
 
     async def _carry_out(self, asked: Asked, command: Command, receipt: Receipt) -> None:
         if asked.verb in READ_ONLY:
-            receipt["status"] = "applied"
-            receipt |= self._verbs.status() if asked.verb == "status" else {"audit": self._audit.last}
+            receipt |= {"status": "applied", **await self._looked_up(asked.verb, command)}
             self._audit.add(self._audit.line(asked, receipt["command"], "applied"))
             return
         term = self._docket.term(asked, command, self._clock.now())
@@ -203,9 +246,10 @@ class Control:
             """The change, its receipt and its line in the audit, all in one transaction."""
             term.check(self._clock.now())
             changes = prepared.act()
-            receipt.update(status="applied", issued=term.issued, by=asked.by, body=asked.digest)
+            status = "applied" if prepared.work is None else "running"
+            receipt.update(status=status, issued=term.issued, by=asked.by, body=asked.digest)
             changes.commands = {receipt["command"]: dict(receipt)}
-            lines.extend(self._audit.take(self._audit.line(asked, receipt["command"], "applied")))
+            lines.extend(self._audit.take(self._audit.line(asked, receipt["command"], status)))
             changes.audit = lines
             return changes
 
@@ -214,7 +258,14 @@ class Control:
         self._audit.written(lines)
         self._docket.applied(dict(receipt))
         prepared.done()
+        if prepared.work is not None:
+            self._begun[receipt["command"]] = prepared.work
         receipt["pause_s"] = round(pause, 4)
+
+    async def _looked_up(self, verb: str, command: Command) -> Receipt:
+        if verb == "predict":
+            return await self._verbs.predict(command)
+        return self._verbs.status() if verb == "status" else {"audit": self._audit.last}
 
     async def _reply(self, delivery: Delivery, receipt: Receipt | None) -> None:
         if receipt is None or not delivery.reply_to:
@@ -241,10 +292,18 @@ async def _tell(answer: asyncio.Future[Receipt | None], receipt: Receipt | None)
 
 
 async def request(
-    broker: Broker, topology: str, verb: str, *, user: str, timeout: float, **arguments: str | float | None
+    broker: Broker,
+    topology: str,
+    verb: str,
+    *,
+    user: str,
+    timeout: float,
+    told: Callable[[Receipt], None] | None = None,
+    **arguments: Any,
 ) -> Receipt:
     """Send a command and wait for its receipt. Raises BrokerUnreachable when none comes in time.
 
+    `told` is given what a training is doing, until it has ended; each time the wait begins anew.
     The command expires with the wait, so it cannot surprise anybody later: on the broker, and at the worker by
     its clock, give or take what clocks may differ.
     """
@@ -267,10 +326,14 @@ async def request(
     except (Unroutable, BrokerMissing):
         what = f'no worker has ever run a topology "{topology}" on this broker'
         raise BrokerError(f"{what}. Start it with mmlw run, or correct the name") from None
-    answers = await intake.receive(1, 0.0, timeout)
-    if not answers:
-        raise BrokerUnreachable(
-            f'no answer from a worker of "{topology}" within {timeout:g} s: is it running?'
-        )
-    receipt: Receipt = msgspec.json.decode(answers[0].body)
-    return receipt
+    while True:
+        answers = await intake.receive(1, 0.0, timeout)
+        if not answers:
+            raise BrokerUnreachable(
+                f'no answer from a worker of "{topology}" within {timeout:g} s: is it running?'
+            )
+        receipt: Receipt = msgspec.json.decode(answers[0].body)
+        if told is None or receipt["status"] != "running":
+            return receipt
+        told(receipt)
+        await intake.ack(answers[0].tag)

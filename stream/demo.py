@@ -48,7 +48,8 @@ async def run_demo(data: Path, report: Path, rows: int | None) -> None:
     with console.status("opening MLflow (SQLite file, no server) …") as status:
         for count, alias in zip(trained_on, ("champion", "challenger"), strict=True):
             status.update(f"training an isolation forest on the first {count:,} rows of Shuttle …")
-            ref, weights = train_detector(shuttle, "forest", readings, registry, rows=count, alias=alias)
+            trained = train_detector(shuttle, "forest", readings, registry, rows=count, alias=alias)
+            ref, weights = trained.ref, trained.weights
             console.print(
                 f"  models:/{ref.name}@{alias} = version {ref.version}: isolation forest from {count:,} rows, "
                 f"threshold {weights.threshold:.3f}, {ref.digest[:19]}…"

@@ -29,7 +29,7 @@ from stream.metrics import TopologyMetrics
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
-from stream.state import Changes, Saved, Store, StreamPosition
+from stream.state import Changes, Group, Saved, Store, StreamPosition
 from stream.suspects import DEATHS, Suspects
 from stream.threads import in_thread
 from stream.topology import Topology, readings_queue
@@ -223,6 +223,25 @@ class Engine:
             raise CommandRefused(f'"{machine}" has no open alert{whose}')
         self.ledger.touch(slots)
         return Changes(self.position)
+
+    async def state_of(self, machines: Sequence[str]) -> list[Group]:
+        """Copies of the state of those of these machines that are known, as of now."""
+        residents = self.scorer.residents
+        away = residents.missing(machines)
+        here = [machine for machine in dict.fromkeys(machines) if machine not in set(away)]
+        found = (
+            [
+                Group(
+                    here,
+                    self.scorer.components(np.array([residents.find(machine) for machine in here], np.int64)),
+                )
+            ]
+            if here
+            else []
+        )
+        if away and self.ledger.machines > len(residents):
+            found += await in_thread(self._store.fetch, away)
+        return found
 
     async def _batch(self, intake: Intake, deliveries: Sequence[Delivery]) -> None:
         """The way of one batch.

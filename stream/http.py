@@ -101,7 +101,7 @@ async def serving(
         if receipt is None:
             wait = {"Retry-After": "1"}
             return _error(503, "the topology is starting, or busy: send the command again, with an id", wait)
-        return JSONResponse(receipt, status_code=200 if receipt["status"] == "applied" else 409)
+        return JSONResponse(receipt, status_code={"applied": 200, "running": 202}.get(receipt["status"], 409))
 
     routes = [
         Route("/metrics", exposition),

@@ -283,7 +283,18 @@ class TopologyMetrics:
         for detector in detectors:
             for status in ("applied", "refused"):
                 metrics.swaps.labels(topology, detector, status)
-        for verb in ("status", "audit", "swap", "rollback", "pause", "resume", "accept", "unknown"):
+        for verb in (
+            "status",
+            "audit",
+            "predict",
+            "swap",
+            "rollback",
+            "pause",
+            "resume",
+            "accept",
+            "train",
+            "unknown",
+        ):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
         for cause in get_args(Cause):
@@ -345,7 +356,8 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused`; a verb that there is none of is `unknown`."""
+        """Count a control command by outcome, `applied` or `refused` (or a training that failed); a verb that there
+        is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
     def restarted(self, cause: Cause) -> None:

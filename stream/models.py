@@ -110,9 +110,12 @@ class Registry:
         params: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        figures: Mapping[str, bytes] | None = None,
         alias: str | None = None,
     ) -> ModelRef:
         """Store weights as a new version of `name`, then point `alias` at it; the alias moves last.
+
+        `figures` are files by name, shown with the run.
 
         `example` holds some rows with the model's sensors, of which up to 100 are stored. The version is
         loaded back and must score them as the weights did before, else ModelRejected is raised and the alias
@@ -126,6 +129,7 @@ class Registry:
             stored = client.create_logged_model(run.experiment_id, re.sub(r"[^\w-]", "-", name), run.run_id)
             checksum = _upload(client, stored, weights, frame)
             _describe(client, stored, params or {}, metrics or {})
+            _show(client, run.run_id, figures or {})
             _unless(_EXISTS, client.create_registered_model, name)
             version = client.create_model_version(
                 name,
@@ -355,6 +359,15 @@ def _describe(client: Any, stored: Any, params: Mapping[str, Any], metrics: Mapp
         client.log_param(stored.source_run_id, key, str(value))
     for key, value in metrics.items():
         client.log_metric(stored.source_run_id, key, float(value), model_id=stored.model_id)
+
+
+def _show(client: Any, run: str, figures: Mapping[str, bytes]) -> None:
+    """Upload files to a run."""
+    with tempfile.TemporaryDirectory(prefix="mmlw-figures-") as folder:
+        for name, content in figures.items():
+            (Path(folder) / name).write_bytes(content)
+        if figures:
+            client.log_artifacts(run, folder, "figures")
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

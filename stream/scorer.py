@@ -323,6 +323,11 @@ class Scorer:
             for name, model in choosing.items()
         }
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What detectors are shown: the sensors and their features."""
+        return self._topology.columns
+
     def open_alerts(self) -> dict[str, int]:
         """How many alerts are open, by what raised them."""
         return {name: len(ensemble.alerts.open_slots()) for name, ensemble in self._ensembles.items()}

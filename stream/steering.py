@@ -54,7 +54,7 @@ def _steering(
         broker: BrokerOptions,
         timeout: float,
         as_json: bool,
-        **arguments: str | None,
+        **arguments: Any,
     ) -> None:
         from stream.config import load
         from stream.control import request

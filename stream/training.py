@@ -2,24 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
 import pandas as pd
 
 from detectors import registry
-from detectors.base import Floats, Weights
+from detectors.base import Floats, Slots, Weights
 from detectors.features import FeatureTable
-from stream.errors import ConfigError, Problem
+from stream.errors import ConfigError, ModelNotFound, Problem
 from stream.models import ModelRef, Registry
 from stream.tables import Table
-from stream.topology import Topology
+from stream.topology import RegistryModel, Topology
 
-__all__ = ["train_detector"]
+__all__ = ["CHALLENGER", "Phase", "Trained", "batch_detector", "train_detector"]
 
+CHALLENGER = "challenger"
+"""The alias of a model that was trained and has not proved itself."""
 _LONGEST_TAG = 5000
 """Characters that MLflow keeps of a tag."""
+_HIGHEST = 0.01
+"""Share of the rows, those with the highest scores, whose contributions are shown."""
+
+Phase = Literal["reading", "preparing", "fitting", "scoring", "registering"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A registered version, its weights, how it scored what it was trained on, and the aliases that mean it now."""
+
+    ref: ModelRef
+    weights: Weights
+    metrics: dict[str, float]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a detector is shown: the machines' slots (n,), inputs (n, n_inputs) and times (n,)."""
+
+    slots: Slots
+    values: Floats
+    times: Floats
+
+
+def batch_detector(topology: Topology, name: str | None) -> str:
+    """The batch detector of this name, or the only one. Raises ConfigError where that is none, or has no `fit`."""
+    models = topology.registry_models
+    if name is None and len(models) == 1:
+        name = next(iter(models))
+    if name is None or name not in models:
+        known = ", ".join(models) or "this topology has none"
+        raise ConfigError([Problem("detector", f"name one of the topology's batch detectors ({known})")])
+    if models[name].fit is None:
+        problem = f'add "fit: {{kind: …}}" to say how it is trained (one of {", ".join(registry.TRAINABLE)})'
+        raise ConfigError([Problem(f"{topology.name}: detectors.{name}", problem)])
+    return name
 
 
 def train_detector(
@@ -30,50 +73,103 @@ def train_detector(
     *,
     rows: int | None = None,
     alias: str | None,
-) -> tuple[ModelRef, Weights]:
-    """Fit on the first `rows` rows, register the version, move the alias. Raises ConfigError, ModelError."""
-    spec = topology.registry_models[detector]
-    if spec.fit is None:
-        problem = f'add "fit: {{kind: …}}" to say how it is trained (one of {", ".join(registry.TRAINABLE)})'
-        raise ConfigError([Problem(f"{topology.name}: detectors.{detector}", problem)])
+    told: Callable[[Phase], None] = lambda phase: None,
+) -> Trained:
+    """Fit on the first `rows` rows, register the version with figures, move the alias.
+
+    Where the alias that the topology names means nothing yet, it is set, too: there is nothing to be challenged.
+    `told` is called as each phase begins. Raises ConfigError, ModelError.
+    """
+    spec = topology.registry_models[batch_detector(topology, detector)]
+    assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
     if missing := [name for name in topology.source.names if name not in table.sensors]:
         raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
-    data = _inputs(topology, detector, table, rows)
-    frame = pd.DataFrame(data, columns=list(topology.inputs(detector)))
+    told("preparing")
+    shown = _shown(topology, detector, table, rows)
+    frame = pd.DataFrame(shown.values, columns=list(topology.inputs(detector)))
     if empty := [str(name) for name in frame if frame[name].isna().all()]:
         raise ConfigError([Problem(table.name, f"has too few rows of a machine for {', '.join(empty)}")])
+    told("fitting")
     try:
         weights = spec.fit.fit(frame)
     except ValueError as error:
         raise ConfigError([Problem(table.name, str(error))]) from error
-    scores = registry.load(weights).score_learn(np.zeros(len(data), np.int64), data, table.times[:rows])
-    params = {"kind": weights.kind, "rows": len(data), "topology": topology.name, "detector": detector}
-    settings = {f"fit.{key}": value for key, value in msgspec.to_builtins(spec.fit).items()}
-    metrics = {
-        "threshold": weights.threshold,
-        "score_median": float(np.median(scores)),
-        "score_p99": float(np.quantile(scores, 0.99)),
-        "share_above_threshold": float(np.mean(scores >= weights.threshold)),
-    }
-    tags = {
-        "mmlw.data": table.name,
-        "mmlw.data_digest": hashlib.sha256(data.tobytes()).hexdigest(),
-        "mmlw.data_from": str(pd.to_datetime(table.times[0], unit="s")),
-        "mmlw.data_to": str(pd.to_datetime(table.times[len(data) - 1], unit="s")),
-    }
-    if topology.features:
-        tags["mmlw.features"] = msgspec.json.encode(topology.features).decode()[:_LONGEST_TAG]
-    example = frame.dropna().head(5)
+    told("scoring")
+    metrics, figures = _judged(weights, shown)
+    told("registering")
     ref = models.register(
-        spec.name, weights, example=example, params=params | settings, metrics=metrics, tags=tags, alias=alias
+        spec.name,
+        weights,
+        example=frame.dropna().head(5),
+        params=_params(topology, detector, weights, shown),
+        metrics=metrics,
+        tags=_tags(topology, detector, table, shown),
+        figures=figures,
+        alias=alias,
     )
-    return ref, weights
+    aliases = [alias] if alias else []
+    if alias is not None and _is_free(spec, models):
+        aliases.append(str(spec.alias))
+        models.set_alias(spec.name, str(spec.alias), ref.version)
+    return Trained(ref, weights, metrics, tuple(aliases))
 
 
-def _inputs(topology: Topology, detector: str, table: Table, rows: int | None) -> Floats:
-    """What the detector will be shown of the first rows, (n, n_inputs): features as they run live, by machine."""
+def _shown(topology: Topology, detector: str, table: Table, rows: int | None) -> _Shown:
+    """What the detector will be shown of the first rows: features as they run live, by machine."""
     columns = [table.sensors.index(name) for name in topology.source.names]
     slots = np.unique(table.machines, return_inverse=True)[1].astype(np.int64)[:rows]
     features = FeatureTable(topology.source.names, topology.features)
     wide = features.compute(slots, table.values[:rows, columns], table.times[:rows])
-    return np.ascontiguousarray(wide[:, [topology.columns.index(name) for name in topology.inputs(detector)]])
+    chosen = [topology.columns.index(name) for name in topology.inputs(detector)]
+    return _Shown(slots, np.ascontiguousarray(wide[:, chosen]), table.times[:rows])
+
+
+def _judged(weights: Weights, shown: _Shown) -> tuple[dict[str, float], dict[str, bytes]]:
+    """Metrics and figures of a model on the rows it was trained on."""
+    from stream.training_figures import training_figures
+
+    model = registry.load(weights)
+    scores = model.score_learn(shown.slots, shown.values, shown.times)
+    highest = np.flatnonzero(scores >= np.quantile(scores, 1 - _HIGHEST))
+    metrics = {
+        "rows": float(len(scores)),
+        "machines": float(len(np.unique(shown.slots))),
+        "missing_share": float(np.isnan(shown.values).mean()),
+        "threshold": weights.threshold,
+        "score_median": float(np.median(scores)),
+        "score_p99": float(np.quantile(scores, 0.99)),
+        "score_max": float(scores.max()),
+        "share_above_threshold": float(np.mean(scores >= weights.threshold)),
+    }
+    shares = np.abs(model.contributions(highest).shares).mean(axis=0)
+    return metrics, dict(training_figures(weights.sensors, shown.values, scores, weights.threshold, shares))
+
+
+def _params(topology: Topology, detector: str, weights: Weights, shown: _Shown) -> dict[str, object]:
+    plain = msgspec.to_builtins(topology.registry_models[detector].fit)
+    settings = {f"fit.{key}": value for key, value in plain.items()}
+    named = {"kind": weights.kind, "topology": topology.name, "detector": detector}
+    return {**named, "rows": len(shown.values), **settings}
+
+
+def _tags(topology: Topology, detector: str, table: Table, shown: _Shown) -> dict[str, str]:
+    tags = {
+        "mmlw.topology": topology.name,
+        "mmlw.detector": detector,
+        "mmlw.data": table.name[:_LONGEST_TAG],
+        "mmlw.data_digest": hashlib.sha256(shown.values.tobytes()).hexdigest(),
+        "mmlw.data_from": str(pd.to_datetime(shown.times.min(), unit="s")),
+        "mmlw.data_to": str(pd.to_datetime(shown.times.max(), unit="s")),
+    }
+    if topology.features:
+        tags["mmlw.features"] = msgspec.json.encode(topology.features).decode()[:_LONGEST_TAG]
+    return tags
+
+
+def _is_free(spec: RegistryModel, models: Registry) -> bool:
+    """Whether the alias that a topology names means no version yet."""
+    if spec.alias is not None:
+        with contextlib.suppress(ModelNotFound):
+            models.resolve(f"models:/{spec.name}@{spec.alias}")
+            return False
+    return spec.alias is not None

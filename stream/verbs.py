@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,10 +17,14 @@ from stream.commands import Command, Receipt
 from stream.engine import Engine, Swap
 from stream.errors import CommandRefused
 from stream.metrics import TopologyMetrics
-from stream.references import ModelRef, parse_uri
+from stream.predicting import Prediction, copied_scorer, predict, rows_of
+from stream.references import ModelRef, check_names, parse_uri
 from stream.shelf import Shelf, info_of
 from stream.state import Changes
 from stream.topology import HEALTH, Topology
+from stream.trainer import Told, Trainer, Training
+from stream.training import CHALLENGER
+from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
 __all__ = ["ModelHistory", "Prepared", "Verbs", "reference"]
@@ -39,6 +44,8 @@ class Prepared:
 
     act: Callable[[], Changes]
     done: Callable[[], None] = lambda: None
+    work: Callable[[Told], Awaitable[Receipt]] | None = None
+    """What goes on after it, for long: gives what is added to the receipt."""
 
 
 class Verbs:
@@ -53,8 +60,10 @@ class Verbs:
         models: dict[str, ModelHistory],
         metrics: TopologyMetrics,
         clock: Clock,
+        trainer: Trainer | None = None,
     ) -> None:
         self._topology = topology
+        self._trainer = trainer
         self._engine = engine
         self._shelf = shelf
         self._models = models
@@ -78,6 +87,51 @@ class Verbs:
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
         }
 
+    async def predict(self, command: Command) -> Receipt:
+        """Score some readings as if they came next; nothing is learned, no alert opens. Raises CommandRefused,
+        ModelError."""
+        topology, engine = self._topology, self._engine
+        batch = rows_of(command.rows or (), topology, self._clock.now())
+        refs = {name: history.current for name, history in self._models.items()}
+        if command.model is not None:
+            detector, refs = await self._named(command.model, command.detector, refs)
+            topology = msgspec.structs.replace(
+                topology, detectors={detector: topology.detectors[detector]}, combine=None
+            )
+        groups = await engine.state_of(batch.machines)
+
+        def score() -> list[Prediction]:
+            return predict(copied_scorer(topology, self._shelf, refs, groups), batch)
+
+        found = msgspec.to_builtins(await asyncio.to_thread(score))
+        models = {name: _public(ref) for name, ref in refs.items() if name in topology.detectors}
+        return {"predictions": found, "models": models}
+
+    async def _named(
+        self, model: str, detector: str | None, refs: Mapping[str, ModelRef]
+    ) -> tuple[str, dict[str, ModelRef]]:
+        """The detector that a model is of, and the references with it in place of the one that serves."""
+        ref = await self._resolved(model)
+        fitting = [name for name, spec in self._topology.registry_models.items() if spec.name == ref.name]
+        if detector is not None:
+            fitting = [name for name in fitting if name == detector]
+        if not fitting:
+            takes = ", ".join(
+                f'"{name}" takes {spec.name}' for name, spec in self._topology.registry_models.items()
+            )
+            raise CommandRefused(f'no detector that was asked takes versions of "{ref.name}" ({takes})')
+        return fitting[0], {**refs, fitting[0]: ref}
+
+    async def _resolved(self, model: str) -> ModelRef:
+        """What an address means now. Raises CommandRefused, ModelNotFound, RegistryUnreachable."""
+        if self._shelf is None:
+            raise CommandRefused("this worker runs without a model registry")
+        try:
+            parse_uri(model)
+        except ValueError as error:
+            raise CommandRefused(str(error)) from None
+        return await asyncio.to_thread(self._shelf.resolve, model)
+
     async def prepare(self, verb: str, command: Command, receipt: Receipt) -> Prepared:
         """Get ready what a verb changes. Raises CommandRefused, ModelError."""
         if verb in ("pause", "resume"):
@@ -85,10 +139,12 @@ class Verbs:
         if verb == "accept":
             return self._accepted(command, receipt)
         receipt["detector"] = detector = self._detector(command)
+        if verb == "train":
+            return self._training(command, detector)
         started = self._clock.monotonic()
         if self._shelf is None:
             raise CommandRefused("this worker runs without a model registry")
-        ref = await self._wanted(verb, command, detector, self._shelf)
+        ref = await self._wanted(verb, command, detector)
         # Prepared off the path: downloaded, verified, built and probed while the old model goes on scoring.
         model = await asyncio.to_thread(self._shelf.model, ref, self._topology.inputs(detector))
         receipt["prepared_s"] = round(self._clock.monotonic() - started, 4)
@@ -106,13 +162,36 @@ class Verbs:
             receipt["detector"] = detector
         return Prepared(lambda: self._engine.accept(machine, detector))
 
+    def _training(self, command: Command, detector: str) -> Prepared:
+        if self._trainer is None:
+            raise CommandRefused("this worker runs without a model registry")
+        trainer, alias = self._trainer, command.alias or CHALLENGER
+        try:
+            check_names(self._topology.registry_models[detector].name, alias)
+        except ValueError as error:
+            raise CommandRefused(str(error)) from None
+        training = Training(
+            topology=self._topology,
+            detector=detector,
+            source=command.source or TrainingSource(),
+            alias=alias,
+            options=command.options or TrainingOptions(),
+        )
+        trainer.check(training)
+        begun = partial(
+            log.get().info, "training_started", topology=self._topology.name, detector=detector, alias=alias
+        )
+        return Prepared(
+            lambda: Changes(self._engine.position), done=begun, work=partial(trainer.train, training)
+        )
+
     def refused(self, receipt: Receipt) -> None:
         """A swap or rollback was refused: count it, and say what goes on scoring."""
         for detector in self._models.keys() & {receipt.get("detector")}:
             self._metrics.swapped(detector, "refused")
         receipt["serving"] = {name: _public(item.current) for name, item in self._models.items()}
 
-    async def _wanted(self, verb: str, command: Command, detector: str, shelf: Shelf) -> ModelRef:
+    async def _wanted(self, verb: str, command: Command, detector: str) -> ModelRef:
         """The version that a command means. Raises CommandRefused, ModelNotFound, RegistryUnreachable."""
         if verb == "rollback":
             if (previous := self._models[detector].previous) is None:
@@ -120,11 +199,7 @@ class Verbs:
             return previous
         if command.model is None:
             raise CommandRefused('swap needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION')
-        try:
-            parse_uri(command.model)
-        except ValueError as error:
-            raise CommandRefused(str(error)) from None
-        ref = await asyncio.to_thread(shelf.resolve, command.model)
+        ref = await self._resolved(command.model)
         if ref.name != (wanted := self._topology.registry_models[detector].name):
             raise CommandRefused(f'"{detector}" takes versions of "{wanted}", not of "{ref.name}"')
         if command.digest is not None and command.digest != ref.digest:

@@ -168,7 +168,7 @@ class Plant:
         while worker.next_offset(self.topology.name) < until:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
-    async def ask(self, verb: str, *, user: str = "operator", **arguments: str | None) -> dict[str, Any]:
+    async def ask(self, verb: str, *, user: str = "operator", **arguments: Any) -> dict[str, Any]:
         """Send a command and wait for its receipt."""
         async with MemoryBroker(self.server, user=user) as broker:
             return await request(broker, self.topology.name, verb, user=user, timeout=10, **arguments)

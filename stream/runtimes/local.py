@@ -47,6 +47,7 @@ from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects
 from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
+from stream.trainer import Trainer
 from stream.trial import build_online
 from stream.verbs import ModelHistory, reference
 
@@ -73,7 +74,8 @@ class Worker:
 
     `wait` seconds are given to a broker or registry that is not there yet when the worker starts. `store` opens
     where a topology's state is kept, by default a checkpoint file below `data`. A topology that captures does so
-    into a folder of its name below `captures`, by default `data/capture`.
+    into a folder of its name below `captures`, by default `data/capture`. `trainer`
+    trains by command; without one such commands are refused.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Worker:
         wait: float = 0.0,
         store: Callable[[Topology], Store] | None = None,
         captures: Path | None = None,
+        trainer: Trainer | None = None,
     ) -> None:
         names = [topology.name for topology in topologies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -102,6 +105,7 @@ class Worker:
         self._store = store or partial(_checkpoint, data)
         self._captures = captures or data / "capture"
         self._shelf = shelf
+        self._trainer = trainer
         self.metrics = metrics or Metrics()
         self._clock = clock
         self._observer = observer
@@ -281,6 +285,7 @@ class Worker:
                 saved=saved,
                 metrics=lane.metrics,
                 clock=self._clock,
+                trainer=self._trainer,
             )
             lane.engine, lane.control = engine, control
             log.get().info(

@@ -6,12 +6,10 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,8 +31,8 @@ from stream.models import ModelRef, ModelUri, Registry, build, parse_uri
 from stream.tables import Table
 from stream.training import train_detector
 from stream.weights import ARRAYS_FILE, HEADER_FILE, write_weights
+from tests.mlflow_server import end, mlflow_server
 from tests.onnx_files import rebuilds
-from tests.rabbitmq_node import free_port
 
 SENSORS = ("pressure_bar", "temperature_c")
 EXAMPLE = pd.DataFrame({"pressure_bar": [3.1, 2.9, 9.0, np.nan], "temperature_c": [40.0, 41.0, 80.0, 39.0]})
@@ -425,7 +423,8 @@ detectors:
 """)
     values = np.random.default_rng(7).normal(size=(300, 3))
     table = Table("healthy.csv", ("a", "b", "c"), ["m"] * 300, np.zeros(300), values, None)
-    ref, weights = train_detector(load(tmp_path / "t.yaml"), "net", table, models, alias="champion")
+    trained = train_detector(load(tmp_path / "t.yaml"), "net", table, models, alias="champion")
+    ref, weights = trained.ref, trained.weights
     assert ref.kind == "onnx"
     (tmp_path / "net.onnx").write_bytes(b"garbage")
     model = build(models.load(models.resolve("models:/net@champion")), "abc")
@@ -581,47 +580,8 @@ def test_fresh_registry_is_made_without_a_word_and_only_where_it_belongs(tmp_pat
 
 @pytest.fixture
 def server(tmp_path: Path, empty_database: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    shutil.copy(empty_database, tmp_path / "server.db")
-    port = free_port()
-    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = [
-        f"--backend-store-uri=sqlite:///{tmp_path}/server.db",
-        f"--artifacts-destination={tmp_path}/store",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *command, *stores],
-        cwd=tmp_path,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    drain = threading.Thread(target=process.stderr.read)
-    try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "Uvicorn running on" in line:
-                break
-        else:
-            pytest.fail("the server did not start:\n" + "".join(lines))
-        drain.start()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
-            assert answer.status == 200
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        stop(process)
-        if drain.ident is not None:
-            drain.join()
-        process.stderr.close()
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+    with mlflow_server(tmp_path, empty_database) as found:
+        yield found
 
 
 def test_server_registers_resolves_loads_and_is_missed(
@@ -647,7 +607,7 @@ def test_server_registers_resolves_loads_and_is_missed(
     shutil.rmtree(stored)
     with pytest.raises(ModelRejected, match="holds no data-only weights"):
         models.load(ref)
-    stop(process)
+    end(process)
     with pytest.raises(RegistryUnreachable) as caught:
         models.resolve("models:/pump-toy@champion")
     assert str(caught.value) == f"model registry {uri} does not answer: Connection refused"

@@ -54,6 +54,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
     "uvicorn": {"stream.http"},
     "prometheus_client": {"stream.metrics"},
     "sqlite3": {"stream.checkpoint", "stream.checkpoint_files", "stream.sealed"},
+    "matplotlib": {"stream.training_figures"},
     "plotly": {"stream.report"},
     "pyarrow": {"stream.capture_files"},
     "structlog": {"stream.log"},
@@ -67,6 +68,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.options",
         "stream.starter",
         "stream.steering",
+        "stream.training_command",
         "stream.upkeep",
         "stream.watch",
     },
@@ -140,7 +142,7 @@ def test_nothing_is_called_utils_or_common() -> None:
 def test_light_commands_do_not_load_heavy_drivers() -> None:
     import subprocess
 
-    heavy = {"aio_pika", "mlflow", "onnx", "onnxruntime", "plotly", "pyod"}
+    heavy = {"aio_pika", "matplotlib", "mlflow", "onnx", "onnxruntime", "plotly", "pyod"}
     code = f"import sys, stream.cli, stream.config; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

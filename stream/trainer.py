@@ -1,0 +1,236 @@
+"""Runs trainings in processes of their own: one at a time, with progress, and without harm to whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pandas as pd
+
+from stream.brokers.base import Broker
+from stream.config import dump_yaml
+from stream.errors import CommandRefused, ConfigError, ModelError
+from stream.rules import AlertRule
+from stream.threads import in_thread
+from stream.topology import Topology
+from stream.training import CHALLENGER, batch_detector
+from stream.training_data import TrainingOptions, TrainingSource, frame_table, read_stream, within
+from stream.training_process import Event, Job, write_table
+
+__all__ = ["Progress", "Told", "Trainer", "Training"]
+
+_PULSE = 5.0
+"""Seconds after which progress is told again."""
+_LONGEST: Final = 86_400.0
+_LAST_WORDS = 2000
+"""Characters of a process' standard error that tell why it ended."""
+
+Progress = dict[str, Any]
+"""`phase`, `elapsed_s` and, where it is known, the `share` of the phase that is done."""
+Told = Callable[[Progress], Awaitable[None]]
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """A training that was asked for and can be run."""
+
+    topology: Topology
+    detector: str
+    source: TrainingSource
+    alias: str = CHALLENGER
+    options: TrainingOptions = TrainingOptions()
+
+
+class Trainer:
+    """Trains for the topologies of a worker. `folders` are where captures and files that a message names may be;
+    `connect` makes the connection over which a stream's past is read."""
+
+    def __init__(self, registry: str, folders: Sequence[Path], connect: Callable[[], Broker]) -> None:
+        self._registry = registry
+        self._folders = folders
+        self._connect = connect
+        self.running: Training | None = None
+
+    def check(self, training: Training) -> None:
+        """Raises CommandRefused where it cannot be begun now, or at all."""
+        options, source = training.options, training.source
+        if self.running is not None:
+            busy = f'"{self.running.detector}" of {self.running.topology.name}'
+            raise CommandRefused(f"this worker trains {busy} already; send it again when that is done")
+        if sum(it is not None for it in (source.stream, source.capture, source.frame)) != 1:
+            raise CommandRefused('train needs "source" with exactly one of "stream", "capture" and "frame"')
+        if not 0 < options.timeout <= _LONGEST or (options.rows is not None and options.rows < 1):
+            raise CommandRefused(
+                f'"options": rows from 1, and a timeout above 0 and at most {_LONGEST:.0f} s'
+            )
+        try:
+            batch_detector(training.topology, training.detector)
+            if source.capture is not None:
+                within(source.capture, self._folders)
+        except ConfigError as error:
+            raise CommandRefused(str(error)) from None
+
+    async def train(self, training: Training, told: Told) -> dict[str, Any]:
+        """Train and register: `model`, `aliases`, `metrics`, `trained_s`. Whoever cancels it ends the process.
+
+        Raises CommandRefused, ConfigError, BrokerError, and ModelError where the process ends by itself or lasts
+        too long.
+        """
+        self.check(training)
+        self.running, began = training, time.monotonic()
+        try:
+            async with asyncio.timeout(training.options.timeout):
+                with tempfile.TemporaryDirectory(prefix="mmlw-training-") as name:
+                    await self._prepare(training, Path(name), _Pulse(told, began))
+                    result = await _run(Path(name), _Pulse(told, began))
+        except TimeoutError:
+            limit = f"took longer than {training.options.timeout:g} s"
+            raise ModelError(f"the training {limit}; give it fewer rows, or a longer timeout") from None
+        finally:
+            self.running = None
+        return {**result, "trained_s": round(time.monotonic() - began, 3)}
+
+    async def _prepare(self, training: Training, folder: Path, pulse: _Pulse) -> None:
+        """Write down the job, with the readings where the process could not read them itself."""
+        source, topology, table = training.source, training.topology, None
+        if source.stream is not None:
+            await pulse.phase("reading")
+            async with self._connect() as broker:
+                table = await read_stream(broker, topology, source.stream, pulse.share)
+        elif source.frame is not None:
+            try:
+                frame = pd.DataFrame(dict(source.frame))
+            except ValueError as error:
+                raise ModelError(f'"frame" is not a table: {error}') from error
+            table = await in_thread(frame_table, "message", frame, topology)
+        job = Job(
+            detector=training.detector,
+            registry=self._registry,
+            alias=training.alias,
+            rows=training.options.rows,
+            file=None if source.capture is None else str(within(source.capture, self._folders)),
+            table="" if table is None else table.name,
+            sensors=() if table is None else table.sensors,
+        )
+        await in_thread(_write, folder, topology, job)
+        if table is not None:
+            await in_thread(write_table, folder, table)
+
+
+class _Pulse:
+    """Tells progress: when a phase begins, and every few seconds while it lasts."""
+
+    def __init__(self, told: Told, began: float) -> None:
+        self._told = told
+        self._began = began
+        self._phase = "starting"
+        self._share: float | None = None
+
+    async def phase(self, name: str) -> None:
+        self._phase, self._share = name, None
+        await self.beat()
+
+    def share(self, done: float) -> None:
+        self._share = round(done, 4)
+
+    async def beat(self) -> None:
+        progress: Progress = {"phase": self._phase, "elapsed_s": round(time.monotonic() - self._began, 1)}
+        if self._share is not None:
+            progress["share"] = self._share
+        await self._told(progress)
+
+
+def _write(folder: Path, topology: Topology, job: Job) -> None:
+    spec = topology.registry_models[job.detector]
+    alone = msgspec.structs.replace(
+        topology, detectors={job.detector: spec}, calibration=None, combine=None, alert=AlertRule()
+    )
+    (folder / "topology.yaml").write_text(dump_yaml(alone), encoding="utf-8")
+    (folder / "job.json").write_bytes(msgspec.json.encode(job))
+
+
+async def _run(folder: Path, pulse: _Pulse) -> dict[str, Any]:
+    """Start the process, pass on what it tells, and see to it that it is gone afterwards."""
+    complaints = folder / "stderr"
+    with complaints.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "stream.training_process",
+            str(folder),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=_environment(),
+            start_new_session=True,
+        )
+    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    try:
+        async for event in _events(process.stdout, pulse):
+            if event.phase is not None:
+                await pulse.phase(event.phase)
+            if event.failed is not None:
+                raise ModelError(f"the training failed: {event.failed}")
+            if event.trained is not None:
+                return event.trained
+        code = await process.wait()
+    finally:
+        await _end(process)
+    raise ModelError(f"the training's process {_death(code)}{_last_words(complaints)}")
+
+
+async def _events(lines: asyncio.StreamReader, pulse: _Pulse) -> AsyncIterator[Event]:
+    while True:
+        try:
+            async with asyncio.timeout(_PULSE):
+                line = await lines.readline()
+        except TimeoutError:
+            await pulse.beat()
+            continue
+        if not line:
+            return
+        yield msgspec.json.decode(line, type=Event)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left, and wait until it is gone, however often the caller is cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    while process.returncode is None:
+        try:
+            await process.wait()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def _environment() -> dict[str, str]:
+    """What the process is given: not our own settings, among which is the way to the broker; one thread at a time."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MMLW_")}
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return kept | dict.fromkeys(threads, "1")
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _last_words(complaints: Path) -> str:
+    text = complaints.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+    return f": {text.splitlines()[-1]}" if text else ""

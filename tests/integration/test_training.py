@@ -1,0 +1,402 @@
+"""Training: by command line and by message, from files, captures, frames and the stream, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.artifacts
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from stream.brokers.memory import MemoryBroker
+from stream.cli import cli
+from stream.config import dump_yaml
+from stream.control import request
+from stream.errors import ConfigError
+from stream.models import Registry
+from stream.runtimes.local import Worker
+from stream.shelf import Shelf
+from stream.topology import RegistryModel, Topology
+from stream.trainer import Trainer
+from stream.training_data import Span, frame_table, read_stream, within
+from stream.validation import Reader
+from tests.aio import run
+from tests.mlflow_server import mlflow_server
+from tests.plant import Plant, ScaleShelf, readings, topology
+
+pytestmark = pytest.mark.timeout(240)
+FIT = {"kind": "isolation_forest", "n_trees": 10, "max_samples": 64}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "registry.db"
+    assert Registry(f"sqlite:///{path}").names() == ()
+    return path
+
+
+@pytest.fixture(params=["embedded", "server"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> Iterator[str]:
+    if request.param == "embedded":
+        (tmp_path / "registry.db").write_bytes(empty_database.read_bytes())
+        yield f"sqlite:///{tmp_path}/registry.db"
+        return
+    with mlflow_server(tmp_path, empty_database) as (uri, _):
+        yield uri
+
+
+def trainable(**fit: Any) -> Topology:
+    """The plant with a batch detector that can be trained."""
+    plain = topology(batch_model=True)
+    detectors: Any = {"model": "models:/pump@champion", "fit": {**FIT, **fit}}
+    reader = Reader()
+    spec = reader.read(RegistryModel, detectors, "")
+    assert not reader.problems
+    return Topology(
+        name="plant", source=plain.source, detectors={**plain.detectors, "scale": spec}, alert=plain.alert
+    )
+
+
+def frame(n: int = 400, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    times = pd.date_range("2024-05-01", periods=n, freq="min", tz="UTC")
+    return pd.DataFrame(
+        {
+            "time": times,
+            "machine": [f"m{i % 3}" for i in range(n)],
+            "a": rng.normal(size=n),
+            "b": rng.normal(size=n),
+        }
+    )
+
+
+def mmlw(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(cli, [str(it) for it in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@dataclass
+class Shop(Plant):
+    """A plant whose worker trains."""
+
+    registry: str = ""
+    trainer: Trainer | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def worker(self) -> Worker:
+        def connect() -> MemoryBroker:
+            return MemoryBroker(self.server, user="worker")
+
+        self.trainer = Trainer(self.registry, (self.data / "capture", self.data), connect)
+        return Worker(
+            (self.topology,),
+            connect=connect,
+            data=self.data,
+            shelf=self.shelf,
+            metrics=self.metrics,
+            observer=lambda _, scored: self.scored.append(scored),
+            trainer=self.trainer,
+        )
+
+    async def train(self, *, user: str = "operator", **arguments: Any) -> dict[str, Any]:
+        async with MemoryBroker(self.server, user=user) as broker:
+            asked: dict[str, Any] = {"user": user, "timeout": 90.0, "told": self.log.append}
+            return await request(broker, self.topology.name, "train", **asked, **arguments)
+
+
+def test_command_line_logs_everything_and_the_newer_of_two_trainings_is_loaded(
+    tmp_path: Path, registry: str
+) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(dump_yaml(trainable()))
+    frame().to_csv(tmp_path / "may.csv", index=False)
+    (tmp_path / "capture").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(300), 2)):
+        frame(300, seed=5).iloc[part].to_parquet(tmp_path / "capture" / f"part-0000000{number}-0-1.parquet")
+    first = mmlw("train", file, "--from", tmp_path / "may.csv", "--registry", registry)
+    assert "models:/pump@challenger now means version 1" in first
+    assert "models:/pump@champion now means version 1" in first  # there was nothing to challenge
+    second = mmlw("train", file, "--from", tmp_path / "capture", "--registry", registry)
+    assert "models:/pump@challenger now means version 2" in second
+    assert "@champion" not in second
+    models = Registry(registry)
+    challenger, champion = (models.resolve(f"models:/pump@{alias}") for alias in ("challenger", "champion"))
+    assert (challenger.version, champion.version) == (2, 1)
+    shelf = Shelf(models, tmp_path / "models")
+    again = [shelf.model(ref, ("a", "b")) for ref in (challenger, champion)]
+    scores = [m.score_learn(np.zeros(1, np.int64), np.array([[3.0, 3.0]]), np.zeros(1)) for m in again]
+    assert scores[0] != scores[1]
+
+    client = mlflow.MlflowClient(tracking_uri=registry, registry_uri=registry)
+    newest, oldest = models.versions("pump")
+    ran = client.get_run(newest.run_id)
+    assert ran.info.status == "FINISHED"
+    assert ran.data.params.items() >= {"kind": "isolation_forest", "rows": "300", "fit.n_trees": "10"}.items()
+    assert ran.data.metrics.keys() >= {
+        "rows",
+        "threshold",
+        "score_p99",
+        "share_above_threshold",
+        "missing_share",
+    }
+    assert ran.data.metrics["machines"] == 3
+    tags = newest.tags
+    assert (tags["mmlw.topology"], tags["mmlw.detector"], tags["mmlw.data"]) == ("plant", "scale", "capture")
+    assert tags["mmlw.data_from"] == "2024-05-01 00:00:00"
+    assert tags["mmlw.data_to"] == "2024-05-01 04:59:00"
+    assert len(tags["mmlw.data_digest"]) == 64
+    assert tags["mmlw.data_digest"] != oldest.tags["mmlw.data_digest"]
+    figures = {item.path: item.file_size for item in client.list_artifacts(newest.run_id, "figures")}
+    assert figures.keys() == {"figures/contributions.png", "figures/scores.png", "figures/training_data.png"}
+    assert all(1000 < (size or 0) < 300_000 for size in figures.values())
+    picture = Path(client.download_artifacts(newest.run_id, "figures/scores.png", str(tmp_path)))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    source = client.get_model_version_download_uri("pump", "2")
+    stored = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"{source}/MLmodel", tracking_uri=registry, dst_path=str(tmp_path)
+    )
+    model = mlflow.models.Model.load(stored)
+    assert model.signature.inputs.input_names() == ["a", "b"]
+    assert model.saved_input_example_info["artifact_path"] == "input_example.json"
+
+
+def test_message_trains_from_stream_capture_and_frame_while_the_stream_goes_on(
+    tmp_path: Path, registry: str
+) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=registry)
+        (plant.data / "capture" / "plant").mkdir(parents=True)
+        frame(200).to_parquet(plant.data / "capture" / "plant" / "part-00000001-0-199.parquet")
+        await plant.declare()
+        await plant.publish(readings(500))
+        async with plant.running() as worker:
+            await plant.reached(worker, 500)
+            async with asyncio.TaskGroup() as tasks:
+                begun = tasks.create_task(plant.train(source={"stream": {"from": 100, "to": 400}}))
+                while not plant.log:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                busy = await plant.train(source={"capture": "plant"})
+                assert busy["status"] == "refused"
+                assert "trains" in busy["reason"]
+                await plant.publish(readings(100, seed=1))
+                await plant.reached(worker, 600)  # it is read while the training runs
+                assert not begun.done()
+                assert (await plant.ask("pause"))["status"] == "applied"  # and so are commands
+                assert (await plant.ask("resume"))["status"] == "applied"
+            done = begun.result()
+            assert done["status"] == "applied", done
+            assert (done["model"]["name"], done["model"]["version"]) == ("pump", 1)
+            assert done["aliases"] == ["challenger", "champion"]
+            assert done["metrics"]["rows"] == 300
+            phases = [told["phase"] for told in plant.log if "phase" in told]
+            order = list(dict.fromkeys(phases))
+            assert order == ["reading", "preparing", "fitting", "scoring", "registering"]
+            assert {told["status"] for told in plant.log} == {"running"}
+            columns = {name: frame(150)[name].tolist() for name in ("a", "b")}
+            framed = await plant.train(source={"frame": columns}, alias="night", options={"rows": 120})
+            assert (framed["model"]["version"], framed["metrics"]["rows"]) == (2, 120)
+            assert framed["aliases"] == ["night"]
+            captured = await plant.train(source={"capture": "plant"})
+            assert (captured["model"]["version"], captured["metrics"]["rows"]) == (3, 200)
+            audit = (await plant.ask("audit"))["audit"]
+            outcomes = [line["status"] for line in audit if line["verb"] == "train"]
+            assert outcomes == ["running", "refused", "applied", "running", "applied", "running", "applied"]
+        models = Registry(registry)
+        assert models.resolve("models:/pump@challenger").version == 3
+        assert plant.value("mmlw_commands_total", verb="train", status="applied") == 3
+
+    run(story(), seconds=200)
+
+
+@pytest.fixture
+def local(tmp_path: Path, empty_database: Path) -> str:
+    (tmp_path / "registry.db").write_bytes(empty_database.read_bytes())
+    return f"sqlite:///{tmp_path}/registry.db"
+
+
+def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path, local: str) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
+        (plant.data).mkdir()
+        (plant.data / "link.csv").symlink_to(tmp_path / "secret.csv")
+        await plant.declare()
+        async with plant.running():
+            cases: list[tuple[dict[str, Any], str]] = [
+                ({}, "exactly one of"),
+                ({"source": {"stream": {}, "capture": "x"}}, "exactly one of"),
+                ({"source": {"capture": "../secret.csv"}}, "is not in"),
+                ({"source": {"capture": str(tmp_path / "secret.csv")}}, "is not in"),
+                ({"source": {"capture": "link.csv"}}, "is not in"),
+                ({"source": {"stream": {}}, "detector": "spike"}, "is not a batch detector"),
+                ({"source": {"stream": {}}, "alias": "latest"}, "alias"),
+                ({"source": {"stream": {}}, "options": {"rows": 0}}, '"options"'),
+                ({"source": {"stream": {}}, "options": {"trees": 9}}, "unknown field"),
+                ({"source": {"stream": {}}, "model": "models:/pump/1"}, 'train takes no "model"'),
+            ]
+            for body, reason in cases:
+                receipt = await plant.train(**body)
+                assert receipt["status"] == "refused"
+                assert reason in receipt["reason"], receipt
+            stranger = await plant.train(user="mallory", source={"stream": {}})
+            assert "list of operators" in stranger["reason"]
+            failing: list[tuple[dict[str, Any], str]] = [
+                ({"frame": {"a": [1.0, 2.0]}}, "no column for the sensors b"),
+                ({"frame": {"a": [1.0, 2.0], "b": [1.0]}}, "is not a table"),
+                ({"stream": {}}, "no readings"),
+                ({"stream": {"from": "yesterday"}}, "neither an offset nor a time"),
+                ({"frame": {"a": [1.0], "b": [None]}}, "has too few rows of a machine for b"),
+            ]
+            for source, reason in failing:
+                receipt = await plant.train(source=source)
+                assert receipt["status"] == "failed"
+                assert reason in receipt["reason"], receipt
+        assert Registry(local).names() == ()
+
+    run(story(), seconds=200)
+
+
+def test_killed_training_is_a_failed_receipt_and_the_stream_goes_on(tmp_path: Path, local: str) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker:
+            await plant.reached(worker, 300)
+            async with asyncio.TaskGroup() as tasks:
+                begun = tasks.create_task(plant.train(source={"stream": {}}, id="again"))
+                while not any("phase" in told and told["phase"] != "reading" for told in plant.log):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+                [child] = trainings()
+                assert os.getpriority(os.PRIO_PROCESS, child) == 15
+                assert b"MMLW_BROKER" not in Path(f"/proc/{child}/environ").read_bytes()
+                os.kill(child, signal.SIGKILL)
+            receipt = begun.result()
+            assert receipt["status"] == "failed"
+            assert "was killed by SIGKILL" in receipt["reason"]
+            await plant.publish(readings(50, seed=3))
+            await plant.reached(worker, 350)
+            slow = await plant.train(source={"stream": {}}, options={"timeout": 0.5})
+            assert slow["status"] == "failed"
+            assert "took longer than 0.5 s" in slow["reason"]
+            assert trainings() == []
+        assert Registry(local).names() == ()
+        assert plant.value("mmlw_restarts_total", cause="broker") == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMLW_BROKER", "amqp://worker:secret@localhost/")
+        run(story(), seconds=120)
+
+
+def test_stop_of_the_worker_ends_its_training_and_the_command_says_so_for_ever(
+    tmp_path: Path, local: str
+) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        body: dict[str, Any] = {"source": {"stream": {}}, "issued": time.time()}
+        async with asyncio.TaskGroup() as tasks, plant.running() as worker:
+            await plant.reached(worker, 300)
+            begun = tasks.create_task(plant.train(**body))
+            while not plant.log:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert begun.result()["status"] == "failed"
+        assert begun.result()["reason"] == "the worker ended meanwhile"
+        assert trainings() == []
+        saved = plant.log[0]["command"]
+        async with plant.running():
+            audit = (await plant.ask("audit"))["audit"]
+            assert [line["status"] for line in audit if line["id"] == saved] == ["running"]
+            again = await plant.train(id=saved, **body)
+            assert again["duplicate"], again
+            assert (again["status"], "worker ended" in again["reason"]) == ("failed", True)
+            assert trainings() == []
+
+    run(story(), seconds=120)
+
+
+def trainings() -> list[int]:
+    """Processes of ours that train."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal():
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if b"stream.training_process" in words and parent == os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def test_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    async def story() -> int | None:
+        process = await asyncio.create_subprocess_exec(
+            "python",
+            "-c",
+            "import os; from stream.training_process import _leave_with_parent as f; f()",
+            stdin=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.close()
+        return await process.wait()
+
+    assert run(story()) == 1
+
+
+def test_stream_is_read_by_offset_and_by_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, trainable())
+        await plant.declare()
+        await plant.publish(readings(300, bad_every=10))
+        async with MemoryBroker(plant.server) as broker:
+            every = await read_stream(broker, plant.topology, Span())
+            assert len(every.times) == 270
+            shares: list[float] = []
+            part = await read_stream(broker, plant.topology, Span(100, 200), shares.append)
+            np.testing.assert_array_equal(part.times, every.times[90:180])
+            np.testing.assert_array_equal(part.values, every.values[90:180])
+            assert part.machines == every.machines[90:180]
+            assert shares == sorted(shares)
+            assert shares[-1] == 1.0
+            start, end = "2024-08-07T00:01:00Z", "2024-08-07T00:02:00+00:00"
+            timed = await read_stream(broker, plant.topology, Span(start, end))
+            assert timed.times.min() >= 1_722_988_860.0 > timed.times.min() - 2
+            assert timed.times.max() < 1_722_988_920.0
+            with pytest.raises(ConfigError, match="no readings of that range"):
+                await read_stream(broker, plant.topology, Span("2030-01-01"))
+
+    run(story())
+
+
+def test_frame_keeps_rows_by_time_and_refuses_what_is_no_time() -> None:
+    shuffled = frame(50).sample(frac=1.0, random_state=1)
+    table = frame_table("x", shuffled, trainable())
+    np.testing.assert_array_equal(table.values[:, 0], frame(50)["a"].to_numpy())
+    assert table.machines[:4] == ["m0", "m1", "m2", "m0"]
+    assert table.times[0] == 1_714_521_600.0
+    with pytest.raises(ConfigError, match='row 2: "never" is not a time'):
+        frame_table(
+            "x", pd.DataFrame({"time": ["2024-01-01", "never"], "a": [1, 2], "b": [1, 2]}), trainable()
+        )
+
+
+def test_named_path_stays_within_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.csv").touch()
+    assert within("x.csv", (tmp_path / "in",)) == tmp_path / "in" / "x.csv"
+    for path in ("../in/../../etc/passwd", "/etc/passwd", "y.csv"):
+        with pytest.raises(ConfigError, match="is not in"):
+            within(path, (tmp_path / "in",))
