@@ -31,6 +31,7 @@ from stream.options import (
     shelf_of,
     table_of,
 )
+from stream.predicting_command import add_to as add_predicting
 from stream.simulation.command import add_to as add_simulation
 from stream.steering import add_to
 from stream.training_command import add_to as add_training
@@ -356,5 +357,6 @@ add_letters(cli)
 add_backtest(cli)
 add_captured(cli)
 add_training(cli)
+add_predicting(cli)
 add_kinds(cli)
 add_upkeep(cli)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,11 +15,12 @@ from stream.references import ModelRef
 from stream.scorer import Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.state import Group
+from stream.tables import Table
 from stream.topology import RegistryModel, Topology
 from stream.trial import build_online
 from stream.validation import suggest
 
-__all__ = ["MOST_ROWS", "Prediction", "Row", "copied_scorer", "predict", "rows_of"]
+__all__ = ["MOST_ROWS", "Prediction", "Row", "alone", "batches_of", "copied_scorer", "predict", "rows_of"]
 
 MOST_ROWS = 1000
 """Readings of one request."""
@@ -73,6 +74,30 @@ def rows_of(rows: Sequence[Row], topology: Topology, now: float) -> Batch:
     machines = [row.machine or source.machine or _DEFAULT_MACHINE for row in rows]
     number = np.arange(len(rows))
     return Batch(machines, times, values, number, number * 0, number * 0 - 1)
+
+
+def batches_of(table: Table, topology: Topology) -> Iterator[Batch]:
+    """The rows of a table, as many at a time as one request may have. Its sensors include the topology's."""
+    columns = [table.sensors.index(name) for name in topology.source.names]
+    for start in range(0, len(table.times), MOST_ROWS):
+        rows = slice(start, start + MOST_ROWS)
+        machines = table.machines[rows]
+        number = np.arange(len(machines))
+        values = table.values[rows][:, columns]
+        yield Batch(machines, table.times[rows], values, number, number * 0, number * 0 - 1)
+
+
+def alone(topology: Topology, ref: ModelRef, detector: str | None) -> tuple[Topology, str]:
+    """The topology with nothing but the detector that takes this model, and that detector's name.
+
+    Raises CommandRefused where none does."""
+    models = topology.registry_models
+    fitting = [name for name, spec in models.items() if spec.name == ref.name and detector in (None, name)]
+    if not fitting:
+        takes = ", ".join(f'"{name}" takes {spec.name}' for name, spec in models.items())
+        raise CommandRefused(f'no detector that was asked takes versions of "{ref.name}" ({takes or "none"})')
+    name = fitting[0]
+    return msgspec.structs.replace(topology, detectors={name: models[name]}, combine=None), name
 
 
 def copied_scorer(

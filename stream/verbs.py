@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from stream.commands import Command, Receipt
 from stream.engine import Engine, Swap
 from stream.errors import CommandRefused
 from stream.metrics import TopologyMetrics
-from stream.predicting import Prediction, copied_scorer, predict, rows_of
+from stream.predicting import Prediction, alone, copied_scorer, predict, rows_of
 from stream.references import ModelRef, check_names, parse_uri
 from stream.shelf import Shelf, info_of
 from stream.state import Changes
@@ -94,10 +94,9 @@ class Verbs:
         batch = rows_of(command.rows or (), topology, self._clock.now())
         refs = {name: history.current for name, history in self._models.items()}
         if command.model is not None:
-            detector, refs = await self._named(command.model, command.detector, refs)
-            topology = msgspec.structs.replace(
-                topology, detectors={detector: topology.detectors[detector]}, combine=None
-            )
+            ref = await self._resolved(command.model)
+            topology, detector = alone(topology, ref, command.detector)
+            refs[detector] = ref
         groups = await engine.state_of(batch.machines)
 
         def score() -> list[Prediction]:
@@ -106,21 +105,6 @@ class Verbs:
         found = msgspec.to_builtins(await asyncio.to_thread(score))
         models = {name: _public(ref) for name, ref in refs.items() if name in topology.detectors}
         return {"predictions": found, "models": models}
-
-    async def _named(
-        self, model: str, detector: str | None, refs: Mapping[str, ModelRef]
-    ) -> tuple[str, dict[str, ModelRef]]:
-        """The detector that a model is of, and the references with it in place of the one that serves."""
-        ref = await self._resolved(model)
-        fitting = [name for name, spec in self._topology.registry_models.items() if spec.name == ref.name]
-        if detector is not None:
-            fitting = [name for name in fitting if name == detector]
-        if not fitting:
-            takes = ", ".join(
-                f'"{name}" takes {spec.name}' for name, spec in self._topology.registry_models.items()
-            )
-            raise CommandRefused(f'no detector that was asked takes versions of "{ref.name}" ({takes})')
-        return fitting[0], {**refs, fitting[0]: ref}
 
     async def _resolved(self, model: str) -> ModelRef:
         """What an address means now. Raises CommandRefused, ModelNotFound, RegistryUnreachable."""

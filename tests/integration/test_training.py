@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -23,7 +24,7 @@ from stream.brokers.memory import MemoryBroker
 from stream.cli import cli
 from stream.config import dump_yaml
 from stream.control import request
-from stream.errors import ConfigError
+from stream.errors import ConfigError, ModelNotFound
 from stream.models import Registry
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
@@ -163,6 +164,37 @@ def test_command_line_logs_everything_and_the_newer_of_two_trainings_is_loaded(
     assert all(1000 < (size or 0) < 300_000 for size in figures.values())
     picture = Path(client.download_artifacts(newest.run_id, "figures/scores.png", str(tmp_path)))
     assert picture.read_bytes().startswith(b"\x89PNG")
+    asked = (
+        "predict",
+        file,
+        "--input",
+        tmp_path / "may.csv",
+        "--registry",
+        registry,
+        "--data",
+        tmp_path,
+        "--json",
+    )
+    by_champion, by_challenger = (
+        [json.loads(line) for line in mmlw(*asked, "--model", f"models:/pump/{version}").splitlines()]
+        for version in (1, 2)
+    )
+    served = [json.loads(line) for line in mmlw(*asked).splitlines()]
+    assert [row["scores"]["scale"] for row in served] == [row["scores"]["scale"] for row in by_champion]
+    assert served[0].keys() == {
+        "machine",
+        "time",
+        "known",
+        "scores",
+        "thresholds",
+        "anomalous",
+        "contributions",
+    }
+    expected = shelf.model(challenger, ("a", "b")).score_learn(
+        np.zeros(400, np.int64), frame()[["a", "b"]].to_numpy(), np.zeros(400)
+    )
+    np.testing.assert_allclose([row["scores"]["scale"] for row in by_challenger], expected)
+
     source = client.get_model_version_download_uri("pump", "2")
     stored = mlflow.artifacts.download_artifacts(
         artifact_uri=f"{source}/MLmodel", tracking_uri=registry, dst_path=str(tmp_path)
@@ -218,6 +250,16 @@ def test_message_trains_from_stream_capture_and_frame_while_the_stream_goes_on(
         assert plant.value("mmlw_commands_total", verb="train", status="applied") == 3
 
     run(story(), seconds=200)
+
+
+def test_prediction_before_any_training_says_what_to_do(tmp_path: Path, local: str) -> None:
+    (tmp_path / "t.yaml").write_text(dump_yaml(trainable()))
+    frame().to_csv(tmp_path / "may.csv", index=False)
+    asked = ("predict", tmp_path / "t.yaml", "--input", tmp_path / "may.csv", "--registry", local)
+    with pytest.raises(ModelNotFound, match=r"detectors\.scale .*no model \"pump\".*Train it first"):
+        mmlw(*asked)
+    with pytest.raises(ModelNotFound, match=r'no model "pump"'):
+        mmlw(*asked, "--model", "models:/pump/1")
 
 
 @pytest.fixture

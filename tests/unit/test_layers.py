@@ -64,6 +64,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.cli",
         "stream.kinds",
         "stream.letters",
+        "stream.predicting_command",
         "stream.simulation.command",
         "stream.options",
         "stream.starter",
