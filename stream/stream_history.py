@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,24 +65,29 @@ async def read_stream(
     topology: Topology,
     span: Span,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    *,
+    at_a_time: int = _AT_A_TIME,
+    breath: float = 0.0,
 ) -> History:
     """The readings of a part of the topology's stream, decoded as its worker does; what it refuses is left out.
 
     A consumer of its own, from the first message of the part (found by the time of its arrival) to what was the
-    last when it began. `progress` is told how many messages of how many were read. Raises BrokerError, ConfigError.
+    last when it began. `progress` is told how many messages of how many were read. Where others need the event
+    loop, so many messages `at_a_time` are read, and `breath` seconds are theirs after each. Raises BrokerError,
+    ConfigError.
     """
     queue = readings_queue(topology)
     if queue.kind != "stream":
         hint = "an existing queue keeps nothing that was read; use --input with its capture"
         raise ConfigError([Problem(topology.name, f'reads the queue "{queue.name}"; {hint}')])
     gathered = _Gathered(topology.source)
-    intake = await broker.consume(queue, offset=_begin(topology.source, span), prefetch=4 * _AT_A_TIME)
+    intake = await broker.consume(queue, offset=_begin(topology.source, span), prefetch=4 * at_a_time)
     try:
         end = await intake.end()
         last = end if span.last is None else min(span.last, end)
         at, base = -1, None
         while at < last - 1:
-            deliveries = await intake.receive(_AT_A_TIME, 0.0, _SILENCE)
+            deliveries = await intake.receive(at_a_time, 0.0, _SILENCE)
             if not deliveries and base is None:  # the part begins after the end
                 break
             if not deliveries:
@@ -91,6 +97,8 @@ async def read_stream(
             gathered.add([d for d in deliveries if (span.first or 0) <= d.offset < last])
             await intake.ack(deliveries[-1].tag)
             progress(min(at + 1, last) - base, last - base)
+            if breath:
+                await asyncio.sleep(breath)
     finally:
         await intake.close()
     return gathered.history(topology.name, span)

@@ -23,7 +23,7 @@ from stream.rules import AlertRule
 from stream.threads import in_thread
 from stream.topology import Topology
 from stream.training import CHALLENGER, batch_detector
-from stream.training_data import TrainingOptions, TrainingSource, frame_table, read_stream, within
+from stream.training_data import TrainingOptions, TrainingSource, frame_table, stream_table, within
 from stream.training_process import Event, Job, write_table
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
@@ -75,6 +75,8 @@ class Trainer:
             batch_detector(training.topology, training.detector)
             if source.capture is not None:
                 within(source.capture, self._folders)
+            if source.stream is not None:
+                source.stream.span()
         except ConfigError as error:
             raise CommandRefused(str(error)) from None
 
@@ -104,7 +106,7 @@ class Trainer:
         if source.stream is not None:
             await pulse.phase("reading")
             async with self._connect() as broker:
-                table = await read_stream(broker, topology, source.stream, pulse.share)
+                table = await stream_table(broker, topology, source.stream.span(), pulse.share)
         elif source.frame is not None:
             try:
                 frame = pd.DataFrame(dict(source.frame))

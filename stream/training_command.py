@@ -114,8 +114,9 @@ def _readings(
 ) -> Table:
     """The table that exactly one of the options names. Raises ConfigError."""
     from stream.errors import ConfigError, Problem
+    from stream.stream_history import parse_span
     from stream.tables import from_dataset
-    from stream.training_data import parse_span, read_file, read_stream
+    from stream.training_data import read_file, stream_table
 
     if sum(it is not None for it in (source, dataset, span)) != 1:
         problem = (
@@ -130,6 +131,6 @@ def _readings(
 
     async def read() -> Table:
         async with connect() as link:
-            return await read_stream(link, topology, wanted)
+            return await stream_table(link, topology, wanted)
 
     return asyncio.run(read())

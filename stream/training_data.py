@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,24 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from detectors.base import Floats
+from stream.align import Aligner
 from stream.brokers.base import Broker
-from stream.errors import BrokerError, ConfigError, Problem
-from stream.readings import Batch, Decoder
-from stream.settings import epoch
+from stream.errors import ConfigError, Problem, ReadingRejected
+from stream.histories import History, pasts_below, read_past
+from stream.instants import seconds
+from stream.stream_history import Span, parse_span, read_stream
 from stream.tables import Table, read_csv
-from stream.topology import Topology, readings_queue
+from stream.topology import Topology
 
 __all__ = [
     "Frame",
-    "Span",
+    "StreamRange",
     "TrainingOptions",
     "TrainingSource",
     "frame_table",
-    "parse_span",
     "read_file",
-    "read_stream",
+    "stream_table",
     "within",
 ]
 
@@ -35,7 +35,6 @@ _AT_A_TIME = 64
 """Messages of the past that are read before the present ones have their turn."""
 _BREATH = 0.01
 """Seconds that are theirs."""
-_SILENCE = 5.0
 _STEP = 1.0
 _START = 1_704_067_200.0
 
@@ -43,7 +42,9 @@ Frame = Mapping[str, list[float | int | str | None]]
 """A data frame as columns: `machine` and `time` where there are any, and the sensors."""
 
 
-class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}):
+class StreamRange(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}
+):
     """A part of a stream, each bound an offset or a time (RFC 3339). None: as far as it goes."""
 
     start: int | str | None = None
@@ -51,12 +52,17 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"sta
     end: int | str | None = None
     """The first that is not."""
 
+    def span(self) -> Span:
+        """The same, read. Raises ConfigError."""
+        return parse_span("..".join("" if bound is None else str(bound) for bound in (self.start, self.end)))
+
 
 class TrainingSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a training takes its readings from: exactly one."""
 
-    stream: Span | None = None
+    stream: StreamRange | None = None
     capture: str | None = None
+    """A folder or file below the worker's folder of captures, or of its data."""
     frame: Frame | None = None
 
 
@@ -67,21 +73,6 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only so many rows, the first ones."""
     timeout: float = 3600.0
     """Seconds."""
-
-
-def parse_span(text: str) -> Span:
-    """`FROM..TO`: each an offset, a time (RFC 3339), or nothing. Raises ConfigError.
-
-    >>> parse_span("1000..2024-05-01T06:00:00Z")
-    Span(start=1000, end='2024-05-01T06:00:00Z')
-    """
-    start, dots, end = text.partition("..")
-    bounds = [int(part) if part.strip().isdecimal() else part.strip() or None for part in (start, end)]
-    span = Span(*bounds)
-    if not dots or _wrong(span):
-        hint = "write FROM..TO, each an offset, a time such as 2024-05-01T06:00:00Z, or nothing"
-        raise ConfigError([Problem("--stream", f'"{text}" is no range; {hint}')])
-    return span
 
 
 def within(path: str, folders: Sequence[Path]) -> Path:
@@ -95,18 +86,10 @@ def within(path: str, folders: Sequence[Path]) -> Path:
 
 
 def read_file(path: Path, topology: Topology) -> Table:
-    """The readings of a CSV or Parquet file, or of every Parquet file in a folder. Raises ConfigError."""
+    """The readings of a CSV or Parquet file, or of all that are in a folder (a capture). Raises ConfigError."""
     if path.is_file() and path.suffix != ".parquet":
         return read_csv(path)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        hint = "name a folder of Parquet files (a capture), or a CSV file"
-        raise ConfigError([Problem(str(path), f"holds no readings; {hint}")])
-    try:
-        frames = [pd.read_parquet(file) for file in files]
-    except (OSError, ValueError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
-    return frame_table(path.stem, pd.concat(frames, ignore_index=True), topology)
+    return _table(path.name, topology, [read_past(past, topology) for past in pasts_below(path)])
 
 
 def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
@@ -118,9 +101,8 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
         raise ConfigError([Problem(name, f"has no column for the sensors {', '.join(missing)}")])
     if not len(frame):
         raise ConfigError([Problem(name, "holds no rows")])
-    values = np.column_stack(
-        [pd.to_numeric(frame[it], errors="coerce").to_numpy(np.float64) for it in sensors]
-    )
+    numbers = [pd.to_numeric(frame[sensor], errors="coerce").to_numpy(np.float64) for sensor in sensors]
+    values = np.column_stack(numbers)
     values[~np.isfinite(values)] = np.nan
     times = _START + _STEP * np.arange(len(frame), dtype=np.float64)
     if "time" in frame:
@@ -130,75 +112,59 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
     return Table(name, sensors, [machines[i] for i in order.tolist()], times[order], values[order], None)
 
 
-async def read_stream(
+async def stream_table(
     broker: Broker, topology: Topology, span: Span, told: Callable[[float], None] = lambda share: None
 ) -> Table:
-    """The readings of a part of the topology's stream, by a consumer of its own, decoded as its worker does.
+    """The readings of a part of the topology's stream, beside whoever else uses the event loop.
 
-    `told` is given the share that was read. Whoever else uses the event loop has turns of their own in between.
-    Raises ConfigError, BrokerError.
+    `told` is given the share that was read. Raises ConfigError, BrokerError.
     """
-    queue = readings_queue(topology)
-    if queue.kind != "stream":
-        hint = "an existing queue keeps nothing that was read; train on a file or a capture"
-        raise ConfigError([Problem(topology.name, f'reads the queue "{queue.name}"; {hint}')])
-    if problem := _wrong(span):
-        raise ConfigError([Problem("stream", problem)])
-    first = span.start if isinstance(span.start, int) else 0
-    decoder, batches = Decoder(topology.source, time.time), []
-    intake = await broker.consume(queue, offset=first, prefetch=2 * _AT_A_TIME)
-    try:
-        end = await intake.end()
-        last = min(span.end, end) if isinstance(span.end, int) else end
-        at = first - 1
-        while at < last - 1:
-            deliveries = await intake.receive(_AT_A_TIME, 0.0, _SILENCE)
-            if not deliveries:
-                raise BrokerError(f"{queue.name}: nothing came after offset {at}, of {last}; try again")
-            at = deliveries[-1].offset
-            batches.append(decoder.decode([d for d in deliveries if first <= d.offset < last])[0])
-            await intake.ack(deliveries[-1].tag)
-            told(min((at + 1 - first) / max(last - first, 1), 1.0))
-            await asyncio.sleep(_BREATH)
-    finally:
-        await intake.close()
-    return _stream_table(f"{queue.name} {first}..{last}", topology, batches, span)
+
+    def progress(done: int, of: int) -> None:
+        told(done / max(of, 1))
+
+    history = await read_stream(broker, topology, span, progress, at_a_time=_AT_A_TIME, breath=_BREATH)
+    return _table(f"stream of {topology.name}", topology, [history])
 
 
-def _stream_table(name: str, topology: Topology, batches: Sequence[Batch], span: Span) -> Table:
+def _table(name: str, topology: Topology, histories: Sequence[History]) -> Table:
     sensors = topology.source.names
-    times = np.concatenate([np.zeros(0), *(batch.times for batch in batches)])
-    values = np.concatenate([np.zeros((0, len(sensors))), *(batch.values for batch in batches)])
-    machines = [machine for batch in batches for machine in batch.machines]
-    keep = np.ones(len(times), np.bool_)
-    if isinstance(span.start, str):
-        keep &= times >= epoch(span.start)
-    if isinstance(span.end, str):
-        keep &= times < epoch(span.end)
-    if not keep.any():
-        raise ConfigError([Problem(name, "holds no readings of that range")])
-    kept = np.flatnonzero(keep)
-    return Table(name, sensors, [machines[i] for i in kept.tolist()], times[kept], values[kept], None)
+    whole = [_aligned(history, topology) for history in histories]
+    times = np.concatenate([history.times for history in whole])
+    if not len(times):
+        raise ConfigError([Problem(name, "holds no readings, or none of that range")])
+    machines = [machine for history in whole for machine in history.names]
+    return Table(name, sensors, machines, times, np.concatenate([it.values for it in whole]), None)
 
 
-def _times(name: str, column: pd.Series[Any]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _aligned(history: History, topology: Topology) -> History:
+    """Whole rows, where one sensor a message was read; what is too late for its row is left out."""
+    if history.order is None or not history.order.narrow:
+        return history
+    aligner = Aligner(len(topology.source.names), topology.source.align_within)
+    names, slots = np.unique(np.array(history.names, dtype=np.str_), return_inverse=True)
+    machines: list[str] = []
+    rows: list[tuple[float, Floats]] = []
+    for slot, time, values in zip(slots.tolist(), history.times.tolist(), history.values, strict=True):
+        try:
+            left = aligner.push(slot, time, values)
+        except ReadingRejected:
+            continue
+        rows += left
+        machines += [str(names[slot])] * len(left)
+    times = np.array([time for time, _ in rows], dtype=np.float64)
+    matrix = np.array([row for _, row in rows], dtype=np.float64).reshape(
+        len(rows), len(topology.source.names)
+    )
+    return History(history.machine, pd.Series(times, dtype=str), times, matrix, machines)
+
+
+def _times(name: str, column: pd.Series[Any]) -> Floats:
     if pd.api.types.is_numeric_dtype(column):
         times = column.to_numpy(np.float64)
     else:
         instants = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
-        times = instants.astype("datetime64[ns, UTC]").astype(np.int64).to_numpy(np.float64) / 1e9
-        times[instants.isna().to_numpy()] = np.nan
+        times = np.where(instants.isna(), np.nan, seconds(instants))
     if (odd := np.flatnonzero(~np.isfinite(times))).size:
         raise ConfigError([Problem(name, f'row {odd[0] + 1}: "{column.iloc[odd[0]]}" is not a time')])
     return times
-
-
-def _wrong(span: Span) -> str:
-    """What is wrong about the bounds; nothing where they are sound."""
-    for bound in (span.start, span.end):
-        try:
-            if isinstance(bound, str):
-                epoch(bound)
-        except ValueError:
-            return f'"{bound}" is neither an offset nor a time such as 2024-05-01T06:00:00Z'
-    return ""

@@ -15,11 +15,13 @@ from typing import Any
 
 import mlflow
 import mlflow.artifacts
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker
 from stream.cli import cli
 from stream.config import dump_yaml
@@ -28,13 +30,13 @@ from stream.errors import ConfigError, ModelNotFound
 from stream.models import Registry
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
-from stream.topology import RegistryModel, Topology
+from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer
-from stream.training_data import Span, frame_table, read_stream, within
+from stream.training_data import StreamRange, frame_table, stream_table, within
 from stream.validation import Reader
 from tests.aio import run
 from tests.mlflow_server import mlflow_server
-from tests.plant import Plant, ScaleShelf, readings, topology
+from tests.plant import START, Plant, ScaleShelf, readings, topology
 
 pytestmark = pytest.mark.timeout(240)
 FIT = {"kind": "isolation_forest", "n_trees": 10, "max_samples": 64}
@@ -284,6 +286,7 @@ def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path,
                 ({"source": {"capture": "link.csv"}}, "is not in"),
                 ({"source": {"stream": {}}, "detector": "spike"}, "is not a batch detector"),
                 ({"source": {"stream": {}}, "alias": "latest"}, "alias"),
+                ({"source": {"stream": {"from": "yesterday"}}}, "is no range"),
                 ({"source": {"stream": {}}, "options": {"rows": 0}}, '"options"'),
                 ({"source": {"stream": {}}, "options": {"trees": 9}}, "unknown field"),
                 ({"source": {"stream": {}}, "model": "models:/pump/1"}, 'train takes no "model"'),
@@ -298,7 +301,6 @@ def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path,
                 ({"frame": {"a": [1.0, 2.0]}}, "no column for the sensors b"),
                 ({"frame": {"a": [1.0, 2.0], "b": [1.0]}}, "is not a table"),
                 ({"stream": {}}, "no readings"),
-                ({"stream": {"from": "yesterday"}}, "neither an offset nor a time"),
                 ({"frame": {"a": [1.0], "b": [None]}}, "has too few rows of a machine for b"),
             ]
             for source, reason in failing:
@@ -404,21 +406,54 @@ def test_stream_is_read_by_offset_and_by_time(tmp_path: Path) -> None:
         await plant.declare()
         await plant.publish(readings(300, bad_every=10))
         async with MemoryBroker(plant.server) as broker:
-            every = await read_stream(broker, plant.topology, Span())
+
+            async def read(span: StreamRange, told: Any = lambda share: None) -> Any:
+                return await stream_table(broker, plant.topology, span.span(), told)
+
+            every = await read(StreamRange())
             assert len(every.times) == 270
             shares: list[float] = []
-            part = await read_stream(broker, plant.topology, Span(100, 200), shares.append)
+            part = await read(StreamRange(100, 200), shares.append)
             np.testing.assert_array_equal(part.times, every.times[90:180])
             np.testing.assert_array_equal(part.values, every.values[90:180])
             assert part.machines == every.machines[90:180]
             assert shares == sorted(shares)
             assert shares[-1] == 1.0
-            start, end = "2024-08-07T00:01:00Z", "2024-08-07T00:02:00+00:00"
-            timed = await read_stream(broker, plant.topology, Span(start, end))
-            assert timed.times.min() >= 1_722_988_860.0 > timed.times.min() - 2
-            assert timed.times.max() < 1_722_988_920.0
-            with pytest.raises(ConfigError, match="no readings of that range"):
-                await read_stream(broker, plant.topology, Span("2030-01-01"))
+            timed = await read(StreamRange("2024-08-07T00:01:00Z", "2024-08-07T00:02:00+00:00"))
+            inside = (every.times >= 1_722_988_860.0) & (every.times < 1_722_988_920.0)
+            np.testing.assert_array_equal(timed.times, every.times[inside])
+            assert inside.any()
+            with pytest.raises(ConfigError, match="or none of that range"):
+                await read(StreamRange("2030-01-01"))
+
+    run(story())
+
+
+def test_one_sensor_a_message_is_read_as_whole_rows(tmp_path: Path) -> None:
+    async def story() -> None:
+        source = Source(
+            sensors=(Sensor("a"), Sensor("b")), layout="narrow", routing_key="sensor.{machine}.{sensor}"
+        )
+        plant = Plant(tmp_path, msgspec.structs.replace(trainable(), source=source))
+        await plant.declare()
+        bodies = [
+            (f"sensor.m{m}.{name}", {"time": START + 10 * i, "value": 10.0 * i + m + (name == "b") / 2})
+            for i in range(5)
+            for m in range(2)
+            for name in "ab"
+        ]
+        await plant.publish(
+            [
+                Message(exchange="mmlw.sensors", routing_key=key, body=json.dumps(b).encode())
+                for key, b in bodies
+            ]
+        )
+        async with MemoryBroker(plant.server) as broker:
+            table = await stream_table(broker, plant.topology, StreamRange().span())
+        assert table.machines == ["m0", "m1"] * 5
+        np.testing.assert_array_equal(
+            table.values, [[10 * i + m, 10 * i + m + 0.5] for i in range(5) for m in (0, 1)]
+        )
 
     run(story())
 
