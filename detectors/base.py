@@ -126,6 +126,8 @@ class Detector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Score from which a reading is anomalous; None takes the kind's own default."""
     inputs: tuple[str, ...] = ()
     """The sensors and features that it is shown, in this order; none named: all of them."""
+    machines: str | tuple[str, ...] = ()
+    """The machines that it scores, as a pattern (`pump-*`) or several; none named: all of them."""
 
     def build(self, sensors: tuple[str, ...]) -> Model:
         """A fresh model for these sensors (the columns of `values`, in order)."""

@@ -467,8 +467,8 @@ class Engine:
         self._metrics.batch.observe(len(scored.batch))
         for delivery in fresh:
             self._metrics.scored_latency.observe(now - delivery.received)
-        for name in scored.scores:
-            self._metrics.scored(name, len(scored.batch))
+        for name, scores in scored.scores.items():
+            self._metrics.scored(name, int(np.count_nonzero(~np.isnan(scores))))
         self._metrics.machine_days.inc(scored.machine_days)
         for _, policy in scored.dropped:
             self._metrics.dropped_readings(policy, 1)

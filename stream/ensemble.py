@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ from detectors.base import Contributions, ExampleModel, Floats, Mask, Model, Row
 from detectors.calibration import Calibrator
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
+from stream.binding import Binding
 from stream.readings import Batch
 from stream.rules import COMBINED, AlertRule, Combination, Learning
 
@@ -55,6 +58,8 @@ class Lane:
     calibrator: Calibrator | None = None
     inputs: NDArray[np.int64] | None = None
     """Which columns it is shown, None: all."""
+    binding: Binding | None = None
+    """Which machines it scores, None: all."""
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
@@ -125,6 +130,8 @@ class Decision:
     decided: Floats
     thresholds: Floats
     events: Sequence[tuple[Event, Why]]
+    info: ModelInfo
+    """Which model decided: of several, those that score the machine."""
     unhealthy: Sequence[str] = ()
 
 
@@ -159,6 +166,8 @@ class Ensemble:
         self._combination = combination
         self._threshold = threshold
         self._calibrator = calibrator
+        self._parts: dict[tuple[bool, ...], Ensemble] = {}
+        """The same with fewer lanes, for machines that the others do not score."""
 
     @property
     def info(self) -> ModelInfo:
@@ -188,10 +197,47 @@ class Ensemble:
         return (item for item in self.tables() if item[1] is not self.alerts)
 
     def judge(self, part: Part, *, careful: bool = False) -> Iterator[tuple[NDArray[np.int64], Decision]]:
-        """Score, learn and decide; the rows of each piece of the part, and what was found there.
+        """Score, learn and decide; the rows of each piece of the part, and what was found there. Rows of machines
+        that no lane scores are in none.
 
         `careful`: the part is one reading, and where its score is not finite the state before is put back.
         Raises DetectorFailed."""
+        if all(lane.binding is None for lane in self.lanes):
+            yield from self._judge(part, careful)
+            return
+        for ensemble, rows in self._by_lanes(part.slots):
+            piece = part if len(rows) == len(part.slots) else part.select(rows)
+            for some, decision in ensemble._judge(piece, careful):
+                yield rows[some], decision
+
+    def scored(self, slots: Slots) -> Mask:
+        """Which of these slots (n,) any lane scores."""
+        scored: Mask = self._members(slots).any(axis=0)
+        return scored
+
+    def _members(self, slots: Slots) -> Mask:
+        """Which lanes score which slots, (n_lanes, n)."""
+        every = np.ones(len(slots), np.bool_)
+        return np.array([every if lane.binding is None else lane.binding.of(slots) for lane in self.lanes])
+
+    def _by_lanes(self, slots: Slots) -> Iterator[tuple[Ensemble, NDArray[np.int64]]]:
+        """The rows that the same lanes score, with an ensemble of those; they share alerts and calibration."""
+        members = self._members(slots)
+        if len(members) == 1:
+            rows = np.flatnonzero(members[0])
+            yield from [(self, rows)] if len(rows) else []
+            return
+        groups, group_of = np.unique(members, axis=1, return_inverse=True)
+        for i, column in enumerate(groups.T):
+            if not column.any():
+                continue
+            key = tuple(column.tolist())
+            if key not in self._parts:
+                self._parts[key] = copy.copy(self)
+                self._parts[key].lanes = tuple(compress(self.lanes, key))
+            yield self._parts[key], np.flatnonzero(group_of.ravel() == i)
+
+    def _judge(self, part: Part, careful: bool) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         rows = np.arange(len(part.slots))
         repeated = self._protects() and len(np.unique(part.slots)) < len(rows)
         if repeated and self._dear():
@@ -256,7 +302,9 @@ class Ensemble:
         events = self.alerts.decide(limits, slots, batch.times, counted, place)
         rows = np.array([event.index for event in events], dtype=np.int64)
         reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
-        return Decision(scores, decided, limits, list(zip(events, reasons, strict=True)), unhealthy)
+        return Decision(
+            scores, decided, limits, list(zip(events, reasons, strict=True)), self.info, unhealthy
+        )
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
         """One score (n,) of all detectors that gave one; NaN where none did."""

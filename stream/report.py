@@ -142,6 +142,7 @@ def _figure(
     for number, name in enumerate(detectors, start=2):
         first = number == 2
         score, limit = series.scores[name][rows], series.thresholds[name][rows]
+        limit = np.where(np.isinf(limit), np.nan, limit)  # not scored there
         keep = _thin(score)
         trace = go.Scatter(
             x=times[keep], y=score[keep], name="score", mode="lines", line={"width": 1, "color": "#1f77b4"}

@@ -21,6 +21,7 @@ from stream.alerting import Event
 from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
+from stream.binding import Binding
 from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
 from stream.health import HealthCheck
@@ -59,15 +60,21 @@ class _Found:
 
     def put(self, name: str, rows: NDArray[np.int64], scores: Floats, thresholds: Floats) -> None:
         """Enter a piece."""
-        for columns, piece in ((self.scores, scores), (self.thresholds, thresholds)):
-            columns.setdefault(name, np.zeros(self.size))[rows] = piece
+        self.open(name)
+        self.scores[name][rows], self.thresholds[name][rows] = scores, thresholds
+
+    def open(self, name: str) -> None:
+        """Have a place for its scores: NaN where there is none, and no threshold to reach."""
+        if name not in self.scores:
+            self.scores[name] = np.full(self.size, np.nan)
+            self.thresholds[name] = np.full(self.size, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
-    thresholds by detector (and of all combined, where they decide together), the alert events in order, and the
-    slots whose state changed."""
+    thresholds by detector (and of all combined, where they decide together; NaN and infinite where it does not
+    score the machine), the alert events in order, and the slots whose state changed."""
 
     batch: Batch
     slots: Slots
@@ -91,6 +98,7 @@ def online_info(recipe: Detector) -> ModelInfo:
     plain = msgspec.to_builtins(
         msgspec.convert(msgspec.to_builtins(recipe), type(recipe))
     )  # a whole number where one of floats is meant
+    del plain["machines"]  # which keys it has, not what it is
     if not recipe.inputs:  # all it can be shown
         del plain["inputs"]
     digest = hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
@@ -189,6 +197,8 @@ class Scorer:
                 self._start(*start)
             piece = batch if len(rows) == len(batch) else batch.select(rows)
             self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
+        for name in self._topology.scored_by:
+            found.open(name)
         found.alerts.sort(key=lambda item: item[:2])
         return Scored(
             batch,
@@ -228,7 +238,7 @@ class Scorer:
                 for event, why in decision.events:
                     i = int(piece[event.index])
                     score = float(decision.decided[event.index])
-                    alert = self._alert(ensemble, event, why, part, i, score)
+                    alert = self._alert(ensemble, decision.info, event, why, part, i, score)
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
 
@@ -345,12 +355,26 @@ class Scorer:
         slots, used = self.residents.place(machines)
         if components and not components.get("kin"):  # known, but by other settings: it starts from no sister
             components = {**components, "kin": {"readings": np.ones(len(slots), dtype=np.int64)}}
+        for lane in self.lanes.values():
+            if lane.binding is not None:
+                lane.binding.admit(machines, slots)
         for name, table in self._tables():
             if components.get(name) and self._fits(name, components[name]):
                 table.restore(slots, components[name])
             elif len(used) and self._fresh[name]:
                 table.restore(
                     used, {key: np.repeat(row, len(used), 0) for key, row in self._fresh[name].items()}
+                )
+        if components and any(lane.binding is not None for lane in self.lanes.values()):
+            self._let_go(slots)
+
+    def _let_go(self, slots: Slots) -> None:
+        """Forget the alerts of machines that are not scored any more: nothing could close them."""
+        for name, ensemble in self._ensembles.items():
+            if (gone := slots[~ensemble.scored(slots)]).size:
+                fresh = self._fresh[f"alert:{name}"]
+                ensemble.alerts.restore(
+                    gone, {key: np.repeat(row, len(gone), 0) for key, row in fresh.items()}
                 )
 
     def _fits(self, table: str, rows: Rows) -> bool:
@@ -391,9 +415,11 @@ class Scorer:
         shown, inputs = topology.inputs(name), None
         if shown != topology.columns:
             inputs = np.array([topology.columns.index(column) for column in shown], np.int64)
+        machines = topology.detectors[name].machines
+        binding = Binding(machines) if machines else None
         if topology.calibration is not None:
-            return Lane(name, model, info, self._improbable(), topology.calibration.build(), inputs)
-        return Lane(name, model, info, model.threshold if stated is None else stated, None, inputs)
+            return Lane(name, model, info, self._improbable(), topology.calibration.build(), inputs, binding)
+        return Lane(name, model, info, model.threshold if stated is None else stated, None, inputs, binding)
 
     def _improbable(self) -> float:
         return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)
@@ -485,7 +511,9 @@ class Scorer:
         )
         return aligned, slots[index], offsets[index], list(refused.items())
 
-    def _alert(self, ensemble: Ensemble, event: Event, why: Why, part: Part, i: int, score: float) -> Alert:
+    def _alert(
+        self, ensemble: Ensemble, info: ModelInfo, event: Event, why: Why, part: Part, i: int, score: float
+    ) -> Alert:
         batch, episode = part.batch, event.episode
         machine = batch.machines[i]
         columns = (_plain(part.columns[i]), _plain(why.expected), why.shares.tolist())
@@ -521,7 +549,7 @@ class Scorer:
             ),
             contributions=reasons,
             nearest_example=_plain(np.array([why.nearest]))[0],
-            model=ensemble.info,
+            model=info,
             position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
             window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
         )

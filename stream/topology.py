@@ -17,6 +17,7 @@ from detectors.calibration import Calibration
 from detectors.features import Feature, columns_of
 from detectors.health import Health
 from detectors.registry import ONLINE
+from stream.binding import binding_problems
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
 from stream.inputs import expanded, feature_problems
@@ -192,6 +193,8 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How `mmlw train` trains it."""
     inputs: tuple[str, ...] = ()
     """The sensors and features that it is trained on and shown, in this order; none named: all of them."""
+    machines: str | tuple[str, ...] = ()
+    """The machines that it is trained on and scores, as a pattern (`pump-*`) or several; none named: all of them."""
 
     def __post_init__(self) -> None:
         force_setattr(self, "inputs", tuple(self.inputs))
@@ -287,6 +290,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not is_name(name):
                 yield f'detectors: "{name}" {rule}'
         yield from feature_problems(settings)
+        yield from binding_problems(settings)
         if HEALTH in settings.get("detectors", ()):
             yield f'detectors: "{HEALTH}" is the name of what sick sensors raise; choose another'
         yield from _calibrated(settings)

@@ -15,6 +15,7 @@ import pandas as pd
 from detectors import registry
 from detectors.base import Floats, Slots, Weights
 from detectors.features import FeatureTable
+from stream.binding import Binding, patterns_of
 from stream.errors import ConfigError, ModelNotFound, Problem
 from stream.models import ModelRef, Registry
 from stream.tables import Table
@@ -115,13 +116,22 @@ def train_detector(
 
 
 def _shown(topology: Topology, detector: str, table: Table, rows: int | None) -> _Shown:
-    """What the detector will be shown of the first rows: features as they run live, by machine."""
+    """What the detector will be shown of the first rows of its machines: features as they run live, by machine."""
     columns = [table.sensors.index(name) for name in topology.source.names]
-    slots = np.unique(table.machines, return_inverse=True)[1].astype(np.int64)[:rows]
+    names, slots = np.unique(table.machines, return_inverse=True)
+    taken = np.arange(len(slots))
+    if machines := topology.registry_models[detector].machines:
+        scored = Binding(machines)
+        taken = np.flatnonzero(np.array([scored.matches(str(name)) for name in names])[slots])
+        if not len(taken):
+            problem = f"has no machine that {detector} scores ({', '.join(patterns_of(machines))})"
+            raise ConfigError([Problem(table.name, problem)])
+    taken = taken[:rows]
+    times, slots = table.times[taken], slots[taken].astype(np.int64)
     features = FeatureTable(topology.source.names, topology.features)
-    wide = features.compute(slots, table.values[:rows, columns], table.times[:rows])
+    wide = features.compute(slots, table.values[taken][:, columns], times)
     chosen = [topology.columns.index(name) for name in topology.inputs(detector)]
-    return _Shown(slots, np.ascontiguousarray(wide[:, chosen]), table.times[:rows])
+    return _Shown(slots, np.ascontiguousarray(wide[:, chosen]), times)
 
 
 def _judged(weights: Weights, shown: _Shown) -> tuple[dict[str, float], dict[str, bytes]]:

@@ -30,7 +30,7 @@ def quality_rows(
         rows.append(
             {
                 "detector": name,
-                "ROC AUC": f"{quality.roc_auc(labels[skip:], scores[skip:]):.3f}",
+                "ROC AUC": f"{quality.roc_auc(labels[skip:], np.nan_to_num(scores[skip:])):.3f}",
                 "anomalies found": f"{found.found} of {found.events}",
                 "right alerts": f"{found.episodes - found.false_alarms} of {found.episodes}",
                 "event F1": f"{found.f1:.2f}",
