@@ -77,15 +77,14 @@ class Bench:
         async with self.connect() as broker:
             load_ = islice(self.rows, int(rate * seconds))
             self.waits.clear()
-            training = asyncio.Event()
+            training, over = asyncio.Event(), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
-                trains = tasks.create_task(self.train(source, training)) if source is not None else None
+                trains = tasks.create_task(self.train(source, training, over)) if source is not None else None
                 if trains is not None:
                     await training.wait()
                 await publish(broker, self.stamped(load_), rate=rate)
                 await self.drained()
-                if trains is not None:
-                    trains.cancel()
+                over.set()
         return float(np.quantile(self.waits, 0.99))
 
     def stamped(self, load_: Any) -> Any:
@@ -100,10 +99,10 @@ class Bench:
         while self.worker.next_offset(self.topology.name) < self.next:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
-    async def train(self, source: dict[str, Any], running: asyncio.Event) -> None:
-        """Ask for one training after the other."""
+    async def train(self, source: dict[str, Any], running: asyncio.Event, over: asyncio.Event) -> None:
+        """Ask for one training after the other until the round is over."""
         async with self.connect() as broker:
-            while True:
+            while not over.is_set():
                 asked = {"source": source, "alias": "benchmark"}
                 receipt = await request(
                     broker,

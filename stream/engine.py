@@ -113,6 +113,7 @@ class Engine:
         self._decoder = Decoder(topology.source, clock.now)
         self._replays = set(saved.replays)
         self._turns: list[_Turn] = []
+        self._looks: list[tuple[Sequence[str], asyncio.Future[list[Group]]]] = []
         self._intake: Intake | None = None
         self._tag = 0
         """The last delivery that is in the ledger; 0 once a queue was told."""
@@ -172,6 +173,8 @@ class Engine:
             self._metrics.passed_over("returned", self._in_hand + self.ledger.messages)
             for turn in self._turns:
                 turn.done.cancel()
+            for _, looked in self._looks:
+                looked.cancel()
 
     async def watch(self) -> None:
         """Measure how far the source is ahead, until cancelled; it waits for answers, so it runs beside the path.
@@ -225,23 +228,24 @@ class Engine:
         return Changes(self.position)
 
     async def state_of(self, machines: Sequence[str]) -> list[Group]:
-        """Copies of the state of those of these machines that are known, as of now."""
+        """Copies of the state of those of these machines that are known, as it is between two batches."""
+        looked: asyncio.Future[list[Group]] = asyncio.get_running_loop().create_future()
+        self._looks.append((machines, looked))
+        return await looked
+
+    async def _look(self) -> None:
+        """Answer who asks for state; the store is used by nobody else meanwhile."""
         residents = self.scorer.residents
-        away = residents.missing(machines)
-        here = [machine for machine in dict.fromkeys(machines) if machine not in set(away)]
-        found = (
-            [
-                Group(
-                    here,
-                    self.scorer.components(np.array([residents.find(machine) for machine in here], np.int64)),
-                )
-            ]
-            if here
-            else []
-        )
-        if away and self.ledger.machines > len(residents):
-            found += await in_thread(self._store.fetch, away)
-        return found
+        looks, self._looks = self._looks, []
+        for machines, looked in looks:
+            away = residents.missing(machines)
+            here = [machine for machine in dict.fromkeys(machines) if machine not in set(away)]
+            slots = np.array([residents.find(machine) for machine in here], np.int64)
+            found = [Group(here, self.scorer.components(slots))] if here else []
+            if away and self.ledger.machines > len(residents):
+                found += await in_thread(self._store.fetch, away)
+            if not looked.done():
+                looked.set_result(found)
 
     async def _batch(self, intake: Intake, deliveries: Sequence[Delivery]) -> None:
         """The way of one batch.
@@ -433,6 +437,8 @@ class Engine:
         return self.position.last_offset < self._floor
 
     async def _take_turns(self, intake: Intake) -> None:
+        if self._looks:
+            await self._look()
         turns = [turn for turn in self._turns if not (turn.settled and self._again)]
         self._turns = [turn for turn in self._turns if turn not in turns]
         for turn in turns:

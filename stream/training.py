@@ -83,13 +83,9 @@ def train_detector(
     """
     spec = topology.registry_models[batch_detector(topology, detector)]
     assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
-    if missing := [name for name in topology.source.names if name not in table.sensors]:
-        raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
     told("preparing")
     shown = _shown(topology, detector, table, rows)
     frame = pd.DataFrame(shown.values, columns=list(topology.inputs(detector)))
-    if empty := [str(name) for name in frame if frame[name].isna().all()]:
-        raise ConfigError([Problem(table.name, f"has too few rows of a machine for {', '.join(empty)}")])
     told("fitting")
     try:
         weights = spec.fit.fit(frame)
@@ -116,7 +112,11 @@ def train_detector(
 
 
 def _shown(topology: Topology, detector: str, table: Table, rows: int | None) -> _Shown:
-    """What the detector will be shown of the first rows of its machines: features as they run live, by machine."""
+    """What the detector will be shown of the first rows of its machines: features as they run live, by machine.
+
+    Raises ConfigError where there is too little."""
+    if missing := [name for name in topology.source.names if name not in table.sensors]:
+        raise ConfigError([Problem(table.name, f"has no column for the sensors {', '.join(missing)}")])
     columns = [table.sensors.index(name) for name in topology.source.names]
     names, slots = np.unique(table.machines, return_inverse=True)
     taken = np.arange(len(slots))
@@ -130,8 +130,11 @@ def _shown(topology: Topology, detector: str, table: Table, rows: int | None) ->
     times, slots = table.times[taken], slots[taken].astype(np.int64)
     features = FeatureTable(topology.source.names, topology.features)
     wide = features.compute(slots, table.values[taken][:, columns], times)
-    chosen = [topology.columns.index(name) for name in topology.inputs(detector)]
-    return _Shown(slots, np.ascontiguousarray(wide[:, chosen]), times)
+    inputs = topology.inputs(detector)
+    values = np.ascontiguousarray(wide[:, [topology.columns.index(name) for name in inputs]])
+    if empty := [name for name, column in zip(inputs, values.T, strict=True) if np.isnan(column).all()]:
+        raise ConfigError([Problem(table.name, f"has too few rows of a machine for {', '.join(empty)}")])
+    return _Shown(slots, values, times)
 
 
 def _judged(weights: Weights, shown: _Shown) -> tuple[dict[str, float], dict[str, bytes]]:

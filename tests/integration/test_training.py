@@ -477,3 +477,19 @@ def test_named_path_stays_within_its_folders(tmp_path: Path) -> None:
     for path in ("../in/../../etc/passwd", "/etc/passwd", "y.csv"):
         with pytest.raises(ConfigError, match="is not in"):
             within(path, (tmp_path / "in",))
+
+
+def test_only_the_machines_that_a_detector_scores_are_trained_on(tmp_path: Path, local: str) -> None:
+    whole = trainable()
+    spec = msgspec.structs.replace(whole.registry_models["scale"], machines="m[12]")
+    file = tmp_path / "t.yaml"
+    file.write_text(dump_yaml(msgspec.structs.replace(whole, detectors={"scale": spec})))
+    frame().to_csv(tmp_path / "may.csv", index=False)
+    mmlw("train", file, "--from", tmp_path / "may.csv", "--registry", local, "--rows", "200")
+    models = Registry(local)
+    [version] = models.versions("pump")
+    metrics = mlflow.MlflowClient(local, local).get_run(version.run_id).data.metrics
+    assert (metrics["rows"], metrics["machines"]) == (200, 2)
+    file.write_text(file.read_text().replace("m[12]", "pump-*"))
+    with pytest.raises(ConfigError, match=r"has no machine that scale scores \(pump-\*\)"):
+        mmlw("train", file, "--from", tmp_path / "may.csv", "--registry", local)
