@@ -212,8 +212,7 @@ class Ensemble:
 
     def scored(self, slots: Slots) -> Mask:
         """Which of these slots (n,) any lane scores."""
-        scored: Mask = self._members(slots).any(axis=0)
-        return scored
+        return np.asarray(self._members(slots).any(axis=0), dtype=np.bool_)
 
     def _members(self, slots: Slots) -> Mask:
         """Which lanes score which slots, (n_lanes, n)."""
