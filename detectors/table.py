@@ -78,6 +78,12 @@ class Table:
         for name, array in self._arrays.items():
             array[slots] = rows[name]
 
+    def clear(self, slots: Slots) -> None:
+        """Make the rows of these slots fresh."""
+        self.reserve(slots)
+        for name, array in self._arrays.items():
+            array[slots] = self._fresh(name, len(slots))
+
     def _grow(self, name: str, size: int) -> None:
         """Memory is enlarged in place where it can be: a copy of all slots would take long, again and again."""
         array, fresh = self._arrays.pop(name), self._columns[name].fresh

@@ -22,6 +22,8 @@ from stream.rules import COMBINED, AlertRule, Combination, Learning
 __all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful", "Why"]
 
 
+_LARGEST = 30.0
+"""As improbable as a calibrated score says."""
 _SHORTEST = 8
 """Readings tried at once, at least, where alerts open and close all the time."""
 
@@ -60,6 +62,25 @@ class Lane:
     """Which columns it is shown, None: all."""
     binding: Binding | None = None
     """Which machines it scores, None: all."""
+    trained: bool = False
+    """Whether the model was trained before: its own threshold holds while a key's calibration warms up."""
+
+    def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> Floats:
+        """What decides, of scores (n,) and the limits (n,) that it is held against.
+
+        While a key's calibration warms up, a score from the threshold that a model was trained with counts as
+        `limits` x score / threshold, and any other as 0."""
+        if self.calibrator is None:
+            return scores
+        surprise = self.calibrator.score_learn(slots, scores, learn, unknown=np.nan)
+        unknown = np.isnan(surprise)
+        if not unknown.any():
+            return surprise
+        standing = np.zeros(len(scores))
+        if self.trained and self.model.threshold > 0:
+            ratio = scores / self.model.threshold
+            standing = np.where(ratio >= 1.0, np.minimum(limits * ratio, _LARGEST), 0.0)
+        return np.where(unknown, standing, surprise)
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
@@ -281,6 +302,7 @@ class Ensemble:
         learn = ~part.quiet
         if not self._learning.while_open:
             learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
+        limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
         scores, unhealthy = {}, []
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
@@ -290,12 +312,11 @@ class Ensemble:
                     raise DetectorFailed(lane.name, "gave a score that is not finite")
                 lane.model.restore(slots, before)
                 unhealthy.append(lane.name)
-            elif lane.calibrator is not None:
-                scores[lane.name] = lane.calibrator.score_learn(slots, scores[lane.name], learn)
+            else:
+                scores[lane.name] = lane.calibrated(slots, scores[lane.name], learn, limits)
         decided = self._combined(scores, len(slots))
         if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
             decided = self._calibrator.score_learn(slots, decided, learn)
-        limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         events = self.alerts.decide(limits, slots, batch.times, counted, place)

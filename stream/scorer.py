@@ -152,7 +152,8 @@ class Scorer:
             recipes[f"alert:{name}"] = "3"
         if topology.calibration is not None:
             for name in members:
-                recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"]
+                by_model = "/by model" if name in topology.registry_models else ""
+                recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"] + by_model
             if topology.combine is not None and topology.combine.calibrate:
                 each = [recipes[f"calibration:{name}"] for name in members]
                 recipes[f"calibration:{COMBINED}"] = "/".join([repr(topology.combine), *each])
@@ -296,17 +297,23 @@ class Scorer:
 
     def swap(self, detector: str, model: Model, info: ModelInfo) -> Slots:
         """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
-        where both models have the same arrays for it. The slots (n,) whose state became another: all, or none."""
+        where both models have the same arrays for it; a calibration starts anew, for it knows the other's scores. The
+        slots (n,) whose state became another: all, or none."""
         lane, fresh = self.lanes[detector], self._lane(detector, model, info)
         slots = self.residents.occupied
         past = lane.model.snapshot(slots)
+        if lane.info.digest != info.digest:
+            lane.calibrator = fresh.calibrator
         lane.model, lane.info, lane.threshold = model, info, fresh.threshold
-        self._fresh[f"model:{detector}"] = model.snapshot(np.zeros(1, dtype=np.int64))
-        if not self._fits(f"model:{detector}", past):
-            return slots
-        if past:
+        self._fresh |= {
+            name: table.snapshot(np.zeros(1, dtype=np.int64))
+            for name, table in self._tables()
+            if name in (f"model:{detector}", f"calibration:{detector}")
+        }
+        fits = self._fits(f"model:{detector}", past)
+        if fits and past:
             model.restore(slots, past)
-        return slots[:0]
+        return slots[:0] if fits and lane.calibrator is None else slots
 
     def accept(self, machine: str, detector: str | None = None) -> Slots:
         """Take a machine's open alerts (of one detector, or all) for normal: they are learned from now on.
@@ -417,9 +424,12 @@ class Scorer:
             inputs = np.array([topology.columns.index(column) for column in shown], np.int64)
         machines = topology.detectors[name].machines
         binding = Binding(machines) if machines else None
+        trained = name in topology.registry_models
         if topology.calibration is not None:
-            return Lane(name, model, info, self._improbable(), topology.calibration.build(), inputs, binding)
-        return Lane(name, model, info, model.threshold if stated is None else stated, None, inputs, binding)
+            calibrator = topology.calibration.build(info.digest if trained else "")
+            return Lane(name, model, info, self._improbable(), calibrator, inputs, binding, trained)
+        limit = model.threshold if stated is None else stated
+        return Lane(name, model, info, limit, None, inputs, binding, trained)
 
     def _improbable(self) -> float:
         return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)

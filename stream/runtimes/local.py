@@ -261,6 +261,7 @@ class Worker:
             if readings_queue(topology).name in made and saved.position.last_offset >= 0:
                 await self._begin_anew(lane, saved)
             scorer = Scorer(topology, built)
+            del built  # a model that a swap replaces is held by nobody
             watchers: list[Callable[[Scored], None]] = [partial(observe, topology.name)] if observe else []
             if isinstance(lane.store, CapturingStore):
                 watchers.append(lane.store.add)
