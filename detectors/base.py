@@ -24,6 +24,7 @@ __all__ = [
     "Floats",
     "Mask",
     "Model",
+    "ModelUnavailable",
     "Rows",
     "Slots",
     "TrainableDetector",
@@ -114,6 +115,11 @@ class ChoosingModel(Protocol):
     def explain(self, slot: int) -> str:
         """One line: the family taken and the reason, or how long it will go on looking."""
         ...
+
+
+class ModelUnavailable(Exception):
+    """Raised by `score_learn` where a model that runs elsewhere does not answer: these readings get no score of it,
+    and its state is as it was before."""
 
 
 class Detector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,7 +11,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, ExampleModel, Floats, Mask, Model, Rows, Slots
+from detectors.base import (
+    Contributions,
+    ExampleModel,
+    Floats,
+    Mask,
+    Model,
+    ModelUnavailable,
+    Rows,
+    Slots,
+)
 from detectors.calibration import Calibrator
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
@@ -306,7 +315,12 @@ class Ensemble:
         scores, unhealthy = {}, []
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
-            scores[lane.name] = _scored(lane, part, learn)
+            try:
+                scores[lane.name] = _scored(lane, part, learn)
+            except ModelUnavailable:
+                scores[lane.name] = np.full(len(slots), np.nan)
+                unhealthy.append(lane.name)
+                continue
             if not np.isfinite(scores[lane.name]).all():
                 if not careful:
                     raise DetectorFailed(lane.name, "gave a score that is not finite")
@@ -412,6 +426,8 @@ def _scored(lane: Lane, part: Part, learn: Mask) -> Floats:
     slots = part.slots
     try:
         scores = lane.model.score_learn(slots, lane.shown(part.columns), part.batch.times, learn)
+    except ModelUnavailable:
+        raise
     except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
         raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
     if scores.shape != slots.shape:

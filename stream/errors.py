@@ -11,6 +11,7 @@ MmlwError
 ├── ModelError           the registry or a model
 │   ├── ModelNotFound        no such name, version or alias
 │   ├── ModelRejected        found, but not usable: wrong digest, sensors, kind or content
+│   │   └── ForeignModel         no weights of ours: code, which runs only where it is pinned
 │   └── RegistryUnreachable  the registry does not answer
 ├── CheckpointError      the checkpoint file is damaged, or belongs to something else
 │   └── CheckpointFull       the disk is full: reading waits until there is room
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointFull",
     "CommandRefused",
     "ConfigError",
+    "ForeignModel",
     "MmlwError",
     "ModelError",
     "ModelNotFound",
@@ -103,6 +105,10 @@ class ModelNotFound(ModelError):
 
 class ModelRejected(ModelError):
     """The model was found and must not be used: digest, sensors, kind or content do not fit."""
+
+
+class ForeignModel(ModelRejected):
+    """The model was found and holds no weights of ours."""
 
 
 class RegistryUnreachable(ModelError):

@@ -25,6 +25,7 @@ import pandas as pd
 
 from detectors.base import Weights
 from stream.errors import (
+    ForeignModel,
     ModelError,
     ModelNotFound,
     ModelRejected,
@@ -38,6 +39,7 @@ from stream.references import (
     check_names,
     database_of,
     hint,
+    is_digest,
     parse_uri,
 )
 from stream.trial import Scorer, build, example_rows, score
@@ -54,7 +56,7 @@ _DATA = "data"
 _EXAMPLE_FILE = "input_example.json"
 _EXAMPLE_ROWS = 100
 _MAX_DOWNLOAD = MAX_BYTES + 4 * 2**20
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_MAX_FOREIGN = 2**30
 _NO_WEIGHTS = "holds no data-only weights; train and register it with mmlw, pickled models are not loaded"
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
@@ -185,6 +187,29 @@ class Registry:
                 raise ModelRejected(f"{self._label(ref)}: {error}") from error
         return weights
 
+    def fetch(self, uri: str, folder: Path) -> tuple[str, int, Path]:
+        """Download all files of what an address means now, whatever they are; nothing is opened or run.
+
+        Its name and version, and its place in `folder`. Raises ModelNotFound; ModelRejected where it is too large.
+        """
+        wanted = parse_uri(uri)
+        client = self._client()
+        with self._answers():
+            import mlflow.artifacts
+
+            version = wanted.version
+            if wanted.alias is not None:
+                version = self._aliases(client, wanted.name).get(wanted.alias)
+            found = self._version(client, wanted.name, version)
+            source = client.get_model_version_download_uri(found.name, str(found.version))
+            sizes = [item.file_size or 0 for item in _files(mlflow.artifacts, source, self.uri)]
+            if sum(sizes) > _MAX_FOREIGN:
+                raise ModelRejected(f"{source}: {sum(sizes)} bytes; at most {_MAX_FOREIGN}")
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=source, dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
+            )
+        return found.name, int(found.version), Path(place)
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias at a version, for everybody who resolves it from now on.
 
@@ -264,7 +289,7 @@ class Registry:
 
     def _ref(self, version: Any) -> ModelRef:
         if (ref := _listed(version, {}).ref) is None:
-            raise ModelRejected(f"{self.uri}: model {version.name} version {version.version} {_NO_WEIGHTS}")
+            raise ForeignModel(f"{self.uri}: model {version.name} version {version.version} {_NO_WEIGHTS}")
         return ref
 
     def _label(self, ref: ModelRef) -> str:
@@ -383,7 +408,7 @@ def _listed(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
     """MLflow's record of a version in our words; without our tags it has no reference."""
     name, version, tags = found.name, int(found.version), dict(found.tags)
     checksum, kind = tags.get("mmlw.digest", ""), tags.get("mmlw.kind", "")
-    ours = kind and _DIGEST.fullmatch(checksum)
+    ours = kind and is_digest(checksum)
     return ModelVersion(
         version=version,
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == version)),
@@ -400,6 +425,15 @@ def _pages(search: Callable[..., Any], **wanted: Any) -> Iterator[Any]:
     while page.token:
         page = search(page_token=page.token, **wanted)
         yield from page
+
+
+def _files(artifacts: Any, source: str, uri: str) -> Iterator[Any]:
+    """What MLflow lists below an artifact, all the way down."""
+    for item in artifacts.list_artifacts(artifact_uri=source, tracking_uri=uri):
+        if item.is_dir:
+            yield from _files(artifacts, f"{source.rstrip('/')}/{PurePosixPath(item.path).name}", uri)
+        else:
+            yield item
 
 
 def _unless(code: str, call: Callable[..., Any], *args: Any, **settings: Any) -> Any:

@@ -192,7 +192,12 @@ def shelf_of(registry_uri: str | None, data: Path, topologies: tuple[Topology, .
         return None
     from stream.shelf import Shelf
 
-    return Shelf(registry_of(registry_uri, data), data / "models")
+    specs = [spec for topology in topologies for spec in topology.registry_models.values() if spec.trust]
+    pins = {spec.name: spec.pin for spec in specs}
+    if odd := [spec.name for spec in specs if spec.pin != pins[spec.name]]:
+        problem = f"{odd[0]} is pinned in two ways; say the same wherever it is used"
+        raise ConfigError([Problem("trust", problem)])
+    return Shelf(registry_of(registry_uri, data), data / "models", pins)
 
 
 def table_of(file: Path | None, dataset: str | None) -> Table:

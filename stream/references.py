@@ -16,16 +16,19 @@ __all__ = [
     "ModelRef",
     "ModelUri",
     "ModelVersion",
+    "Pin",
     "check_database",
     "check_names",
     "database_of",
     "hint",
+    "is_digest",
     "parse_uri",
 ]
 
 _NAME = re.compile(r"[^\s/:@'\"\\]{1,200}")
 _ALIAS = re.compile(r"(?!latest$|v[0-9]+$)[A-Za-z0-9_-]{1,200}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LISTED = 20
 
 
@@ -59,6 +62,16 @@ class ModelVersion(msgspec.Struct, frozen=True):
     ref: ModelRef | None
 
 
+class Pin(msgspec.Struct, frozen=True):
+    """What a topology says of a model that is code: which contents may run, and how its scores are read."""
+
+    digests: tuple[str, ...]
+    method: str
+    anomalous: str
+    """`high` or `low` scores."""
+    threshold: float | None
+
+
 def parse_uri(uri: str) -> ModelUri:
     """Take a model address apart. Raises ValueError with the two accepted forms.
 
@@ -75,6 +88,11 @@ def parse_uri(uri: str) -> ModelUri:
     if path != uri and _NAME.fullmatch(name) and _VERSION.fullmatch(version):
         return ModelUri(name, version=int(version))
     raise ValueError(f'"{uri}" is not a model address; write models:/NAME@ALIAS or models:/NAME/VERSION')
+
+
+def is_digest(text: str) -> bool:
+    """Whether this is how the content of a model is named: `sha256:` and 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def check_names(name: str, alias: str | None = None) -> None:

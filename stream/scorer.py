@@ -234,7 +234,7 @@ class Scorer:
                     found.put(name, rows[piece], scores, np.full(len(piece), self.lanes[name].threshold))
                 found.put(ensemble.name, rows[piece], decision.decided, decision.thresholds)
                 found.unhealthy += [
-                    (name, machine) for name in decision.unhealthy for machine in batch.machines
+                    (name, batch.machines[i]) for name in decision.unhealthy for i in piece.tolist()
                 ]
                 for event, why in decision.events:
                     i = int(piece[event.index])

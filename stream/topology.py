@@ -21,7 +21,7 @@ from stream.binding import binding_problems
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
 from stream.inputs import expanded, feature_problems
-from stream.references import parse_uri
+from stream.references import Pin, is_digest, parse_uri
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
 from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
 
@@ -195,8 +195,16 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The sensors and features that it is trained on and shown, in this order; none named: all of them."""
     machines: str | tuple[str, ...] = ()
     """The machines that it is trained on and scores, as a pattern (`pump-*`) or several; none named: all of them."""
+    trust: str | tuple[str, ...] = ()
+    """Digests (`sha256:...`) of registered models that are code (pickled, or any that MLflow loads) and may run, in a
+    process of their own. None: only weights that are data."""
+    method: Literal["predict", "decision_function", "score_samples"] = "predict"
+    """What is asked of such a model."""
+    anomalous: Literal["high", "low"] | None = None
+    """Which of its scores are anomalous. They are turned so that high ones are; what is then below 0 counts as 0."""
 
     def __post_init__(self) -> None:
+        force_setattr(self, "trust", (self.trust,) if isinstance(self.trust, str) else tuple(self.trust))
         force_setattr(self, "inputs", tuple(self.inputs))
         refuse(self.check(structs.asdict(self)))
 
@@ -207,6 +215,17 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             parse_uri(settings.get("model", "models:/x/1"))
         except ValueError as error:
             yield f"model: {error}"
+        trust = settings.get("trust", ())
+        for digest in (trust,) if isinstance(trust, str) else trust:
+            if not is_digest(digest):
+                yield f'trust: "{digest}" is not sha256: and 64 hexadecimal digits'
+        if trust and settings.get("anomalous", "") is None:
+            yield "anomalous: say high or low: which scores of the trusted model are anomalous"
+
+    @property
+    def pin(self) -> Pin:
+        """What the shelf must know to run it where it is code."""
+        return Pin(tuple(self.trust), self.method, self.anomalous or "high", self.threshold)
 
     @property
     def name(self) -> str:
@@ -338,6 +357,9 @@ def _calibrated(settings: Settings) -> Iterator[str]:
         for name in ("budget", "probability", "alpha_spending", *(() if decades else ("escalation",))):
             if alert is not None and getattr(alert, name):
                 yield f"alert: {name} needs calibrated scores; add calibration: {{method: evt}}"
+        for name, spec in detectors.items():
+            if isinstance(spec, RegistryModel) and spec.trust and spec.threshold is None:
+                yield f"detectors.{name}: threshold is missing: a trusted model comes without one"
         if combine is not None:
             yield "combine: needs calibrated scores; add calibration: {method: evt}"
     elif "calibration" in settings:

@@ -49,7 +49,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.brokers.rabbitmq_intake",
     },
     "aiormq": {"stream.brokers.rabbitmq"},
-    "mlflow": {"stream.models"},
+    "mlflow": {"stream.models", "stream.outside_child"},
     "starlette": {"stream.http"},
     "uvicorn": {"stream.http"},
     "prometheus_client": {"stream.metrics"},
