@@ -237,7 +237,7 @@ class Checkpoint:
             stored=head.sums.get("state", (0, 0))[0],
             names=[name for (name,) in self._db.execute("SELECT machine FROM state")],
         )
-        for detector, current, previous in tables.rows("models"):
+        for detector, current, previous in tables.rows("models", "WHERE current != 'null'"):
             saved.models[detector] = (json.loads(current), json.loads(previous))
         for command, _, receipt in tables.rows("commands", "ORDER BY at, rowid"):
             saved.commands[command] = json.loads(receipt)

@@ -20,6 +20,7 @@ from stream.captured import add_to as add_captured
 from stream.errors import ConfigError, MmlwError, Problem
 from stream.kinds import add_to as add_kinds
 from stream.letters import add_to as add_letters
+from stream.lineup import add_to as add_lineup
 from stream.options import (
     BrokerOptions,
     broker_options,
@@ -83,6 +84,7 @@ def cli() -> None:
       mmlw check FILE...        every problem of a topology file at once
       mmlw run FILE...          run topologies on RabbitMQ
       mmlw status TOPOLOGY      and swap, rollback, pause, resume, audit: steer a running one
+      mmlw shadow TOPOLOGY      have a model score beside the one that serves; models compare, promote
       mmlw alerts               watch alerts as they come
     """
     log.configure("auto", "warning")  # drivers' own words stay silent; what went wrong is said once, by us
@@ -360,3 +362,4 @@ add_training(cli)
 add_predicting(cli)
 add_kinds(cli)
 add_upkeep(cli)
+add_lineup(cli)

@@ -19,10 +19,24 @@ from stream.readings import epoch_seconds
 from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
-__all__ = ["CLOCK_SKEW", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
+__all__ = ["CLOCK_SKEW", "MODEL_VERBS", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
 
-Verb = Literal["status", "audit", "predict", "swap", "rollback", "pause", "resume", "accept", "train"]
+Verb = Literal[
+    "status",
+    "audit",
+    "predict",
+    "swap",
+    "rollback",
+    "shadow",
+    "promote",
+    "pause",
+    "resume",
+    "accept",
+    "train",
+]
 VERBS: tuple[Verb, ...] = get_args(Verb)
+MODEL_VERBS: tuple[Verb, ...] = ("swap", "rollback", "shadow", "promote")
+"""Verbs about the models of batch detectors."""
 READ_ONLY: tuple[Verb, ...] = ("status", "audit", "predict")
 """Verbs that change nothing: they need neither a time nor an order."""
 CLOCK_SKEW = 60.0
@@ -35,9 +49,11 @@ _LARGEST = 16_384
 _LARGEST_WITH_DATA = 8_388_608
 """Bytes of the body of a verb that brings readings along."""
 _TAKES = {
-    "model": ("swap", "predict"),
-    "digest": ("swap",),
+    "model": ("swap", "shadow", "predict"),
+    "digest": ("swap", "shadow"),
     "machine": ("accept",),
+    "stop": ("shadow",),
+    "force": ("promote",),
     "alias": ("train",),
     "source": ("train",),
     "options": ("train",),
@@ -67,9 +83,13 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine: str | None = None
     """accept: the machine whose open alert is normal from now on, and is learned."""
     model: str | None = None
-    """swap: `models:/name@alias`, or `models:/name/version`."""
+    """swap, shadow: `models:/name@alias`, or `models:/name/version`."""
     digest: str | None = None
-    """swap: the content that the model must have, `sha256:…`."""
+    """swap, shadow: the content that the model must have, `sha256:…`."""
+    stop: bool = False
+    """shadow: end the one that runs."""
+    force: bool = False
+    """promote: whatever `promote_when` says; it stands in the audit."""
     source: TrainingSource | None = None
     """train: the readings, `{"stream": {"from": …, "to": …}}`, `{"capture": PATH}` or `{"frame": {COLUMN: […]}}`."""
     alias: str | None = None
@@ -91,6 +111,8 @@ class Asked:
     via: Literal["broker", "http"] = "broker"
     id: str | None = None
     """The id of a command that brings none."""
+    note: str | None = None
+    """Why, for the audit: of what the topology's own rules ask for."""
 
     @property
     def digest(self) -> str:
@@ -172,7 +194,7 @@ class Docket:
     def term(self, asked: Asked, command: Command, now: float) -> Term:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
         for field, verbs in _TAKES.items():
-            if asked.verb not in verbs and getattr(command, field) is not None:
+            if asked.verb not in verbs and getattr(command, field) not in (None, False):
                 raise CommandRefused(f'{asked.verb} takes no "{field}"')
         if command.issued is not None:
             try:

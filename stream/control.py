@@ -19,7 +19,7 @@ from stream import log
 from stream.audit import Audit, Line
 from stream.brokers.base import Broker, Delivery, Intake, Message, Queue
 from stream.clock import SYSTEM_CLOCK, Clock
-from stream.commands import CLOCK_SKEW, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
+from stream.commands import CLOCK_SKEW, MODEL_VERBS, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
 from stream.engine import Engine
 from stream.errors import (
     BrokerError,
@@ -45,6 +45,8 @@ _PREFETCH = 4
 """Commands held at a time: a body may be as large as the broker allows."""
 _WAITING = 16
 """Commands that may wait over HTTP."""
+_WATCH = 0.2
+"""Seconds between two looks at whether a swap is to be taken back."""
 _PACE = 0.002
 """Seconds given to the readings for each command of a flood."""
 _REPLIES = ("mmlw.reply.", "amq.rabbitmq.reply-to.")
@@ -97,6 +99,7 @@ class Control:
             async with self._tasks as tasks:
                 tasks.create_task(self._serve_broker(intake))
                 tasks.create_task(self._serve_asked())
+                tasks.create_task(self._serve_verdicts())
         finally:
             self._ended = True
             for answer in self._answers:
@@ -133,6 +136,34 @@ class Control:
         while True:
             asked, answer = await self._asked.get()
             await self._serve(asked, partial(_tell, answer))
+
+    async def _serve_verdicts(self) -> None:
+        """Take swaps back that the topology's own rule condemns; as a command, so that it is audited like any."""
+        beside, tried = self._engine.scorer.beside, set[str]()
+        while True:
+            for detector, verdict in beside.verdicts().items():
+                swapped = self._verbs.serving(detector)
+                name = f"rollback_when-{detector}-{swapped.version}-{self._engine.position.next_offset}"
+                if f"{detector}-{swapped.version}" in tried:
+                    continue
+                tried.add(f"{detector}-{swapped.version}")
+                body = msgspec.json.encode({"id": name, "detector": detector, "issued": self._clock.now()})
+                asked = Asked("rollback", body, "rollback_when", "http", name, verdict)
+                await self._serve(asked, partial(self._told, detector, verdict))
+            tried &= {f"{name}-{self._verbs.serving(name).version}" for name in beside.verdicts()}
+            await asyncio.sleep(_WATCH)
+
+    async def _told(self, detector: str, verdict: str, receipt: Receipt | None) -> None:
+        applied = receipt is not None and receipt["status"] == "applied"
+        if applied:
+            self._metrics.rolled_back(detector)
+        log.get().warning(
+            "swap_taken_back" if applied else "swap_not_taken_back",
+            topology=self._topology.name,
+            detector=detector,
+            cause=verdict,
+            reason=receipt and receipt.get("reason"),
+        )
 
     async def _serve(self, asked: Asked, answer: Answer) -> None:
         """What became of a command is written down before anybody is told: it is not taken back after a crash.
@@ -184,6 +215,8 @@ class Control:
         None where a stranger has sent too many: then nobody is answered.
         """
         receipt: Receipt = {"command": None, "verb": asked.verb, "topology": self._topology.name}
+        if asked.note is not None:
+            receipt["note"] = asked.note
         try:
             command, name = self._docket.admit(asked)
             receipt["command"] = name
@@ -206,7 +239,7 @@ class Control:
     async def _refuse(self, asked: Asked, receipt: Receipt, reason: str) -> Receipt | None:
         receipt |= {"status": "refused", "reason": reason}
         name = receipt["command"]
-        if name is not None and asked.verb in ("swap", "rollback"):  # a stranger is not told what serves
+        if name is not None and asked.verb in MODEL_VERBS:  # a stranger is not told what serves
             self._verbs.refused(receipt)
         listed = self._audit.add(self._audit.line(asked, name, "refused", reason), always=name is not None)
         if name is not None:  # an operator's
@@ -249,11 +282,13 @@ class Control:
             status = "applied" if prepared.work is None else "running"
             receipt.update(status=status, issued=term.issued, by=asked.by, body=asked.digest)
             changes.commands = {receipt["command"]: dict(receipt)}
-            lines.extend(self._audit.take(self._audit.line(asked, receipt["command"], status)))
+            lines.extend(
+                self._audit.take(self._audit.line(asked, receipt["command"], status, receipt.get("note")))
+            )
             changes.audit = lines
             return changes
 
-        learned = asked.verb in ("swap", "rollback", "accept")
+        learned = asked.verb in (*MODEL_VERBS, "accept")
         pause = await self._engine.between_batches(act, settled=learned)
         self._audit.written(lines)
         self._docket.applied(dict(receipt))
@@ -261,6 +296,8 @@ class Control:
         if prepared.work is not None:
             self._begun[receipt["command"]] = prepared.work
         receipt["pause_s"] = round(pause, 4)
+        if prepared.after is not None:
+            await prepared.after()
 
     async def _looked_up(self, verb: str, command: Command) -> Receipt:
         if verb == "predict":

@@ -65,6 +65,8 @@ class Swap:
     info: ModelInfo
     reference: dict[str, Any]
     previous: dict[str, Any] | None
+    back: bool = False
+    """To a model that was there before: it is not watched."""
 
 
 class Poison(Exception):
@@ -214,7 +216,12 @@ class Engine:
 
     def apply(self, swap: Swap) -> Changes:
         """Put a prepared model in place (an act for `between_batches`)."""
-        self.ledger.touch(self.scorer.swap(swap.detector, swap.model, swap.info))
+        shadow = self.scorer.beside.shadows.get(swap.detector)
+        if shadow is not None and shadow.lane.model is swap.model:
+            self.ledger.touch(self.scorer.promote(swap.detector))
+        else:
+            changed = self.scorer.swap(swap.detector, swap.model, swap.info, back=swap.back)
+            self.ledger.touch(changed)
         self._metrics.active_model(swap.detector, *_labels(swap.info))
         return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})
 
@@ -294,6 +301,7 @@ class Engine:
             scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
             if len(fresh) == 1 and not self.ledger.messages:
+                self.scorer.beside.failed(error.detector)
                 await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
             self._suspects.detector_failed(self.ledger.messages + len(fresh))
             raise Poison(str(error)) from error
@@ -301,12 +309,23 @@ class Engine:
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
+        self._look_beside(scored)
         self._enter(fresh, batch, scored, refused, origins, twice)
         for observe in self._observers:
             observe(scored)
         await asyncio.sleep(0)
         if careful or trying is not None:
             await self._settle(intake)
+
+    def _look_beside(self, scored: Scored) -> None:
+        """Have the shadows score what is decided and published already."""
+        beside = self.scorer.beside
+        beside.observe(scored)
+        for detector, cause in beside.take_dropped():
+            self._metrics.shadow_dropped(detector)
+            log.get().warning(
+                "shadow_dropped", topology=self.topology.name, detector=detector, cause=cause[:300]
+            )
 
     def _enter(
         self,
@@ -495,6 +514,12 @@ class Engine:
         for name, count in self.scorer.warming().items():
             self._metrics.warming(name, count)
         self._metrics.sick(self.scorer.sick())
+        for name in self.topology.registry_models:
+            shadow = self.scorer.beside.shadows.get(name)
+            if shadow is None:
+                self._metrics.compared(name, None, None)
+            else:
+                self._metrics.compared(name, shadow.lane.info.version, shadow.comparison.total)
 
 
 def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +74,9 @@ class Lane:
     """Which machines it scores, None: all."""
     trained: bool = False
     """Whether the model was trained before: its own threshold holds while a key's calibration warms up."""
+
+    seconds: float = 0.0
+    """What its model took, added up until somebody takes it away."""
 
     def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> Floats:
         """What decides, of scores (n,) and the limits (n,) that it is held against.
@@ -424,12 +428,15 @@ class Ensemble:
 
 def _scored(lane: Lane, part: Part, learn: Mask) -> Floats:
     slots = part.slots
+    started = perf_counter()
     try:
         scores = lane.model.score_learn(slots, lane.shown(part.columns), part.batch.times, learn)
     except ModelUnavailable:
         raise
     except Exception as error:  # a detector may be anybody's: whatever it raises is its failure
         raise DetectorFailed(lane.name, f"{type(error).__name__}: {error}") from error
+    finally:
+        lane.seconds += perf_counter() - started
     if scores.shape != slots.shape:
         raise DetectorFailed(lane.name, f"gave {scores.shape} scores for {slots.shape} readings")
     return scores

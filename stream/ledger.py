@@ -108,6 +108,7 @@ class Ledger:
             changes = Changes(self.processed)
         self.processed = changes.position
         changes.replays = tuple(self._replays)
+        changes.models = {**self._scorer.beside.rows(), **changes.models}
         before = self._clock.monotonic()
         sizes: list[int] = []
         try:

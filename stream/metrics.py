@@ -20,6 +20,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from detectors.health import Ailment
+from stream.agreement import Tally
 
 __all__ = ["CONTENT_TYPE", "Cause", "Metrics", "Policy", "Reason", "TopologyMetrics"]
 
@@ -57,6 +58,19 @@ Policy = Literal["replayed", "returned", "duplicate", "late"]
 Cause = Literal["broker", "stalled", "checkpoint", "registry", "detector"]
 """What made a topology start anew from its checkpoint; `stalled`: connected, but nothing was delivered."""
 
+_VERBS = (
+    "status",
+    "audit",
+    "predict",
+    "swap",
+    "rollback",
+    "shadow",
+    "promote",
+    "pause",
+    "resume",
+    "accept",
+    "train",
+)
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
@@ -207,6 +221,57 @@ class Metrics:
         self.capture_dropped = counter(
             "mmlw_capture_dropped_total", "Readings processed that could not be captured.", "topology"
         )
+        self.shadow_version = gauge(
+            "mmlw_shadow_version",
+            "Version of the model that runs as a shadow; 0: none.",
+            "topology",
+            "detector",
+        )
+        self.shadow_readings = gauge(
+            "mmlw_shadow_readings",
+            "Readings compared since the shadow began, by who called them anomalous.",
+            "topology",
+            "detector",
+            "anomalous",
+        )
+        self.shadow_agreement = gauge(
+            "mmlw_shadow_agreement",
+            "Share of readings that champion and shadow judge alike, 0 to 1.",
+            "topology",
+            "detector",
+        )
+        self.shadow_kappa = gauge(
+            "mmlw_shadow_kappa", "Cohen's kappa: agreement beyond chance.", "topology", "detector"
+        )
+        self.shadow_drift = gauge(
+            "mmlw_shadow_drift",
+            "Largest distance between the distributions of both scores, 0 to 1.",
+            "topology",
+            "detector",
+        )
+        self.shadow_alerts = gauge(
+            "mmlw_shadow_alerts",
+            "Alerts opened since the shadow began; the shadow's were not sent.",
+            "topology",
+            "detector",
+            "model",
+        )
+        self.shadow_seconds = gauge(
+            "mmlw_shadow_reading_seconds",
+            "Mean time of a model for a reading since the shadow began.",
+            "topology",
+            "detector",
+            "model",
+        )
+        self.shadows_dropped = counter(
+            "mmlw_shadows_dropped_total", "Shadows that failed and were ended.", "topology", "detector"
+        )
+        self.rollbacks = counter(
+            "mmlw_automatic_rollbacks_total",
+            "Swaps taken back by the topology's own rule (rollback_when).",
+            "topology",
+            "detector",
+        )
         self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
         self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
         self.restarts = counter(
@@ -283,18 +348,10 @@ class TopologyMetrics:
         for detector in detectors:
             for status in ("applied", "refused"):
                 metrics.swaps.labels(topology, detector, status)
-        for verb in (
-            "status",
-            "audit",
-            "predict",
-            "swap",
-            "rollback",
-            "pause",
-            "resume",
-            "accept",
-            "train",
-            "unknown",
-        ):
+            metrics.shadows_dropped.labels(topology, detector)
+            metrics.rollbacks.labels(topology, detector)
+            self.compared(detector, None, None)
+        for verb in (*_VERBS, "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
         for cause in get_args(Cause):
@@ -350,6 +407,34 @@ class TopologyMetrics:
             self._metrics.model.remove(*old)
         self._metrics.model.labels(*labels).set(1)
         self._models[detector] = labels
+
+    def compared(self, detector: str, version: str | None, tally: Tally | None) -> None:
+        """Set how a shadow of this version compares with its champion; None where there is none."""
+        metrics, labels, found = self._metrics, (self._topology, detector), tally or Tally()
+        metrics.shadow_version.labels(*labels).set(int(version or 0) if (version or "0").isdecimal() else 0)
+        metrics.shadow_agreement.labels(*labels).set(found.agreement)
+        metrics.shadow_kappa.labels(*labels).set(found.kappa)
+        metrics.shadow_drift.labels(*labels).set(found.drift)
+        counts = {
+            "both": found.both,
+            "neither": found.neither,
+            "champion": found.champion_only,
+            "shadow": found.shadow_only,
+            "unscored": found.unscored,
+        }
+        for who, count in counts.items():
+            metrics.shadow_readings.labels(*labels, who).set(count)
+        for name, side in (("champion", found.champion), ("shadow", found.shadow)):
+            metrics.shadow_alerts.labels(*labels, name).set(side.alerts)
+            metrics.shadow_seconds.labels(*labels, name).set(side.seconds / max(found.readings, 1))
+
+    def shadow_dropped(self, detector: str) -> None:
+        """Count a shadow that failed."""
+        self._metrics.shadows_dropped.labels(self._topology, detector).inc()
+
+    def rolled_back(self, detector: str) -> None:
+        """Count a swap that the topology's rule took back."""
+        self._metrics.rollbacks.labels(self._topology, detector).inc()
 
     def swapped(self, detector: str, status: str) -> None:
         """Count a swap by outcome, `applied` or `refused`."""

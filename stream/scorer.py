@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ from detectors.census import Census
 from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.health import Ailment
 from detectors.rates import Rates
-from stream.alerting import Event
+from stream.alerting import Event, EventKind
 from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
@@ -32,6 +33,7 @@ from stream.reasons import sentence
 from stream.residents import Residents
 from stream.rules import COMBINED
 from stream.settings import epoch
+from stream.shadows import Beside
 from stream.topology import HEALTH, RegistryModel, Topology
 
 __all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
@@ -57,6 +59,8 @@ class _Found:
     alerts: list[tuple[int, int, Alert]] = field(default_factory=list)
     unhealthy: list[tuple[str, str]] = field(default_factory=list)
     days: float = 0.0
+    parts: list[tuple[NDArray[np.int64], Part]] = field(default_factory=list)
+    opened: dict[str, list[int]] = field(default_factory=dict)
 
     def put(self, name: str, rows: NDArray[np.int64], scores: Floats, thresholds: Floats) -> None:
         """Enter a piece."""
@@ -91,6 +95,10 @@ class Scored:
     """Readings without effect: index of the message, and the policy."""
     unhealthy: Sequence[tuple[str, str]] = ()
     """Detector and machine where a score was not finite and the state before it was put back."""
+    opened: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The rows that opened an alert, by what decides."""
+    parts: Sequence[tuple[NDArray[np.int64], Part]] = ()
+    """The readings as they were judged, by their rows; only where something runs beside."""
 
 
 def online_info(recipe: Detector) -> ModelInfo:
@@ -117,6 +125,7 @@ class Scorer:
         self.residents = Residents()
         self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
         self._ensembles = self._decide_by()
+        self.beside = Beside(topology, self.lanes, self._lane, self._ensemble)
         self.kin = Kin(topology.learning.start_from, self.residents, max(self.warmups().values()))
         self._rates = Rates()
         self._census = Census() if topology.alert.shares_budget else None
@@ -213,6 +222,8 @@ class Scorer:
             refused,
             dropped,
             found.unhealthy,
+            found.opened,
+            found.parts,
         )
 
     def _score_part(
@@ -228,6 +239,8 @@ class Scorer:
         """Judge readings that are these rows of the batch."""
         part, seconds = self._part(batch, columns, slots, offsets)
         found.days += seconds / _DAY
+        if self.beside.busy:
+            found.parts.append((rows, part))
         for order, ensemble in enumerate(self._ensembles.values()):
             for piece, decision in ensemble.judge(part, careful=careful):
                 for name, scores in decision.scores.items():
@@ -238,6 +251,8 @@ class Scorer:
                 ]
                 for event, why in decision.events:
                     i = int(piece[event.index])
+                    if event.kind is EventKind.OPENED:
+                        found.opened.setdefault(ensemble.name, []).append(int(rows[i]))
                     score = float(decision.decided[event.index])
                     alert = self._alert(ensemble, decision.info, event, why, part, i, score)
                     found.alerts.append((int(rows[i]), order, alert))
@@ -295,7 +310,31 @@ class Scorer:
                 if rows := table.snapshot(there):
                     table.restore(here, rows)
 
-    def swap(self, detector: str, model: Model, info: ModelInfo) -> Slots:
+    def shadow(self, detector: str, *args: Any, **settings: Any) -> Slots:
+        """Have a model run beside the detector's; see `Beside.begin`. It begins with the alerts that are open now.
+
+        The slots (n,) that have state of it."""
+        self.beside.begin(detector, *args, **settings)
+        shadow = self.beside.shadows[detector]
+        for name, table in shadow.tables():
+            self._fresh[name] = table.snapshot(np.zeros(1, dtype=np.int64))
+        slots = self.residents.occupied
+        shadow.ensemble.alerts.restore(slots, self._ensembles[shadow.ensemble.name].alerts.snapshot(slots))
+        return slots
+
+    def promote(self, detector: str) -> Slots:
+        """Put the detector's shadow in its place, with the state and calibration that it has. Slots as `swap`."""
+        lane, shadow = self.lanes[detector], self.beside.shadows[detector]
+        for name, _ in shadow.tables():
+            if (own := name.split(":", 3)[3]) in (f"model:{detector}", f"calibration:{detector}"):
+                self._fresh[own] = self._fresh[name]
+        lane.model, lane.info, lane.threshold = shadow.lane.model, shadow.lane.info, shadow.lane.threshold
+        lane.calibrator = shadow.lane.calibrator
+        self.beside.end(detector)
+        self.beside.swapped(detector, back=False)
+        return self.residents.occupied
+
+    def swap(self, detector: str, model: Model, info: ModelInfo, *, back: bool = False) -> Slots:
         """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
         where both models have the same arrays for it; a calibration starts anew, for it knows the other's scores. The
         slots (n,) whose state became another: all, or none."""
@@ -305,11 +344,10 @@ class Scorer:
         if lane.info.digest != info.digest:
             lane.calibrator = fresh.calibrator
         lane.model, lane.info, lane.threshold = model, info, fresh.threshold
-        self._fresh |= {
-            name: table.snapshot(np.zeros(1, dtype=np.int64))
-            for name, table in self._tables()
-            if name in (f"model:{detector}", f"calibration:{detector}")
-        }
+        self.beside.swapped(detector, back=back)
+        for name, table in self._tables():
+            if name in (f"model:{detector}", f"calibration:{detector}"):
+                self._fresh[name] = table.snapshot(np.zeros(1, dtype=np.int64))
         fits = self._fits(f"model:{detector}", past)
         if fits and past:
             model.restore(slots, past)
@@ -415,6 +453,7 @@ class Scorer:
         yield "kin", self.kin
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
+        yield from self.beside.tables()
 
     def _lane(self, name: str, model: Model, info: ModelInfo) -> Lane:
         """A detector with what makes a probability of its scores, where they are calibrated."""
@@ -436,21 +475,26 @@ class Scorer:
 
     def _decide_by(self) -> dict[str, Ensemble]:
         """Each detector for itself, or all together."""
+        if self._topology.combine is None or self._topology.calibration is None:
+            return {name: self._ensemble(name, [lane]) for name, lane in self.lanes.items()}
+        return {COMBINED: self._ensemble(COMBINED, list(self.lanes.values()))}
+
+    def _ensemble(self, name: str, lanes: Sequence[Lane], further: int = 0) -> Ensemble:
+        """What decides over these lanes, which are shown so many columns besides the topology's."""
         topology = self._topology
-        floors = np.zeros(len(topology.columns))
+        floors = np.zeros(len(topology.columns) + further)
         floors[: len(self._names)] = [sensor.min_deviation for sensor in topology.source.sensors]
         common = (topology.alert, topology.learning, floors)
         if topology.combine is None or topology.calibration is None:
-            return {name: Ensemble(name, [lane], *common) for name, lane in self.lanes.items()}
-        together = Ensemble(
-            COMBINED,
-            list(self.lanes.values()),
+            return Ensemble(name, lanes, *common)
+        return Ensemble(
+            name,
+            lanes,
             *common,
             combination=topology.combine,
             threshold=self._improbable(),
             calibrator=topology.calibration.build() if topology.combine.calibrate else None,
         )
-        return {COMBINED: together}
 
     def _arrive(
         self, batch: Batch, slots: Slots, offsets: NDArray[np.int64], replayed: Collection[int]

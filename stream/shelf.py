@@ -56,6 +56,10 @@ class Shelf:
             )
         return OutsideModel(place, pin, sensors)
 
+    def point(self, ref: ModelRef, alias: str) -> None:
+        """Have the registry's alias mean this version. Raises ModelError."""
+        self.registry.set_alias(ref.name, alias, ref.version)
+
     def _pinned(self, uri: str, refusal: ForeignModel) -> ModelRef:
         """The reference of a model that is code, laid on the shelf. Raises ModelRejected unless it is pinned."""
         self._folder.mkdir(parents=True, exist_ok=True)

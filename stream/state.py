@@ -55,8 +55,11 @@ class Changes:
     position: StreamPosition
     machines: Sequence[str] = ()
     components: Mapping[str, Rows] = field(default_factory=dict)
-    models: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]] = field(default_factory=dict)
-    """Detector -> (current, previous) model reference, where a swap changed it."""
+    models: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = field(
+        default_factory=dict
+    )
+    """Detector -> (current, previous) model reference, where a swap changed it; and what `Beside.rows` tells of
+    shadows and probations."""
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Command id -> receipt, of commands carried out."""
     audit: Sequence[Mapping[str, Any]] = ()
@@ -82,6 +85,7 @@ class Saved:
     names: Sequence[str] = ()
     """The names of all of them."""
     models: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = field(default_factory=dict)
+    """As in `Changes`, without shadows that have ended."""
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: Sequence[Mapping[str, Any]] = ()
     """The last lines, oldest first."""

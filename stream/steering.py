@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -45,7 +45,13 @@ _COMMANDS: list[click.Command] = []
 
 
 def _steering(
-    verb: str, text: str, *, detector: bool = False, model: bool = False, machine: bool = False
+    verb: str,
+    text: str,
+    *,
+    detector: bool = False,
+    model: Literal["needed", "optional"] | None = None,
+    machine: bool = False,
+    flag: tuple[str, str] | None = None,
 ) -> None:
     """Add one of the commands that steer a running topology."""
 
@@ -96,7 +102,9 @@ def _steering(
         wrapped = click.option("--digest", help="Refuse any other content: sha256:... as mmlw train tells.")(
             wrapped
         )
-        wrapped = click.argument("model")(wrapped)
+        wrapped = click.argument("model", required=model == "needed")(wrapped)
+    if flag:
+        wrapped = click.option(f"--{flag[0]}", is_flag=True, help=flag[1])(wrapped)
     if machine:
         wrapped = click.option("--detector", help="Whose alert.  [default: all of the machine's]")(wrapped)
         wrapped = click.argument("machine")(wrapped)
@@ -113,7 +121,23 @@ _steering(
     "Swap a batch model while readings flow.\n\n"
     "MODEL is models:/NAME@ALIAS or models:/NAME/VERSION. The receipt names the first offset scored by it.",
     detector=True,
-    model=True,
+    model="needed",
+)
+_steering(
+    "shadow",
+    "Have a model score beside the one that serves.\n\n"
+    "MODEL is models:/NAME@ALIAS or models:/NAME/VERSION. It alerts nowhere; mmlw models compare tells how it does.",
+    detector=True,
+    model="optional",
+    flag=("stop", "End the shadow that runs."),
+)
+_steering(
+    "promote",
+    "Put a detector's shadow in its model's place.\n\n"
+    "Refused, with the figures, where it has not shown what the topology asks for (promote_when). Moves the alias "
+    "that the topology names.",
+    detector=True,
+    flag=("force", "Whatever promote_when says; it stands in the audit."),
 )
 _steering(
     "audit",

@@ -20,6 +20,7 @@ from detectors.registry import ONLINE
 from stream.binding import binding_problems
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
+from stream.gates import PromoteWhen, RollbackWhen
 from stream.inputs import expanded, feature_problems
 from stream.references import Pin, is_digest, parse_uri
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
@@ -195,6 +196,10 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The sensors and features that it is trained on and shown, in this order; none named: all of them."""
     machines: str | tuple[str, ...] = ()
     """The machines that it is trained on and scores, as a pattern (`pump-*`) or several; none named: all of them."""
+    promote_when: PromoteWhen | None = None
+    """What a shadow must have shown before it may take this place; None: `promote` is enough."""
+    rollback_when: RollbackWhen | None = None
+    """When the model before takes over again by itself."""
     trust: str | tuple[str, ...] = ()
     """Digests (`sha256:...`) of registered models that are code (pickled, or any that MLflow loads) and may run, in a
     process of their own. None: only weights that are data."""

@@ -203,6 +203,7 @@ def _summary(path: Path, copied: Checkpoint, saved: Saved, *, running: bool) -> 
         "models": {
             name: {"current": _model(current), "previous": _model(previous)}
             for name, (current, previous) in saved.models.items()
+            if ":" not in name  # not of what runs beside
         },
         "commands_carried_out": len(saved.commands),
         "last_commands": [

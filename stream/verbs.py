@@ -15,10 +15,11 @@ from stream import log
 from stream.clock import Clock
 from stream.commands import Command, Receipt
 from stream.engine import Engine, Swap
-from stream.errors import CommandRefused
+from stream.errors import CommandRefused, ModelError
 from stream.metrics import TopologyMetrics
 from stream.predicting import Prediction, alone, copied_scorer, predict, rows_of
 from stream.references import ModelRef, check_names, parse_uri
+from stream.shadows import Shadow
 from stream.shelf import Shelf, info_of
 from stream.state import Changes
 from stream.topology import HEALTH, Topology
@@ -46,6 +47,8 @@ class Prepared:
     done: Callable[[], None] = lambda: None
     work: Callable[[Told], Awaitable[Receipt]] | None = None
     """What goes on after it, for long: gives what is added to the receipt."""
+    after: Callable[[], Awaitable[None]] | None = None
+    """What is still to be done then, off the path; it may add to the receipt."""
 
 
 class Verbs:
@@ -85,6 +88,9 @@ class Verbs:
             "alerts_open": engine.scorer.open_alerts(),
             "sick": {ailment: count for ailment, count in engine.scorer.sick().items() if count},
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
+            "shadows": {
+                name: self._compared(shadow) for name, shadow in engine.scorer.beside.shadows.items()
+            },
         }
 
     async def predict(self, command: Command) -> Receipt:
@@ -125,6 +131,10 @@ class Verbs:
         receipt["detector"] = detector = self._detector(command)
         if verb == "train":
             return self._training(command, detector)
+        if verb == "shadow" and command.stop:
+            return self._stopped(detector, command)
+        if verb == "promote":
+            return self._promoted(receipt, detector, force=command.force)
         started = self._clock.monotonic()
         if self._shelf is None:
             raise CommandRefused("this worker runs without a model registry")
@@ -132,7 +142,9 @@ class Verbs:
         # Prepared off the path: downloaded, verified, built and probed while the old model goes on scoring.
         model = await asyncio.to_thread(self._shelf.model, ref, self._topology.inputs(detector))
         receipt["prepared_s"] = round(self._clock.monotonic() - started, 4)
-        return self._swap(receipt, detector, ref, model)
+        if verb == "shadow":
+            return self._shadowed(receipt, detector, ref, model)
+        return self._swap(receipt, detector, ref, model, back=verb == "rollback")
 
     def _accepted(self, command: Command, receipt: Receipt) -> Prepared:
         machine, detector = command.machine, command.detector
@@ -169,8 +181,12 @@ class Verbs:
             lambda: Changes(self._engine.position), done=begun, work=partial(trainer.train, training)
         )
 
+    def serving(self, detector: str) -> ModelRef:
+        """The registered version that scores now."""
+        return self._models[detector].current
+
     def refused(self, receipt: Receipt) -> None:
-        """A swap or rollback was refused: count it, and say what goes on scoring."""
+        """A swap, a rollback or the like was refused: count it, and say what goes on scoring."""
         for detector in self._models.keys() & {receipt.get("detector")}:
             self._metrics.swapped(detector, "refused")
         receipt["serving"] = {name: _public(item.current) for name, item in self._models.items()}
@@ -182,7 +198,8 @@ class Verbs:
                 raise CommandRefused(f'"{detector}" has no earlier model to go back to')
             return previous
         if command.model is None:
-            raise CommandRefused('swap needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION')
+            needs = f'{verb} needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION'
+            raise CommandRefused(needs)
         ref = await self._resolved(command.model)
         if ref.name != (wanted := self._topology.registry_models[detector].name):
             raise CommandRefused(f'"{detector}" takes versions of "{wanted}", not of "{ref.name}"')
@@ -190,12 +207,86 @@ class Verbs:
             raise CommandRefused(f"{ref.uri} has the digest {ref.digest}, not the one that the command names")
         return ref
 
-    def _swap(self, receipt: Receipt, detector: str, ref: ModelRef, model: Model) -> Prepared:
+    def _shadowed(self, receipt: Receipt, detector: str, ref: ModelRef, model: Model) -> Prepared:
+        declared = self._topology.registry_models[detector].model
+        receipt |= {"model": _public(ref), "champion": _public(self._models[detector].current)}
+
+        def act() -> Changes:
+            first = self._engine.position.next_offset
+            receipt["partitions"] = {"0": {"first_offset": first}}
+            identity = f"{ref.digest[-8:]}-{first}"
+            settings = {"reference": reference(ref, declared), "identity": identity}
+            slots = self._engine.scorer.shadow(detector, model, info_of(ref), **settings)
+            self._engine.ledger.touch(slots)
+            return Changes(self._engine.position)
+
+        return Prepared(act)
+
+    def _stopped(self, detector: str, command: Command) -> Prepared:
+        if command.model is not None:
+            raise CommandRefused('shadow takes either "model" or "stop"')
+        beside = self._engine.scorer.beside
+
+        def act() -> Changes:
+            if detector not in beside.shadows:
+                raise CommandRefused(f'"{detector}" has no shadow')
+            beside.end(detector)
+            return Changes(self._engine.position)
+
+        return Prepared(act)
+
+    def _promoted(self, receipt: Receipt, detector: str, *, force: bool) -> Prepared:
+        """The shadow takes its champion's place, if it has shown what the topology asks for."""
+        shadow = self._engine.scorer.beside.shadows.get(detector)
+        if shadow is None:
+            raise CommandRefused(f'"{detector}" has no shadow to promote: start one with the command shadow')
+        spec = self._topology.registry_models[detector]
+        plain = {key: value for key, value in shadow.reference.items() if key != "declared"}
+        ref = msgspec.convert(plain, ModelRef)
+        receipt["prepared_s"] = 0.0
+        prepared = self._swap(receipt, detector, ref, shadow.lane.model)
+
+        def act() -> Changes:
+            if self._engine.scorer.beside.shadows.get(detector) is not shadow:
+                raise CommandRefused(f'the shadow of "{detector}" is not there any more')
+            gate, compared = spec.promote_when, shadow.comparison
+            shown = compared.total if gate is None else compared.window
+            receipt["compared"] = None if shown is None else shown.figures()
+            if gate is not None and (unmet := gate.unmet(compared.window)):
+                if not force:
+                    raise CommandRefused(f"promote_when is not met: {'; '.join(unmet)}")
+                receipt["note"] = f"forced: {'; '.join(unmet)}"
+            return prepared.act()
+
+        async def after() -> None:
+            if spec.alias is not None and self._shelf is not None:
+                try:
+                    await asyncio.to_thread(self._shelf.point, ref, spec.alias)
+                    receipt["alias"] = f"models:/{ref.name}@{spec.alias}"
+                except ModelError as error:
+                    receipt["alias"] = f"not moved: {error}"
+
+        return Prepared(act, prepared.done, after)
+
+    def _compared(self, shadow: Shadow) -> dict[str, Any]:
+        """A shadow beside its champion, in figures."""
+        gate, compared = self._topology.registry_models[shadow.detector].promote_when, shadow.comparison
+        return {
+            "model": msgspec.to_builtins(shadow.lane.info),
+            "champion": _public(self._models[shadow.detector].current),
+            **compared.total.figures(),
+            "window": None if compared.window is None else compared.window.figures(),
+            "unmet": [] if gate is None else gate.unmet(compared.window),
+        }
+
+    def _swap(
+        self, receipt: Receipt, detector: str, ref: ModelRef, model: Model, *, back: bool = False
+    ) -> Prepared:
         history, declared = self._models[detector], self._topology.registry_models[detector].model
         before = history.current
         earlier = history.previous if ref == before else before  # to swap to what serves keeps the way back
         previous = None if earlier is None else reference(earlier, declared)
-        swap = Swap(detector, model, info_of(ref), reference(ref, declared), previous)
+        swap = Swap(detector, model, info_of(ref), reference(ref, declared), previous, back)
         receipt |= {"model": _public(ref), "replaced": _public(before)}
 
         def act() -> Changes:

@@ -106,6 +106,10 @@ class ScaleShelf:
         name = "other" if version == 80 else "scale"
         return ModelRef(name, version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")
 
+    def point(self, ref: ModelRef, alias: str) -> None:
+        if alias == "champion":
+            self.alias = ref.version
+
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         if ref.version == 66:
             raise ZeroDivisionError("ZeroDivisionError: sabotage")

@@ -148,6 +148,38 @@ def panels() -> Iterator[Any]:
     yield graph("Swaps", "In five minutes.", grown("mmlw_swaps_total", "detector", "status"), width=6)
     yield graph("Commands", "In five minutes.", grown("mmlw_commands_total", "verb", "status"), width=6)
 
+    yield board.Row("Shadows")
+    yield graph("Shadow's version", "0: none runs.", total("mmlw_shadow_version", "detector"))
+    yield graph(
+        "Agreement, drift",
+        "Share of readings judged alike, Cohen's kappa, and the distance between the distributions of scores.",
+        total("mmlw_shadow_agreement", "detector", name="agreement"),
+        total("mmlw_shadow_kappa", "detector", name="kappa"),
+        total("mmlw_shadow_drift", "detector", name="drift"),
+    )
+    yield graph(
+        "Readings by who calls them anomalous",
+        "Since the shadow began.",
+        total("mmlw_shadow_readings", "detector", "anomalous"),
+    )
+    yield graph(
+        "Alerts beside each other",
+        "Opened since the shadow began; the shadow's were not sent.",
+        total("mmlw_shadow_alerts", "detector", "model"),
+    )
+    yield graph(
+        "Time for a reading",
+        "Of each model, the mean since the shadow began.",
+        total("mmlw_shadow_reading_seconds", "detector", "model"),
+        unit="s",
+    )
+    yield graph(
+        "Shadows dropped, swaps taken back",
+        "In five minutes: shadows that failed; swaps that the topology's own rule took back.",
+        grown("mmlw_shadows_dropped_total", "detector"),
+        grown("mmlw_automatic_rollbacks_total", "detector"),
+    )
+
     yield board.Row("State")
     yield graph(
         "Checkpoint duration", "One transaction.", *halves("mmlw_checkpoint_duration_seconds"), unit="s"

@@ -261,6 +261,7 @@ class Worker:
             if readings_queue(topology).name in made and saved.position.last_offset >= 0:
                 await self._begin_anew(lane, saved)
             scorer = Scorer(topology, built)
+            await self._shadows(lane, saved, scorer)
             del built  # a model that a swap replaces is held by nobody
             watchers: list[Callable[[Scored], None]] = [partial(observe, topology.name)] if observe else []
             if isinstance(lane.store, CapturingStore):
@@ -339,6 +340,24 @@ class Worker:
                 place = f"{topology.name}: detectors.{name} ({spec.model})"
                 raise type(error)(f"{place}: {error}{hint}") from error
         return built, history
+
+    async def _shadows(self, lane: _Lane, saved: Saved, scorer: Scorer) -> None:
+        """Have the shadows run on that ran before; one that cannot be loaded is dropped."""
+        for name, (kept, compared) in scorer.beside.restore(saved.models).items():
+            assert self._shelf is not None  # noqa: S101 - checked when the worker was made
+            plain = {key: value for key, value in kept.items() if key != "identity"}
+            ref = _ref(plain)
+            try:
+                model = await asyncio.to_thread(self._shelf.model, ref, lane.topology.inputs(name))
+            except Exception as error:  # whatever a shadow brings up does not keep its champion from running
+                scorer.beside.end(name)
+                lane.metrics.shadow_dropped(name)
+                cause = str(error) or repr(error)
+                log.get().warning("shadow_dropped", topology=lane.topology.name, detector=name, cause=cause)
+                continue
+            identity = kept["identity"]
+            settings = {"reference": plain, "identity": identity, "saved": compared}
+            scorer.shadow(name, model, info_of(ref), **settings)
 
     async def _pinned(
         self, lane: _Lane, saved: Saved, name: str, spec: RegistryModel, shelf: Shelf

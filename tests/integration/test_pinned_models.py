@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -14,10 +15,12 @@ import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from sklearn.ensemble import IsolationForest
 
 from detectors.base import Floats, ModelUnavailable
 from stream.alerts import ModelInfo
+from stream.cli import cli
 from stream.errors import ModelRejected
 from stream.models import Registry
 from stream.outside import OutsideModel, folder_digest
@@ -280,3 +283,16 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     (folder / "MLmodel").unlink()
     with pytest.raises(ModelRejected, match="MLmodel cannot be read"):
         OutsideModel(folder, Pin((), "predict", "high", 1.0), SENSORS)
+
+
+def test_versions_are_listed_whoever_registered_them(registry: Registry) -> None:
+    registry.set_alias("forest", "champion", 1)
+    whole = CliRunner().invoke(cli, ["models", "list", "--registry", registry.uri])
+    assert [line.split()[:2] for line in whole.output.splitlines()[1:]] == [
+        ["bomb", "1"],
+        ["distance", "1"],
+        ["forest", "1"],
+    ]
+    one = CliRunner().invoke(cli, ["models", "list", "forest", "--json", "--registry", registry.uri])
+    listed = json.loads(one.output)
+    assert (listed["name"], listed["version"], listed["aliases"]) == ("forest", 1, ["champion"])

@@ -65,6 +65,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.kinds",
         "stream.letters",
         "stream.predicting_command",
+        "stream.lineup",
         "stream.simulation.command",
         "stream.options",
         "stream.starter",

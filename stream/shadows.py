@@ -1,0 +1,246 @@
+"""What runs beside the champions and alerts nowhere: shadow models, and the watch over one that was swapped in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import Contributions, Floats, Mask, Model, ModelUnavailable, Rows, Slots
+from stream.agreement import Comparison, Readings
+from stream.alerting import EventKind
+from stream.alerts import ModelInfo
+from stream.ensemble import Ensemble, Lane, Part, Stateful
+from stream.probation import Probation
+from stream.rules import COMBINED
+from stream.topology import Topology
+
+if TYPE_CHECKING:
+    from stream.scorer import Scored
+
+__all__ = ["Beside", "Shadow"]
+
+_SLOWEST = 5.0
+"""Seconds for a batch; a shadow that takes longer is dropped."""
+_SHADOW, _PROBATION = "shadow:", "probation:"
+
+
+class _Echo:
+    """Stands in for a detector that has scored already: its score is the one that it is shown."""
+
+    sensors: tuple[str, ...] = ("score",)
+    threshold: float = np.inf
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        if np.isnan(values).any():
+            raise ModelUnavailable("gave no score")
+        return values[:, 0].copy()
+
+    def contributions(self, rows: NDArray[np.int64]) -> Contributions:
+        return Contributions(np.zeros((len(rows), 1)), np.full((len(rows), 1), np.nan))
+
+    def snapshot(self, slots: Slots) -> Rows:
+        return {}
+
+    def restore(self, slots: Slots, rows: Rows) -> None:
+        return None
+
+
+@dataclass(slots=True)
+class Shadow:
+    """A model beside a champion, what decides of its scores, and how the two compare.
+
+    `reference` is its registered version as the checkpoint keeps it; `identity` tells its tables there from those of
+    another shadow before it."""
+
+    detector: str
+    lane: Lane
+    ensemble: Ensemble
+    others: Sequence[str]
+    reference: Mapping[str, Any]
+    identity: str
+    comparison: Comparison
+
+    def tables(self) -> Iterator[tuple[str, Stateful]]:
+        """Its tables of state by their names in the checkpoint."""
+        echoes = {f"model:{name}" for name in self.others}
+        for name, table in self.ensemble.tables():
+            if name not in echoes:
+                yield f"{_SHADOW}{self.detector}:{self.identity}:{name}", table
+
+
+class Beside:
+    """The shadows of a scorer, by detector, and the probations. `lane` and `ensemble` make what the scorer has."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        lanes: Mapping[str, Lane],
+        lane: Callable[[str, Model, ModelInfo], Lane],
+        ensemble: Callable[[str, Sequence[Lane], int], Ensemble],
+    ) -> None:
+        self._topology = topology
+        self._lanes = lanes
+        self._lane = lane
+        self._ensemble = ensemble
+        self.shadows: dict[str, Shadow] = {}
+        self.probations = {
+            name: Probation(spec.rollback_when)
+            for name, spec in topology.registry_models.items()
+            if spec.rollback_when is not None
+        }
+        self._ended: set[str] = set()
+        self._dropped: list[tuple[str, str]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to observe."""
+        return bool(self.shadows or self.probations)
+
+    def begin(
+        self,
+        detector: str,
+        model: Model,
+        info: ModelInfo,
+        *,
+        reference: Mapping[str, Any],
+        identity: str,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        """From the next batch on this model runs beside the detector's, in place of another shadow."""
+        lane = self._lane(detector, model, info)
+        decides = COMBINED if self._topology.combine is not None else detector
+        others = [name for name in self._lanes if decides == COMBINED and name != detector]
+        width = len(self._topology.columns)
+        if others and lane.inputs is None:
+            lane.inputs = np.arange(width)
+        echoes = {
+            name: Lane(name, _Echo(), self._lanes[name].info, np.inf, None, np.array([width + i]))
+            for i, name in enumerate(others)
+        }
+        lanes = [
+            lane if name == detector else echoes[name]
+            for name in self._lanes
+            if name in echoes or name == detector
+        ]
+        ensemble = self._ensemble(decides, lanes, len(others))
+        gate = self._topology.registry_models[detector].promote_when
+        comparison = Comparison(
+            readings=gate.readings if gate else None, seconds=gate.window if gate else None, saved=saved
+        )
+        self.shadows[detector] = Shadow(detector, lane, ensemble, others, reference, identity, comparison)
+        self._ended.discard(detector)
+
+    def end(self, detector: str) -> None:
+        """The shadow of this detector is no more; nothing where there is none."""
+        self.shadows.pop(detector, None)
+        self._ended.add(detector)
+
+    def swapped(self, detector: str, *, back: bool) -> None:
+        """The detector has another model: compare with that one from now on; watch it, unless it is one of before."""
+        if (shadow := self.shadows.get(detector)) is not None:
+            gate = self._topology.registry_models[detector].promote_when
+            shadow.comparison = Comparison(
+                readings=gate.readings if gate else None, seconds=gate.window if gate else None
+            )
+        if (probation := self.probations.get(detector)) is not None:
+            if back:
+                probation.rolled_back()
+            else:
+                probation.swapped()
+
+    def tables(self) -> Iterator[tuple[str, Stateful]]:
+        """The shadows' tables of state."""
+        for shadow in self.shadows.values():
+            yield from shadow.tables()
+
+    def rows(self) -> dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]:
+        """What the checkpoint keeps beside tables, by name; None where a shadow has ended."""
+        found: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = {
+            f"{_SHADOW}{name}": (None, None) for name in self._ended
+        }
+        for name, shadow in self.shadows.items():
+            kept = {**shadow.reference, "identity": shadow.identity}
+            found[f"{_SHADOW}{name}"] = (kept, shadow.comparison.saved())
+        for name, probation in self.probations.items():
+            found[f"{_PROBATION}{name}"] = ({}, probation.saved())
+        return found
+
+    def restore(self, saved: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Put probations back; the shadows that ran, by detector, for whoever can load their models."""
+        for name in self.probations:
+            if row := saved.get(f"{_PROBATION}{name}"):
+                rule = self._topology.registry_models[name].rollback_when
+                assert rule is not None  # noqa: S101 - it has a probation
+                self.probations[name] = Probation(rule, row[1])
+        rows = {name: saved.get(f"{_SHADOW}{name}") for name in self._topology.registry_models}
+        return {name: row for name, row in rows.items() if row is not None and row[0] is not None}
+
+    def drop(self, detector: str, cause: str) -> None:
+        """End a shadow that harms."""
+        self.end(detector)
+        self._dropped.append((detector, cause))
+
+    def take_dropped(self) -> list[tuple[str, str]]:
+        """Which shadows were dropped since this was asked last, and why."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def verdicts(self) -> dict[str, str]:
+        """The detectors whose model before is to take over again, and why."""
+        found = {name: probation.verdict for name, probation in self.probations.items()}
+        return {name: verdict for name, verdict in found.items() if verdict is not None}
+
+    def failed(self, detector: str) -> None:
+        """A detector failed on a reading that was put aside."""
+        if (probation := self.probations.get(detector)) is not None:
+            probation.failed()
+
+    def observe(self, scored: Scored) -> None:
+        """Have the shadows judge readings that the champions have judged, and compare. Never raises."""
+        n = len(scored.batch)
+        for detector in [*self.probations, *(set(self.shadows) - set(self.probations))]:
+            lane = self._lanes[detector]
+            seconds, lane.seconds = lane.seconds, 0.0
+            opened = np.zeros(n, np.bool_)
+            decides = COMBINED if self._topology.combine is not None else detector
+            opened[list(scored.opened.get(decides, ()))] = True
+            if n and detector in self.probations:
+                unscored = np.isnan(scored.scores[detector])
+                self.probations[detector].add(scored.batch.times, opened, unscored, seconds)
+            if n and detector in self.shadows:
+                try:
+                    self._compare(self.shadows[detector], scored, opened, seconds)
+                except (
+                    Exception
+                ) as error:  # a shadow may be anybody's: whatever it raises ends it, and nothing else
+                    self.drop(detector, f"{type(error).__name__}: {error}")
+
+    def _compare(self, shadow: Shadow, scored: Scored, opened: Mask, seconds: float) -> None:
+        n, decides = len(scored.batch), shadow.ensemble.name
+        ratios, alerts = np.full(n, np.nan), np.zeros(n, np.bool_)
+        shadow.lane.seconds = 0.0
+        for rows, part in scored.parts:
+            for piece, decision in shadow.ensemble.judge(_with_others(shadow, part, scored, rows)):
+                at = rows[piece]
+                ratios[at] = decision.decided / np.maximum(decision.thresholds, 1e-12)
+                for event, _ in decision.events:
+                    alerts[at[event.index]] |= event.kind is EventKind.OPENED
+                if shadow.detector in decision.unhealthy:
+                    ratios[at] = np.nan
+        if shadow.lane.seconds > _SLOWEST:
+            raise TimeoutError(f"took {shadow.lane.seconds:.1f} s for {n} readings")
+        champion = scored.scores[decides] / np.maximum(scored.thresholds[decides], 1e-12)
+        times = scored.batch.times
+        shadow.comparison.add(Readings(times, champion, ratios, opened, alerts, seconds, shadow.lane.seconds))
+
+
+def _with_others(shadow: Shadow, part: Part, scored: Scored, rows: NDArray[np.int64]) -> Part:
+    """The readings, with the scores that the other detectors gave as further columns."""
+    if not shadow.others:
+        return part
+    given = np.column_stack([scored.scores[name][rows] for name in shadow.others])
+    return replace(part, columns=np.hstack([part.columns, given]))

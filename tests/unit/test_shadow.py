@@ -1,0 +1,404 @@
+"""A shadow scores what its champion does, alerts nowhere, harms nobody; and is promoted once it has shown enough."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from detectors import AdaptiveZ
+from detectors.base import Floats, Mask, Model, Slots
+from detectors.calibration import Calibration
+from stream.alerts import ModelInfo
+from stream.errors import ModelError
+from stream.gates import PromoteWhen, RollbackWhen
+from stream.models import ModelRef
+from stream.readings import Batch
+from stream.rules import AlertRule, Combination
+from stream.scorer import Scorer, online_info
+from stream.topology import RegistryModel, Sensor, Source, Topology
+from tests.aio import run
+from tests.plant import Plant, Scale, ScaleShelf, readings, topology
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.engine._IDLE", 0.01)
+    monkeypatch.setattr("stream.control._WATCH", 0.005)
+
+
+class Failing(Scale):
+    """Scores like any, until a value is large."""
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        if (values > 20.0).any():
+            raise ValueError("too large for me")
+        return super().score_learn(slots, values, times, learn)
+
+
+class Shelf(ScaleShelf):
+    """Version 40 fails; `sealed`: nobody may move an alias; `gone`: nothing can be loaded."""
+
+    sealed = False
+    gone = False
+
+    def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
+        if self.gone and ref.version != 1:
+            raise ModelError("the registry is closed")
+        return Failing(1.0) if ref.version == 40 else super().model(ref, sensors)
+
+    def point(self, ref: ModelRef, alias: str) -> None:
+        if self.sealed:
+            raise ModelError("permission denied")
+        super().point(ref, alias)
+
+
+def plant(folder: Path, **rules: Any) -> Plant:
+    declared = topology(batch_model=True, max_batch=16)
+    spec = msgspec.structs.replace(declared.registry_models["scale"], **rules)
+    detectors = {**declared.detectors, "scale": spec}
+    return Plant(folder, msgspec.structs.replace(declared, detectors=detectors), shelf=Shelf())
+
+
+async def shadows(found: Plant) -> dict[str, Any]:
+    status: dict[str, Any] = (await found.ask("status"))["shadows"]
+    return status
+
+
+def without_times(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name != "us_per_reading"}
+
+
+def test_a_shadow_is_compared_and_the_champion_does_what_it_would_do_alone(tmp_path: Path) -> None:
+    async def story(*, shadow: bool) -> tuple[list[Any], dict[str, Any]]:
+        found = plant(tmp_path / str(shadow))
+        await found.declare()
+        messages = readings(600)
+        figures: dict[str, Any] = {}
+        async with found.running() as worker:
+            if shadow:
+                receipt = await found.ask("shadow", model="models:/scale/9")
+                assert receipt["status"] == "applied"
+                assert (receipt["model"]["version"], receipt["champion"]["version"]) == (9, 1)
+                assert receipt["partitions"] == {"0": {"first_offset": 0}}
+            await found.publish(messages)
+            await found.reached(worker, 600)
+            if shadow:
+                figures = (await shadows(found))["scale"]
+        return await found.alerts(), figures
+
+    alone, _ = run(story(shadow=False))
+    beside, figures = run(story(shadow=True))
+    assert beside == alone
+    values = np.array([msgspec.json.decode(message.body)["values"]["a"] for message in readings(600)])
+    champion, shadow = np.abs(values) >= 10.0, np.abs(values) * 9.0 >= 10.0
+    assert figures["readings"] == 600
+    assert figures["agreement"] == pytest.approx((champion == shadow).mean(), abs=1e-6)
+    opened = [alert for alert in alone if alert.detector == "scale" and alert.event == "opened"]
+    assert figures["alerts"]["champion"] == len(opened)
+    assert figures["alerts"]["shadow"] > len(opened)
+
+
+def test_a_comparison_goes_on_over_restarts_as_if_there_were_none(tmp_path: Path) -> None:
+    async def story(name: str, stops: Sequence[int]) -> dict[str, Any]:
+        found = plant(tmp_path / name, promote_when=PromoteWhen(readings=100))
+        await found.declare()
+        messages = readings(500)
+        async with found.running():
+            await found.ask("shadow", model="models:/scale/9")
+        start = 0
+        for stop in (*stops, 500):
+            async with found.running() as worker:
+                await found.publish(messages[start:stop])
+                await found.reached(worker, stop)
+                figures: dict[str, Any] = (await shadows(found))["scale"]
+            start = stop
+        assert found.value("mmlw_shadow_version", detector="scale") == 9
+        counts = [
+            found.value("mmlw_shadow_readings", detector="scale", anomalous=who)
+            for who in ("both", "neither", "champion", "shadow")
+        ]
+        assert sum(counts) == 500
+        figures["window"] = without_times(figures["window"])
+        return without_times(figures)
+
+    assert run(story("whole", ())) == run(story("parts", (130, 333)))
+
+
+def test_a_shadow_that_fails_is_dropped_and_its_champion_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        async with found.running() as worker:
+            assert (await found.ask("shadow", model="models:/scale/40"))["status"] == "applied"
+            await found.publish(readings(600))
+            await found.reached(worker, 600)
+            assert await shadows(found) == {}
+        assert found.value("mmlw_shadows_dropped_total", detector="scale") == 1
+        assert found.value("mmlw_restarts_total", cause="detector") == 0
+        assert sum(len(part.offsets) for part in found.scored) == 600
+        async with found.running():
+            assert await shadows(found) == {}
+
+    run(story())
+
+
+def test_a_shadow_that_cannot_be_loaded_again_does_not_keep_its_champion_from_running(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        async with found.running():
+            await found.ask("shadow", model="models:/scale/9")
+        found.shelf.gone = True
+        async with found.running() as worker:
+            assert await shadows(found) == {}
+            await found.publish(readings(10))
+            await found.reached(worker, 10)
+        found.shelf.gone = False
+        async with found.running():
+            assert await shadows(found) == {}, "it was dropped for good"
+
+    run(story())
+
+
+def test_a_shadow_is_stopped_and_replaced_by_command(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        async with found.running() as worker:
+            assert "has no shadow" in (await found.ask("shadow", stop=True))["reason"]
+            await found.ask("shadow", model="models:/scale/9")
+            await found.publish(readings(50))
+            await found.reached(worker, 50)
+            await found.ask("shadow", model="models:/scale/8")
+            figures = (await shadows(found))["scale"]
+            assert (figures["model"]["version"], figures["readings"]) == ("8", 0)
+            assert (await found.ask("shadow", stop=True))["status"] == "applied"
+            assert await shadows(found) == {}
+        async with found.running():
+            assert await shadows(found) == {}
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "reason"),
+    [
+        ("shadow", {}, 'shadow needs "model"'),
+        ("shadow", {"model": "models:/scale/80"}, 'takes versions of "scale"'),
+        ("shadow", {"model": "models:/scale/70"}, "sensors differ"),
+        ("shadow", {"model": "models:/scale/99"}, "no such version"),
+        ("shadow", {"model": "models:/scale/2", "digest": "sha256:0"}, "not the one"),
+        ("shadow", {"model": "models:/scale/2", "stop": True}, 'either "model" or "stop"'),
+        ("promote", {}, "has no shadow to promote"),
+        ("promote", {"model": "models:/scale/2"}, 'promote takes no "model"'),
+        ("swap", {"model": "models:/scale/2", "force": True}, 'swap takes no "force"'),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    tmp_path: Path, verb: str, arguments: dict[str, Any], reason: str
+) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        async with found.running():
+            receipt = await found.ask(verb, **arguments)
+            assert receipt["status"] == "refused"
+            assert re.search(reason, receipt["reason"])
+            assert await shadows(found) == {}
+
+    run(story())
+
+
+def test_a_promoted_shadow_scores_from_the_offset_that_the_receipt_names(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        messages = readings(900)
+        async with found.running() as worker:
+            await found.ask("shadow", model="models:/scale/3")
+            await found.publish(messages[:600])
+            await found.reached(worker, 100)
+            receipt = await found.ask("promote")
+            await found.publish(messages[600:])
+            await found.reached(worker, 900)
+            assert await shadows(found) == {}
+        assert receipt["status"] == "applied"
+        assert (receipt["model"]["version"], receipt["replaced"]["version"]) == (3, 1)
+        assert receipt["alias"] == "models:/scale@champion"
+        assert found.shelf.alias == 3
+        assert receipt["compared"]["readings"] == receipt["partitions"]["0"]["first_offset"]
+        offsets = np.concatenate([part.offsets for part in found.scored])
+        scores = np.concatenate([part.scores["scale"] for part in found.scored])
+        values = np.vstack([part.batch.values for part in found.scored])
+        first = receipt["partitions"]["0"]["first_offset"]
+        np.testing.assert_allclose(scores, np.abs(values[:, 0]) * np.where(offsets >= first, 3.0, 1.0))
+        async with found.running():
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "3"
+            assert (await found.ask("rollback"))["model"]["version"] == 1
+
+    run(story())
+
+
+def test_an_alias_that_may_not_be_moved_is_told_and_the_promotion_holds(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        found.shelf.sealed = True
+        await found.declare()
+        async with found.running():
+            await found.ask("shadow", model="models:/scale/3")
+            receipt = await found.ask("promote")
+            assert (receipt["status"], receipt["alias"]) == ("applied", "not moved: permission denied")
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "3"
+
+    run(story())
+
+
+def test_the_gate_refuses_with_figures_and_force_is_audited(tmp_path: Path) -> None:
+    async def story() -> None:
+        gate = PromoteWhen(readings=100, agreement=">= 0.98", alerts="<= 1.2 x champion")
+        found = plant(tmp_path, promote_when=gate)
+        await found.declare()
+        async with found.running() as worker:
+            await found.ask("shadow", model="models:/scale/9")
+            early = await found.ask("promote")
+            assert "the first window of the comparison has not ended yet" in early["reason"]
+            await found.publish(readings(150))
+            await found.reached(worker, 150)
+            assert (await shadows(found))["scale"]["unmet"]
+            refused = await found.ask("promote")
+            assert refused["status"] == "refused"
+            assert re.search(
+                r"promote_when is not met: agreement is 0\.\d+, which is not >= 0.98", refused["reason"]
+            )
+            assert refused["serving"]["scale"]["version"] == 1
+            forced = await found.ask("promote", force=True)
+            assert forced["status"] == "applied"
+            line = (await found.ask("audit"))["audit"][-1]
+            assert (line["verb"], line["status"], line["by"]) == ("promote", "applied", "operator")
+            assert line["reason"].startswith("forced: agreement is 0.")
+            await found.ask("shadow", model="models:/scale/9")
+            await found.publish(readings(100))
+            await found.reached(worker, 250)
+            same = await found.ask("promote")
+            assert (same["status"], "note" in same) == ("applied", False), "it agrees with itself"
+
+    run(story())
+
+
+def test_an_alert_storm_after_a_swap_is_taken_back_by_itself(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path, rollback_when=RollbackWhen(within=3600.0, alerts="> 5 x before"))
+        await found.declare()
+        messages = readings(400, seed=3)
+        async with found.running() as worker:
+            await found.publish(messages[:200])
+            await found.reached(worker, 200)
+            swap = await found.ask("swap", model="models:/scale/9")
+        async with found.running() as worker:  # what is on probation stays so over a restart
+            await found.publish(messages[200:])
+            await found.reached(worker, 400)
+            while (status := await found.ask("status"))["models"]["scale"]["version"] == "9":
+                pass
+            assert status["models"]["scale"]["version"] == "1"
+            [line] = [line for line in (await found.ask("audit"))["audit"] if line["verb"] == "rollback"]
+        assert (line["by"], line["verb"], line["status"]) == ("rollback_when", "rollback", "applied")
+        assert re.match(
+            r"alerts since the swap: \d+ beside \d+ before the swap, which is > 5 x before", line["reason"]
+        )
+        assert swap["model"]["version"] == 9
+        assert found.value("mmlw_automatic_rollbacks_total", detector="scale") == 1
+        async with found.running() as worker:
+            await found.publish(messages)
+            await found.reached(worker, 800)
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "1"
+        assert found.value("mmlw_automatic_rollbacks_total", detector="scale") == 1
+
+    run(story())
+
+
+TOGETHER = Topology(
+    name="t",
+    source=Source(sensors=(Sensor("a"), Sensor("b"))),
+    detectors={"z": AdaptiveZ(warmup=20, half_life=200), "m": RegistryModel(model="models:/m@champion")},
+    calibration=Calibration(warmup=50),
+    combine=Combination(),
+    alert=AlertRule(probability=1e-2),
+)
+
+
+def together() -> Scorer:
+    online = TOGETHER.detectors["z"]
+    models = {
+        "z": (online.build(("a", "b")), online_info(online)),  # type: ignore[union-attr,arg-type]
+        "m": (Scale(1.0), ModelInfo("m", "1", "sha256:1", "scale")),
+    }
+    found = Scorer(TOGETHER, models)
+    found.admit(["m0", "m1"], {})
+    return found
+
+
+def read(found: Scorer, n: int, start: int, size: int = 50) -> list[Any]:
+    values = np.random.default_rng(5).normal(size=(10_000, 2))[start : start + n]
+    got = []
+    for at in range(0, n, size):
+        rows = np.arange(at, min(at + size, n))
+        none = np.full(len(rows), -1, np.int64)
+        names = [f"m{i % 2}" for i in rows.tolist()]
+        batch = Batch(
+            names,
+            1.7e9 + (start + rows).astype(np.float64),
+            values[rows],
+            np.arange(len(rows)),
+            none + 1,
+            none,
+        )
+        scored = found.process(batch, start + rows)
+        found.beside.observe(scored)
+        got.append(scored)
+    return got
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_of_detectors_that_decide_together_one_has_a_shadow(size: int) -> None:
+    """The same model as a shadow, from the first reading on: all decide alike, to the last alert."""
+    found = together()
+    found.shadow("m", Scale(1.0), ModelInfo("m", "2", "sha256:2", "scale"), reference={}, identity="x")
+    scored = read(found, 1000, 0, size)
+    total = found.beside.shadows["m"].comparison.total
+    opened = sum(len(part.opened.get("combined", ())) for part in scored)
+    assert opened > 0
+    assert (total.readings, total.agreement, total.drift) == (1000, 1.0, 0.0)
+    assert total.champion.alerts == total.shadow.alerts == opened
+
+
+def test_a_promoted_shadow_brings_its_calibration() -> None:
+    found = together()
+    found.shadow("m", Scale(5.0), ModelInfo("m", "2", "sha256:2", "scale"), reference={}, identity="x")
+    read(found, 400, 0)
+    assert found.promote("m").tolist() == [0, 1]
+    assert found.components(np.array([0]))["calibration:m"]["count"] > 150
+    assert np.concatenate([part.scores["m"] for part in read(found, 100, 400)]).all(), "no warm-up"
+    found.admit(["m2"], {})
+    slots = found.residents.slots(["m2"])
+    assert not found.components(slots)["calibration:m"]["count"].any(), "a new machine starts fresh"
+
+
+def test_the_state_of_a_shadow_goes_to_the_disk_with_its_machine() -> None:
+    found, other = together(), together()
+    for each in (found, other):
+        each.shadow("m", Scale(2.0), ModelInfo("m", "2", "sha256:2", "scale"), reference={}, identity="x")
+        read(each, 300, 0)
+    saved = other.components(np.array([1]))
+    assert "shadow:m:x:calibration:m" in saved
+    other.evict(1, np.array([0]))
+    other.admit(["m1"], saved)
+    for each in (found, other):
+        read(each, 300, 300)
+    one, two = (each.beside.shadows["m"].comparison.total for each in (found, other))
+    assert (one.both, one.neither, one.shadow.scores) == (two.both, two.neither, two.shadow.scores)
