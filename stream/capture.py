@@ -177,10 +177,10 @@ class CapturingStore:
         return self._journal
 
     def _note_versions(
-        self, models: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]
+        self, models: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
     ) -> None:
         for detector, (current, _) in models.items():
-            if detector in self._versions:
+            if current is not None and detector in self._versions:
                 self._versions[detector] = str(current["version"])
 
     def _take_back(self, committed: StreamPosition) -> None:

@@ -80,7 +80,8 @@ class SimulatedStore:
         saved = copy.copy(disk.saved)
         saved.position, saved.trying = changes.position, changes.trying
         for detector, (current, previous) in changes.models.items():
-            saved.models = {**saved.models, detector: (dict(current), dict(previous) if previous else None)}
+            kept = (dict(current or {}), dict(previous) if previous else None)
+            saved.models = {**saved.models, detector: kept}
         saved.commands = {**saved.commands, **{key: dict(value) for key, value in changes.commands.items()}}
         saved.audit = [*saved.audit, *map(dict, changes.audit)]
         saved.replays = saved.replays | set(changes.replays)
