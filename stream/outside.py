@@ -40,6 +40,8 @@ _LOADING = 90.0
 _BATCH = 2.0
 """Seconds for a batch: the stream waits for it."""
 _MAX_TEXT = 4096
+_PIPE = 4096
+"""Bytes for which a pipe that says it has room has room."""
 _MAX_FILES, _MAX_FILE_BYTES = 2000, 2**30
 
 
@@ -183,9 +185,9 @@ class _Child:
         view = memoryview(content)
         try:
             while view:
-                if not select.select([], [self._in], [], max(until - time.monotonic(), 0.0))[1]:
+                if not _waited(self._in, select.POLLOUT, until):
                     self._give_up(f"took longer than {seconds:g} s")
-                view = view[os.write(self._in, view[:65_536]) :]
+                view = view[os.write(self._in, view[:_PIPE]) :]
         except OSError:
             self._give_up("has ended")
         answer = self._expect(b"S", self._answer(until, max(8 * len(values), _MAX_TEXT)))
@@ -195,7 +197,7 @@ class _Child:
 
     def _answer(self, until: float, most: int) -> tuple[bytes, bytes]:
         while (found := self._frame(most)) is None:
-            if not select.select([self._out], [], [], max(until - time.monotonic(), 0.0))[0]:
+            if not _waited(self._out, select.POLLIN, until):
                 self._give_up("took too long")
         return found
 
@@ -228,6 +230,13 @@ class _Child:
         self.dead = True
         self.end()
         raise ModelUnavailable(why if why.isprintable() else ascii(why))
+
+
+def _waited(pipe: int, event: int, until: float) -> bool:
+    """Wait for a pipe, until this time of the monotonic clock: whether it is there."""
+    watch = select.poll()
+    watch.register(pipe, event)
+    return bool(watch.poll(1000.0 * max(until - time.monotonic(), 0.0)))
 
 
 def _environment(home: str) -> dict[str, str]:

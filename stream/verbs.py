@@ -187,7 +187,8 @@ class Verbs:
 
     def refused(self, receipt: Receipt) -> None:
         """A swap, a rollback or the like was refused: count it, and say what goes on scoring."""
-        for detector in self._models.keys() & {receipt.get("detector")}:
+        changes = receipt["verb"] != "shadow"
+        for detector in self._models.keys() & {receipt.get("detector") if changes else None}:
             self._metrics.swapped(detector, "refused")
         receipt["serving"] = {name: _public(item.current) for name, item in self._models.items()}
 

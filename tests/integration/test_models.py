@@ -599,6 +599,9 @@ def test_server_registers_resolves_loads_and_is_missed(
         models.resolve("models:/pump-toi@champion")
     with pytest.raises(ModelNotFound, match=r"no version 2\. Its versions: 1"):
         models.resolve("models:/pump-toy/2")
+    name, version, place = models.fetch("models:/pump-toy@champion", tmp_path)
+    assert (name, version) == (NAME, 1)
+    assert {"MLmodel", "data"} <= {path.name for path in place.iterdir()}, "all of it, as it lies there"
     client(models).create_registered_model("pickled")
     client(models).create_model_version("pickled", "s3://nowhere/model")
     with pytest.raises(ModelRejected, match="holds no data-only weights"):

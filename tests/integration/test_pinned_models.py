@@ -228,7 +228,7 @@ def test_a_thief_that_was_pinned_by_mistake_gets_nothing(
 def test_whatever_a_pinned_model_does_costs_the_scores_of_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.outside._BATCH", 1.0)
+    monkeypatch.setattr("stream.outside._BATCH", 5.0)
     pin = Pin((), "predict", "high", 1.0)
     model = OutsideModel(saved(tmp_path, Moody()), pin, SENSORS)
     good = np.array([[2.0, 0.0]])

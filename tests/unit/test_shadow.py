@@ -211,6 +211,8 @@ def test_what_cannot_be_done_is_refused(
             assert receipt["status"] == "refused"
             assert re.search(reason, receipt["reason"])
             assert await shadows(found) == {}
+        swaps = found.value("mmlw_swaps_total", detector="scale", status="refused")
+        assert swaps == 0 or verb == "promote"
 
     run(story())
 
