@@ -267,7 +267,7 @@ class Verbs:
                 except ModelError as error:
                     receipt["alias"] = f"not moved: {error}"
 
-        return Prepared(act, prepared.done, after)
+        return Prepared(act, prepared.done, after=after)
 
     def _compared(self, shadow: Shadow) -> dict[str, Any]:
         """A shadow beside its champion, in figures."""
