@@ -330,6 +330,7 @@ class Ensemble:
                     raise DetectorFailed(lane.name, "gave a score that is not finite")
                 lane.model.restore(slots, before)
                 unhealthy.append(lane.name)
+                scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
             else:
                 scores[lane.name] = lane.calibrated(slots, scores[lane.name], learn, limits)
         decided = self._combined(scores, len(slots))

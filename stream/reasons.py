@@ -91,7 +91,8 @@ def _named(reasons: Sequence[SensorReason]) -> list[SensorReason]:
 def _sensor(reason: SensorReason, units: Mapping[str, str]) -> str:
     unit = f" {units[reason.sensor]}" if reason.sensor in units else ""
     value = reason.value if reason.value is not None else float("nan")
-    side = "high" if reason.share > 0 else "low"
+    above = reason.share > 0 if reason.expected in (None, value) else value > reason.expected
+    side = "high" if above else "low"
     if reason.expected is None:
         return f"{reason.sensor} is unusually {side} at {number(value)}{unit}"
     return f"{reason.sensor} is {side} at {number(value)}{unit}, expected about {number(reason.expected)}"

@@ -30,6 +30,7 @@ MUTANTS = (
         "commit before publish",
         "stream.engine:Engine._process",
         """        await self._publish(fresh, scored, refused, offsets, batch)
+        self._look_beside(scored)
         self._enter(fresh, batch, scored, refused, origins, twice)
 """,
         """        self._enter(fresh, batch, scored, refused, origins, twice)
@@ -204,7 +205,7 @@ MUTANTS = (
     ),
     Mutant(
         "an alert that opens holds back nothing of its batch",
-        "stream.ensemble:Ensemble.judge",
+        "stream.ensemble:Ensemble._judge",
         "repeated = self._protects() and len",
         "repeated = False and len",
     ),

@@ -166,8 +166,9 @@ def test_time_can_stand_for_a_sequence_number(tmp_path: Path) -> None:
     run(story())
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
 def test_score_that_is_not_finite_restores_the_machines_last_good_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    odd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
         healthy_messages = [message(f"m{i % 3}", i, float(i % 5)) for i in range(300)]
@@ -179,7 +180,7 @@ def test_score_that_is_not_finite_restores_the_machines_last_good_state(
 
         def sick(self: Any, slots: Any, values: Any, times: Any, learn: Any) -> Any:
             scores = healthy(self, slots, values, times, learn)
-            return np.where(values[:, 0] == 666.0, np.nan, scores)
+            return np.where(values[:, 0] == 666.0, odd, scores)
 
         monkeypatch.setattr(model, "score_learn", sick)
         plant = Plant(tmp_path / "plant", topology())

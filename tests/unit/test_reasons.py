@@ -38,6 +38,12 @@ def test_sensors_are_named_until_they_explain_most_of_it() -> None:
     )
 
 
+def test_side_is_told_by_what_was_expected() -> None:
+    assert told([SensorReason("flow", 72.8, 73.2, 1.0)]).startswith(
+        "flow is low at 72.8 l/s, expected about 73.2"
+    )
+
+
 def test_reading_without_a_sensor_to_blame_is_unusual_as_a_whole() -> None:
     assert told([SensorReason("flow", 1.0, None, 0.0)]).startswith(
         "The reading as a whole is unusual (level:"
