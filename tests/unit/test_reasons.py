@@ -29,11 +29,11 @@ def test_sensors_are_named_until_they_explain_most_of_it() -> None:
     reasons = [
         SensorReason("flow", 97.0, None, -0.5),
         SensorReason("p", None, 3.0, 0.2),
-        SensorReason("t", 1e6, 2e6, 0.25),
+        SensorReason("t", 3e6, 2e6, 0.25),
         SensorReason("u", 3.0, 2.0, 0.05),
     ]
     assert told(reasons) == (
-        "flow is unusually low at 97 l/s and t is high at 1,000,000, expected about 2,000,000 "
+        "flow is unusually low at 97 l/s and t is high at 3,000,000, expected about 2,000,000 "
         "(75% of what is unusual; level: score 7.66, alert from 6)."
     )
 
