@@ -196,7 +196,8 @@ class Engine:
                 self.lag = max(end - self.position.next_offset, 0) if self._stream else end
                 self._metrics.lag.set(self.lag)
                 now = self._clock.monotonic()
-                if self.paused or not self.lag or self._taken != taken:
+                standing = self.paused and not self._again
+                if standing or not self.lag or self._taken != taken:
                     taken, since = self._taken, now
                 elif now - since >= self.topology.watchdog:
                     raise Stalled(
