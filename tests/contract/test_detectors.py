@@ -160,7 +160,7 @@ def test_trained_detector_keeps_the_contract(build: Build, check: Check) -> None
 
 def test_every_kind_of_the_registry_is_checked() -> None:
     assert set(registry.TRAINABLE) <= set(TRAINED)
-    assert set(registry.TRAINABLE) == {name.removesuffix("_score") for name in TRAINED}
+    assert all(any(name.startswith(kind) for kind in registry.TRAINABLE) for name in TRAINED)
     assert all(any(name.startswith(kind) for name in ONLINE) for kind in registry.ONLINE)
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())

@@ -71,7 +71,7 @@ def test_try_finds_the_columns_writes_a_topology_and_a_report(tmp_path: Path) ->
     assert 'time: column "timestamp"' in said
     assert 'machine: column "machine" (machines: 2)' in said
     assert "left out (not numbers): comment" in said
-    assert re.search(r"opened +critical +pump-1 +spike .*pressure \(bar\) is high at 5", said)
+    assert re.search(r"opened +critical +pump-1 +pressure \(bar\) is high at 5.*spike: score", said)
     topology = load(tmp_path / "My Pumps.mmlw.yaml")
     assert topology.source.names == ("pressure (bar)", "line/2 flow")
     assert "pump-1: sensors" in (tmp_path / "My Pumps.mmlw.html").read_text()
