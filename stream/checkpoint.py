@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from stream.errors import CheckpointError, CheckpointFull
+from stream.errors import CheckpointError, CheckpointFull, CheckpointUnproven
 from stream.rows import Layout, pack, unpack
 from stream.sealed import SealedTables, Sums, create
 from stream.state import Changes, Group, Saved, StreamPosition, Trying
@@ -207,19 +207,19 @@ class Checkpoint:
         made = self._witness.commits
         if not self._witness.knows:
             lock = self.path.with_suffix(".lock")
-            raise CheckpointError(
+            raise CheckpointUnproven(
                 f"{self.path}: {lock.name}, which was written with it and says how many commits it must hold, is "
                 f"missing or empty: so nobody knows whether some of them were lost. Put both files in place "
                 f"together; or, to go on from this one as it is (commit {self._head.commits}), use mmlw checkpoint "
                 f"import {self._topology} {self.path}"
             )
         if self._witness.life not in ("", self._head.life):
-            raise CheckpointError(
+            raise CheckpointUnproven(
                 f"{self.path}: is not the file that was written here last, but one from before a reset or an import. "
                 f"To go on from it all the same, use mmlw checkpoint import"
             )
         if self._head.commits < made:
-            raise CheckpointError(
+            raise CheckpointUnproven(
                 f"{self.path}: holds commit {self._head.commits}, but commit {made} was made: it is damaged, or an "
                 f"older copy. To go on from it all the same, use mmlw checkpoint import"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stream.checkpoint import Checkpoint, trouble
 from stream.errors import CheckpointError
-from stream.witness import held, set_witness
+from stream.witness import copy_witness, held, set_witness
 
 __all__ = ["checkpoint_of", "copy", "in_use", "install", "put_aside", "snapshot"]
 
@@ -48,18 +48,27 @@ def copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def snapshot(source: Path, topology: str) -> Iterator[Checkpoint]:
-    """A verified copy to look at; the worker's own file is not touched. Raises CheckpointError on damage."""
+def snapshot(
+    source: Path, topology: str, *, kept: Path | None = None, adopt: bool = False
+) -> Iterator[Checkpoint]:
+    """A verified copy to look at; the worker's own file is not touched. `kept`: the copy is also left there.
+
+    Raises CheckpointError on damage; and CheckpointUnproven, as a worker would, where the witness beside the file
+    does not bear it out: with `adopt` that is not asked.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / source.name
-        copy(source, target)
+        copy_witness(source, target)
+        if kept is not None:
+            copy(source, kept)
+        copy(kept or source, target)
         checkpoint: Checkpoint | None = None
         try:
-            checkpoint = Checkpoint(target, topology, None, adopt=True)
+            checkpoint = Checkpoint(target, topology, None, adopt=adopt)
             checkpoint.verify()
             yield checkpoint
         except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(target), str(source))) from error
+            raise type(error)(str(error).replace(str(target), str(source))) from error
         finally:
             if checkpoint is not None:
                 checkpoint.close()

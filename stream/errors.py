@@ -33,6 +33,7 @@ __all__ = [
     "BrokerUnreachable",
     "CheckpointError",
     "CheckpointFull",
+    "CheckpointUnproven",
     "CommandRefused",
     "ConfigError",
     "ForeignModel",
@@ -117,6 +118,10 @@ class RegistryUnreachable(ModelError):
 
 class CheckpointError(MmlwError):
     """The checkpoint file is damaged, or was written for another topology or stream."""
+
+
+class CheckpointUnproven(CheckpointError):
+    """The checkpoint can be read, but nothing proves it the newest: commits are lost, or it is another or older one."""
 
 
 class CheckpointFull(CheckpointError):

@@ -42,23 +42,28 @@ def checkpoint() -> None:
 def show(topology: str, machine: str | None, audit: bool, as_json: bool, data: Path) -> None:
     """Look into a checkpoint, also while its worker runs.
 
-    It is read as a copy, and every checksum verified.
+    It is read as a copy, and every checksum verified. One that a worker would refuse, because commits are lost or it
+    is another or older one, is shown all the same: that is said first, and the command ends with 2.
     """
-    from stream.checkpoint_files import checkpoint_of, in_use, snapshot
+    from stream.checkpoint_files import checkpoint_of
+    from stream.errors import CheckpointUnproven
 
     name = _name(topology)
     path = checkpoint_of(data, name)
-    with snapshot(path, name) as copied:
-        saved = copied.load()
-        told: dict[str, Any] = _summary(path, copied, saved, running=in_use(path))
-        if machine is not None:
-            told = {"machine": machine, "state": _state_of(saved, machine, path)}
-        elif audit:
-            told = {"audit": copied.audit()}
+    refused = ""
+    try:
+        told = _told(path, name, machine, audit=audit)
+    except CheckpointUnproven as error:
+        refused = str(error)
+        told = {"refused": refused, **_told(path, name, machine, audit=audit, refused=True)}
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(told, enc_hook=repr), indent=2).decode())
     else:
+        if told.pop("refused", None):
+            click.echo(f"a worker refuses it: {refused}")
         _print(told)
+    if refused:
+        sys.exit(2)
 
 
 @checkpoint.command()
@@ -69,9 +74,10 @@ def show(topology: str, machine: str | None, audit: bool, as_json: bool, data: P
 def export(topology: str, file: Path, force: bool, data: Path) -> None:
     """Copy a checkpoint to FILE, also while its worker runs.
 
-    The copy is consistent and verified: a backup, or the way to another host.
+    The copy is consistent and verified: a backup, or the way to another host. A checkpoint that a worker would
+    refuse is not copied.
     """
-    from stream.checkpoint_files import checkpoint_of, copy, snapshot
+    from stream.checkpoint_files import checkpoint_of, snapshot
     from stream.errors import CheckpointError
 
     name = _name(topology)
@@ -87,8 +93,7 @@ def export(topology: str, file: Path, force: bool, data: Path) -> None:
         f".{file.name}.{uuid.uuid4().hex}"
     )  # whatever is at FILE stays until the copy is sound
     try:
-        copy(path, fresh)
-        with snapshot(fresh, name) as copied:
+        with snapshot(path, name, kept=fresh) as copied:
             saved = copied.load()
             commits = copied.commits
         fresh.replace(file)
@@ -182,6 +187,24 @@ def _name(topology: str) -> str:
 
         return load(topology).name
     return topology
+
+
+def _told(
+    path: Path, name: str, machine: str | None, *, audit: bool, refused: bool = False
+) -> dict[str, Any]:
+    """What is shown of a checkpoint. Raises CheckpointUnproven, unless it is known that a worker refuses it."""
+    from stream.checkpoint_files import in_use, snapshot
+
+    with snapshot(path, name, adopt=refused) as copied:
+        saved = copied.load()
+        if machine is not None:
+            return {"machine": machine, "state": _state_of(saved, machine, path)}
+        if audit:
+            return {"audit": copied.audit()}
+        told = _summary(path, copied, saved, running=in_use(path))
+        if refused and told["worker"] != "runs":
+            told["worker"] = "unknown"  # what it did last may be among what was lost
+        return told
 
 
 def _summary(path: Path, copied: Checkpoint, saved: Saved, *, running: bool) -> dict[str, Any]:

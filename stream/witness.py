@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stream.errors import CheckpointError
 
-__all__ = ["Witness", "held", "set_witness"]
+__all__ = ["Witness", "copy_witness", "held", "set_witness"]
 
 _PATIENCE = 0.25
 """Seconds for somebody who only looks whether the lock is free."""
@@ -95,6 +95,20 @@ def held(checkpoint: Path) -> Iterator[None]:
         raise CheckpointError(f"{checkpoint}: a worker runs this topology; stop it first") from error
     finally:
         os.close(handle)
+
+
+def copy_witness(checkpoint: Path, target: Path) -> None:
+    """Put the witness of a checkpoint, where it has one, beside a copy that is taken of it afterwards.
+
+    In this order also while a worker commits: the copy then holds what the witness says, or more. Raises
+    CheckpointError.
+    """
+    path = checkpoint.with_suffix(".lock")
+    try:
+        if path.exists():
+            target.with_suffix(".lock").write_bytes(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be copied: {error.strerror}") from error
 
 
 def set_witness(checkpoint: Path, commits: int, life: str = "") -> None:

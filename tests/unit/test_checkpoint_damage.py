@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from detectors.base import Rows
+from stream import checkpoint_files
 from stream.checkpoint import Checkpoint
-from stream.checkpoint_files import install
-from stream.errors import CheckpointError
+from stream.checkpoint_files import install, snapshot
+from stream.errors import CheckpointError, CheckpointUnproven
 from stream.state import Changes, StreamPosition, Trying
 from stream.witness import set_witness
 
@@ -519,3 +520,59 @@ def test_first_start_that_was_cut_off_leaves_nothing_in_the_way(tmp_path: Path) 
             checkpoint.commit(changes([1], 1, 1))
         path.unlink()
         path.with_suffix(".lock").unlink()
+
+
+def test_copy_to_look_at_is_refused_as_a_worker_would_refuse_the_file(folded: Worker, tmp_path: Path) -> None:
+    """Its log is cut or gone; `adopt` shows what is left."""
+    size = folded.log.stat().st_size
+    for cut in (1, size // 2, size):
+        fork = folded.fork(tmp_path / f"{cut}")
+        os.truncate(fork.log, size - cut)
+        kept = tmp_path / f"kept-{cut}"
+        with (
+            pytest.raises(CheckpointUnproven, match="but commit 15 was made"),
+            snapshot(fork.file, "t", kept=kept),
+        ):
+            pass
+        with snapshot(fork.file, "t", adopt=True) as left:
+            assert left.commits < 15
+
+
+def test_copy_to_look_at_is_taken_while_commits_are_made(tmp_path: Path) -> None:
+    """At every commit: made and not yet noted by the witness, and noted."""
+    path = tmp_path / "t.checkpoint"
+    seen = []
+
+    def look() -> None:
+        with snapshot(path, "t", kept=tmp_path / "kept") as copied:
+            seen.append(copied.commits)
+
+    with opened(path) as checkpoint:
+        note = checkpoint._witness.note
+
+        def late(commits: int, life: str) -> None:
+            look()
+            note(commits, life)
+            look()
+
+        checkpoint._witness.note = late  # type: ignore[method-assign]
+        for i in range(4):
+            checkpoint.commit(changes([i], i, i))
+    assert seen == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_witness_is_read_before_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that comes between the two makes the copy newer than the witness says, never older."""
+    path = tmp_path / "t.checkpoint"
+    with opened(path) as checkpoint:
+        checkpoint.commit(changes([1], 1, 1))
+        whole = checkpoint_files.copy
+
+        def busy(source: Path, target: Path) -> None:
+            checkpoint.commit(changes([2], 2, 2))
+            whole(source, target)
+            checkpoint.commit(changes([3], 3, 3))
+
+        monkeypatch.setattr(checkpoint_files, "copy", busy)
+        with snapshot(path, "t") as copied:
+            assert copied.commits == 2

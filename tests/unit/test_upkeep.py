@@ -177,3 +177,47 @@ def test_export_does_not_overwrite_the_checkpoint_itself(plant: Plant) -> None:
         with pytest.raises(CheckpointError, match="is the checkpoint itself"):
             mmlw(plant, "export", "plant", f"{checkpoint}{end}", "--force")
     assert checkpoint.read_bytes() == whole
+
+
+def older(plant: Plant, tmp_path: Path) -> Path:
+    """The plant's checkpoint, in place of which an older one was put by hand."""
+    copy, checkpoint = tmp_path / "older", plant.data / "plant.checkpoint"
+    mmlw(plant, "export", "plant", str(copy))
+    run(more(plant, 200, 1, 500))
+    checkpoint.write_bytes(copy.read_bytes())
+    return checkpoint
+
+
+def test_checkpoint_that_lost_commits_is_not_exported(plant: Plant, tmp_path: Path) -> None:
+    checkpoint = older(plant, tmp_path)
+    with pytest.raises(CheckpointError) as running:
+        Checkpoint(checkpoint, "plant", Scorer.recipes(plant.topology))
+    with pytest.raises(CheckpointError, match="older copy") as exporting:
+        mmlw(plant, "export", "plant", str(tmp_path / "copy"))
+    assert str(exporting.value) == str(running.value)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_checkpoint_without_its_witness_is_not_exported(plant: Plant, tmp_path: Path) -> None:
+    checkpoint = plant.data / "plant.checkpoint"
+    checkpoint.with_suffix(".lock").unlink()
+    with pytest.raises(CheckpointError, match=r"plant\.lock, .* is missing .* mmlw checkpoint import plant"):
+        mmlw(plant, "export", "plant", str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_checkpoint_that_lost_commits_is_shown_and_that_is_said_first(plant: Plant, tmp_path: Path) -> None:
+    checkpoint = older(plant, tmp_path)
+    arguments = ["checkpoint", "show", "plant", "--data", str(plant.data)]
+    found = CliRunner().invoke(cli, arguments)
+    assert found.exit_code == 2
+    assert found.stdout.startswith(f"a worker refuses it: {checkpoint}: holds commit ")
+    assert "next message" in found.stdout
+    assert "stopped in order" not in found.stdout
+    found = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert found.exit_code == 2
+    told = json.loads(found.stdout)
+    assert "older copy" in told["refused"]
+    assert (told["next_message"], told["worker"]) == (300, "unknown")
+    found = CliRunner().invoke(cli, [*arguments, "--audit"])
+    assert found.stdout.startswith("a worker refuses it: ")
