@@ -121,7 +121,7 @@ class CheckpointError(MmlwError):
 
 
 class CheckpointUnproven(CheckpointError):
-    """The checkpoint can be read, but nothing proves it the newest: commits are lost, or it is another or older one."""
+    """A checkpoint that can be read, but that nothing proves the newest: it lost commits, or is another or older one."""
 
 
 class CheckpointFull(CheckpointError):
