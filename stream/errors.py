@@ -121,7 +121,7 @@ class CheckpointError(MmlwError):
 
 
 class CheckpointUnproven(CheckpointError):
-    """A checkpoint that can be read, but that nothing proves the newest: it lost commits, or is another or older one."""
+    """A checkpoint that can be read, but lost commits, or is another or older one, or may be."""
 
 
 class CheckpointFull(CheckpointError):

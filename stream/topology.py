@@ -318,6 +318,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if HEALTH in settings.get("detectors", ()):
             yield f'detectors: "{HEALTH}" is the name of what sick sensors raise; choose another'
         yield from _calibrated(settings)
+        if settings.get("watchdog", 1.0) <= 0:
+            yield "watchdog: must be above 0; the longer it is, the more patient (a pause of the source is no fault)"
         source, sink = settings.get("source"), settings.get("sink")
         if source is not None and settings.get("capture") is not None:
             for name in reserved(source.names):
@@ -379,6 +381,10 @@ def _calibrated(settings: Settings) -> Iterator[str]:
         yield "combine: calibrate: a budget needs it; remove calibrate: false, or state alert.probability"
     if 0 < len(detectors) < 2:
         yield "combine: takes two detectors or more"
+    if 2 <= (most := len(detectors)) < combine.k:
+        yield f"combine: k: is {combine.k}, and there are {most} detectors; make it {most} or less"
+    if detectors and not any(combine.weights.get(name, 1.0) for name in detectors):
+        yield "combine: weights: all are 0; give at least one detector a weight above 0"
     for name in combine.weights:
         if name not in detectors:
             yield f'combine.weights: "{name}" is not a detector'

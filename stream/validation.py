@@ -95,6 +95,9 @@ class Reader:
             return {
                 str(key): self.read(get_args(kind)[1], item, f"{place}.{key}") for key, item in data.items()
             }
+        if get_origin(kind) is dict:
+            self._no_mapping(kind, data, place)
+            return None
         if get_origin(kind) is Literal and data not in get_args(kind):
             words = [str(word) for word in get_args(kind)]
             hint = suggest(data, words) if isinstance(data, str) else ""
@@ -109,6 +112,15 @@ class Reader:
             self.wrong(place, f"expected a finite number, found {data}")
             return None
         return value
+
+    def _no_mapping(self, kind: Any, data: Any, place: str) -> None:
+        """Something else where parts are named."""
+        if get_args(kind)[1] != Detector | RegistryModel:
+            self.wrong(place, f"must be a mapping of names, found {_shown(data)}")
+            return
+        hint = suggest(data, [AUTO]) if isinstance(data, str) else ""
+        hint = hint if hint.endswith("?") else ""
+        self.wrong(place, f"must be a mapping of names, or the word {AUTO}; found {_shown(data)}{hint}")
 
     def _quantity(self, kind: Any, data: Any) -> Any:
         """`10m` or `5GB` as a number, where the setting has such a unit."""

@@ -239,3 +239,55 @@ def test_graph_names_every_part() -> None:
         "mmlw.alerts",
     ):
         assert part in text
+
+
+BARE = "name: p\nsource: {sensors: [a]}\n"
+PAIR = (
+    "name: p\nsource: {sensors: [a]}\ncalibration: {method: evt}\n"
+    "detectors: {x: {kind: adaptive_z}, y: {kind: adaptive_z}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            f"{BARE}detectors: autom",
+            ':3: detectors: must be a mapping of names, or the word auto; found "autom". Did you mean "auto"?',
+        ),
+        (
+            f"{BARE}detectors: [adaptive_z]",
+            ":3: detectors: must be a mapping of names, or the word auto; found a list",
+        ),
+        (
+            f"{BARE}detectors: 7",
+            ":3: detectors: must be a mapping of names, or the word auto; found a number",
+        ),
+        (f"{BARE}detectors:", ":3: detectors: must be a mapping of names, or the word auto; found nothing"),
+        (f"{BARE}detectors: auto\nfeatures: [a]", ":4: features: must be a mapping of names, found a list"),
+        (
+            f"{PAIR}combine: {{weights: [1, 2]}}",
+            ":5: combine.weights: must be a mapping of names, found a list",
+        ),
+        (
+            f"{PAIR}combine: {{k: 3}}",
+            ":5: combine: k: is 3, and there are 2 detectors; make it 2 or less",
+        ),
+        (
+            f"{PAIR}combine: {{weights: {{x: 0, y: 0}}}}",
+            ":5: combine: weights: all are 0; give at least one detector a weight above 0",
+        ),
+    ],
+)
+def test_what_is_no_topology_is_one_clear_line(tmp_path: Path, text: str, told: str) -> None:
+    assert problems(tmp_path, text) == [told]
+
+
+def test_weight_of_0_for_one_detector_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(f"{PAIR}combine: {{weights: {{x: 0}}}}")
+    assert load(tmp_path / "t.yaml").name == "p"
+
+
+def test_watchdog_of_0_is_refused(tmp_path: Path) -> None:
+    [told] = problems(tmp_path, f"{BARE}detectors: auto\nwatchdog: 0")
+    assert told.startswith(":4: watchdog: must be above 0")
