@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from stream.topology import Sensor, Topology
 from stream.validation import Reader, default_of, suggest
 
 __all__ = ["dump_yaml", "load", "load_all"]
+
+_REPEATED = 100_000
+"""Values that aliases may repeat in a file: a few lines of nested ones stand for more than any memory holds."""
 
 
 def load(path: str | Path) -> Topology:
@@ -78,6 +81,7 @@ def _load_yaml(path: Path) -> Topology:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repetition(path, node)
         data = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(str(path), "is not a text file in UTF-8")]) from error
@@ -91,12 +95,46 @@ def _load_yaml(path: Path) -> Topology:
         reader.find_duplicates(node, "")
         topology = reader.read(Topology, data, "")
     except RecursionError as error:
-        raise ConfigError([Problem(str(path), "refers to itself, or is nested too deeply")]) from error
+        raise ConfigError([Problem(str(path), "is nested too deeply")]) from error
     if reader.problems:
         lines = _lines(node, "")
         raise ConfigError([_located(path, problem, lines) for problem in reader.problems])
     assert isinstance(topology, Topology)  # noqa: S101 - for the type checker: no problems means it was built
     return topology
+
+
+def _refuse_repetition(path: Path, node: yaml.Node | None) -> None:
+    """Raises ConfigError where aliases repeat too much, or something contains itself."""
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def refused(node: yaml.Node, what: str) -> ConfigError:
+        return ConfigError([Problem(f"{path}:{node.start_mark.line + 1}", what)])
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in inside:
+            raise refused(node, "refers to itself")
+        inside.add(id(node))
+        found = 1 + sum(size(part) for part in _parts(node))
+        inside.remove(id(node))
+        sizes[id(node)] = found
+        if found - len(sizes) > _REPEATED:
+            repeated = f"aliases (*name) repeat more than {_REPEATED:,} values; write out what is needed"
+            raise refused(node, repeated)
+        return found
+
+    if node is not None:
+        size(node)
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
 
 
 def _located(path: Path, problem: Problem, lines: Mapping[str, int]) -> Problem:

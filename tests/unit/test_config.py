@@ -291,3 +291,27 @@ def test_weight_of_0_for_one_detector_is_allowed(tmp_path: Path) -> None:
 def test_watchdog_of_0_is_refused(tmp_path: Path) -> None:
     [told] = problems(tmp_path, f"{BARE}detectors: auto\nwatchdog: 0")
     assert told.startswith(":4: watchdog: must be above 0")
+
+
+def nested(levels: int) -> str:
+    """Aliases of aliases: ten values, ten times each level."""
+    lines = [f"a0: &a0 [{', '.join('x' * 10)}]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("last", ["", "\n<<: [*a11, *a11]"])
+def test_aliases_that_stand_for_too_much_are_refused(tmp_path: Path, last: str) -> None:
+    [told] = problems(tmp_path, f"{nested(12)}{last}")
+    assert told == ":5: aliases (*name) repeat more than 100,000 values; write out what is needed"
+
+
+def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(f"{BARE}detectors:\n  x: &x {{kind: adaptive_z}}\n  y: *x\n")
+    detectors = load(tmp_path / "t.yaml").detectors
+    assert detectors["x"] == detectors["y"]
+
+
+def test_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    [told] = problems(tmp_path, "name: &n {a: *n}")
+    assert told == ":1: refers to itself"
