@@ -183,7 +183,7 @@ def _one(comparison: Comparison, place: Path, history: History, scores: Path | N
         click.echo(
             f"{place.with_suffix('')}{beside}: {len(history):,} rows, {_counted(len(opened), 'alert')}"
         )
-        for note in run.notes:
+        for note in (*history.notes, *run.notes):
             click.echo(f"  {note}")
         for alert in opened[:_SHOWN]:
             where = f" {alert.machine}" if len(set(history.machines)) > 1 else ""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
 from stream.capture_rule import PLACE_COLUMNS
+from stream.dates import join_date_and_time, parse_dates
 from stream.errors import ConfigError, Problem
 from stream.instants import seconds
 from stream.tables import MACHINE_NAMES, TIME_NAMES, widen
@@ -54,6 +55,8 @@ class History:
     """Which are known to be anomalous (n,), where a column says so."""
     order: Order | None = None
     """None: one after the other, each a message of its own, numbered from 0."""
+    notes: tuple[str, ...] = ()
+    """How the file was understood, where that was in doubt."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -134,6 +137,7 @@ def read_past(past: Past, topology: Topology, label_column: str | None = None) -
         [name for part in parts for name in part.names],
         np.concatenate(labels) if labels else None,
         order,
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 
@@ -146,11 +150,16 @@ def read_history(
 
     What is no finite number is missing. Raises ConfigError on other columns and on times that cannot be read.
     """
-    frame = _read(path)
+    notes: list[str] = []
     names = topology.source.names
+    frame = _read(path)
+    if not {"date", "time"} & {name.lower() for name in names}:
+        frame = join_date_and_time(frame, notes)
     if any(name not in frame.columns for name in names) and frame is not (wide := widen(frame, [])):
         stamps = _column(wide, TIME_NAMES)
-        order = np.arange(len(wide)) if stamps is None else np.argsort(_times(path, stamps), kind="stable")
+        order = (
+            np.arange(len(wide)) if stamps is None else np.argsort(_times(path, stamps, []), kind="stable")
+        )
         frame = wide.iloc[order].reset_index(drop=True)
     if missing := [name for name in names if name not in frame.columns]:
         has = ", ".join(frame.columns[1:]) or "none"
@@ -172,11 +181,12 @@ def read_history(
     return History(
         machine or path.stem,
         stamps.astype(str),
-        _times(path, stamps),
+        _times(path, stamps, notes),
         values,
         () if machines is None else machines.astype(str).tolist(),
         None if label_column is None else _flags(frame[label_column]),
         _order(frame) if captured else None,
+        tuple(notes),
     )
 
 
@@ -202,7 +212,7 @@ def _column(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
     return None if found is None else frame[found]
 
 
-def _times(path: Path, stamps: pd.Series) -> Floats:
+def _times(path: Path, stamps: pd.Series, notes: list[str]) -> Floats:
     """Epoch seconds of texts, instants or numbers (seconds, milli-, micro- or nanoseconds by their size)."""
     if not pd.api.types.is_datetime64_any_dtype(stamps):
         numbers = pd.to_numeric(stamps, errors="coerce")
@@ -210,7 +220,7 @@ def _times(path: Path, stamps: pd.Series) -> Floats:
             size = float(numbers.abs().max())
             unit = 1.0 if size < 1e11 else 1e3 if size < 1e14 else 1e6 if size < 1e17 else 1e9
             return numbers.to_numpy(np.float64) / unit
-    times = pd.to_datetime(stamps, errors="coerce", utc=True, format="mixed")
+    times = parse_dates(stamps, str(path), notes)
     if (odd := np.flatnonzero(times.isna())).size:
         row = int(odd[0])
         raise ConfigError([Problem(f"{path}:{row + 2}", f'"{stamps.iloc[row]}" is not a time')])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats
 from detectors.datasets import DATASETS
+from stream.dates import join_date_and_time, parse_dates
 from stream.errors import ConfigError, Problem
 from stream.instants import seconds as seconds_of
 from stream.validation import suggest
@@ -80,8 +81,8 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
     frame = _read(path, notes)
     if not len(frame):
         raise ConfigError([Problem(str(path), "holds no rows")])
-    frame = widen(frame, notes)
-    times, time_name = _find_time(frame, notes)
+    frame = widen(join_date_and_time(frame, notes), notes)
+    times, time_name = _find_time(frame, str(path), notes)
     rest = frame.drop(columns=[time_name] if time_name else [])
     machines, machine_name = _find_machine(rest, machine or path.stem, notes)
     rest = rest.drop(columns=[machine_name] if machine_name else [])
@@ -157,12 +158,13 @@ def _read(path: Path, notes: list[str]) -> pd.DataFrame:
     return frame
 
 
-def _find_time(frame: pd.DataFrame, notes: list[str]) -> tuple[Floats, str | None]:
+def _find_time(frame: pd.DataFrame, place: str, notes: list[str]) -> tuple[Floats, str | None]:
     """Epoch seconds by row, and the column they came from; rows are numbered by seconds where there is none."""
     named = [c for c in frame.columns if c.lower().strip() in TIME_NAMES]
     texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
+    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
     for column in named + texts:
-        times = _parse_times(frame[column])
+        times = _parse_times(frame[column], place, notes)
         if times is not None:
             notes.append(f'time: column "{column}"')
             return times, column
@@ -170,7 +172,7 @@ def _find_time(frame: pd.DataFrame, notes: list[str]) -> tuple[Floats, str | Non
     return 1704067200.0 + _STEP * np.arange(len(frame), dtype=np.float64), None
 
 
-def _parse_times(column: pd.Series) -> Floats | None:
+def _parse_times(column: pd.Series, place: str, notes: list[str]) -> Floats | None:
     if pd.api.types.is_numeric_dtype(column):
         numbers = column.to_numpy(dtype=np.float64)
         if not np.isfinite(numbers).all():
@@ -179,14 +181,12 @@ def _parse_times(column: pd.Series) -> Floats | None:
         unit = 1.0 if largest < 1e11 else 1e3 if largest < 1e14 else 1e6 if largest < 1e17 else 1e9
         seconds = numbers / unit
         return seconds if seconds.min() > 6e8 else seconds - seconds.min() + 1704067200.0
-    try:
-        parsed = pd.to_datetime(column, utc=True, format="ISO8601")
-    except (ValueError, TypeError):
-        try:
-            parsed = pd.to_datetime(column, utc=True, format="mixed", dayfirst=True)
-        except (ValueError, TypeError):
-            return None
-    return None if parsed.isna().any() else seconds_of(parsed)
+    told: list[str] = []
+    parsed = parse_dates(column, place, told)
+    if parsed.isna().any():
+        return None
+    notes += told
+    return seconds_of(parsed)
 
 
 def _numbers(column: pd.Series) -> pd.Series:

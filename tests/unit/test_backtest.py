@@ -17,6 +17,8 @@ from stream.cli import cli
 from stream.config import load
 from stream.errors import ConfigError
 from stream.histories import files_below, read_history
+from stream.instants import seconds
+from stream.tables import read_csv
 from tests.unit.test_ensemble import scorer
 
 TOPOLOGY = """
@@ -111,6 +113,22 @@ def test_odd_files_get_a_clear_error(folder: Path, text: str, said: str) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_history(path, load(folder / "topology.yaml"))
+
+
+def test_dates_are_read_as_by_try_and_the_order_is_told(folder: Path) -> None:
+    path = folder / "data" / "two.csv"
+    frame = pd.read_csv(path)
+    times = pd.date_range("2025-01-25", periods=200, freq="6h")
+    frame["datetime"] = times.strftime("%m/%d/%Y %H:%M")
+    frame.to_csv(path, index=False)
+    history = read_history(path, load(folder / "topology.yaml"))
+    assert history.times.tolist() == read_csv(path).times.tolist() == seconds(times).tolist()
+    assert "dates: month first" in command(folder).output
+    frame.drop(columns="datetime").assign(
+        Date=times.strftime("%d.%m.%Y"), Time=times.strftime("%H:%M")
+    ).to_csv(path, index=False)
+    history = read_history(path, load(folder / "topology.yaml"))
+    assert history.times.tolist() == seconds(times).tolist()
 
 
 def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stream.brokers.base import Delivery
 from stream.errors import ConfigError
+from stream.instants import seconds
 from stream.publisher import messages
 from stream.readings import Decoder
 from stream.tables import Table, from_dataset, read_csv
@@ -96,3 +98,52 @@ def test_windows_text_is_read_and_bad_cells_are_counted(tmp_path: Path) -> None:
     found = read_csv(tmp_path / "plant.csv")
     assert found.sensors == ("Öl",)
     assert any("taken as missing: 1" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("separator", ["/", ".", "-"])
+@pytest.mark.parametrize(("order", "said"), [("%d/%m/%Y", "day first"), ("%m/%d/%Y", "month first")])
+@pytest.mark.parametrize("rows", [8, 20, 200])
+def test_dates_of_a_column_have_one_order(
+    tmp_path: Path, separator: str, order: str, said: str, rows: int
+) -> None:
+    start = "2025-01-31" if rows == 8 else "2025-01-05"
+    times = pd.date_range(start, periods=rows, freq="6h")
+    stamps = times.strftime(order.replace("/", separator) + " %H:%M")
+    found = table(tmp_path, "time,a\n" + "".join(f"{stamp},{i}\n" for i, stamp in enumerate(stamps)))
+    if rows == 20:  # 5 to 9 January: either order fits
+        said = "day first"
+    assert any(note.startswith(f"dates: {said}") for note in found.notes), found.notes
+    if rows != 20:
+        assert found.times.tolist() == seconds(times).tolist()
+        assert found.values[:, 0].tolist() == list(range(rows))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_order_of_dates_without_a_number_above_12_is_the_smoother_one(tmp_path: Path, reverse: bool) -> None:
+    whole = pd.date_range("2025-01-01", periods=100, freq="D")
+    stamps = [t.strftime("%m/%d/%Y") for t in whole if t.day <= 12]
+    rows = [f"{stamp},1\n" for stamp in (stamps[::-1] if reverse else stamps)]
+    found = table(tmp_path, "time,a\n" + "".join(rows))
+    assert any(note.startswith("dates: month first") for note in found.notes)
+    assert found.times[-1] == pd.Timestamp("2025-04-10", tz="UTC").timestamp()
+
+
+def test_dates_that_contradict_each_other_name_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'plant\.csv:4: "05/13/2025" has the month first.*line 2 the day'):
+        table(tmp_path, "time,a\n13/05/2025,1\n01/02/2025,2\n05/13/2025,3\n")
+
+
+def test_year_first_needs_no_note(tmp_path: Path) -> None:
+    found = table(tmp_path, "time,a\n2025/02/03 10:00,1\n2025/02/04 10:00,2\n")
+    assert found.times[0] == pd.Timestamp("2025-02-03T10:00Z").timestamp()
+    assert not any(note.startswith("dates") for note in found.notes)
+
+
+@pytest.mark.parametrize(("date", "clock"), [("2025-01-31", "10:0{}:00"), ("31/01/2025", "10.0{}.00")])
+def test_date_and_time_of_day_in_two_columns_are_one_time(tmp_path: Path, date: str, clock: str) -> None:
+    rows = "".join(f"{date},{clock.format(i)},{i}.5\n" for i in range(10))
+    found = table(tmp_path, "Date,Time,Temp\n" + rows)
+    assert found.sensors == ("Temp",)
+    assert set(found.machines) == {"plant"}
+    assert found.times[3] == pd.Timestamp("2025-01-31T10:03Z").timestamp()
+    assert 'time: columns "Date" and "Time" together' in found.notes
