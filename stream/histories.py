@@ -207,7 +207,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _column(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
     """The first column with one of these names, the best name first."""
-    known = {name.lower().strip(): name for name in reversed(list(frame.columns))}
+    known = {re.sub(r"[ -]", "_", name.lower().strip()): name for name in reversed(list(frame.columns))}
     found = next((known[name] for name in names if name in known), None)
     return None if found is None else frame[found]
 

@@ -29,10 +29,27 @@ MACHINE_NAMES = (
     "asset_id",
     "unit",
     "unit_id",
+    "equipment",
+    "equipment_id",
+    "machine_name",
+    "device_name",
+    "asset_name",
+    "unit_name",
+    "equipment_name",
+    "pump_id",
     "maschine",
     "anlage",
     "id",
 )
+_NO_MACHINE = re.compile(
+    r"stat(e|us)|zustand|mode|label|class|comment|remark|note|alarm|event|quality|flag|time|date"
+)
+"""In the name of a column of texts: what it says is no machine's name."""
+_STATE = re.compile(
+    r"on|off|open|closed|true|false|yes|no|ok|good|bad|run|stop|running|stopped|idle|auto|manual|normal|fault|high|"
+    r"low|active|inactive"
+)
+_TIME_LIKE = r"\d{1,2}:\d{2}|^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}"
 _LABEL_NAMES = ("anomaly", "label", "is_anomaly", "outlier", "changepoint")
 _SENSOR_NAMES = (
     "sensor",
@@ -198,16 +215,27 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[list[str], str | None]:
-    """The machine of every row: a column named so, else the only column of text, else one machine."""
-    named = [c for c in frame.columns if c.lower().strip() in MACHINE_NAMES]
-    texts = [c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
-    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
-    several = [c for c in texts if frame[c].nunique() > 1]  # one value everywhere may be anything
-    for column in named + (several if len(texts) == 1 else []):
+    """The machine of every row: a column named so, else the only text that may be one, else one machine."""
+    named = [c for c in frame.columns if re.sub(r"[ -]", "_", c.lower().strip()) in MACHINE_NAMES]
+    texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
+    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5 and frame[c].nunique() > 1]
+    able = [c for c in texts if _may_be_machine(frame[c])]
+    for column in named + (able if len(able) == 1 else []):
         if 1 <= frame[column].nunique() <= max(len(frame) // 5, 1) and frame[column].notna().all():
             machines = frame[column].astype(str).str.strip().tolist()
             notes.append(f'machine: column "{column}" (machines: {len(set(machines))})')
             return machines, column
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", default).strip("-") or "machine-1"
-    notes.append(f'machine: none found, all rows belong to "{name}"')
+    hint = f'; if one of {", ".join(texts)} names machines, call it "machine"' if texts else ""
+    notes.append(f'machine: none found, all rows belong to "{name}"{hint}')
     return [name] * len(frame), None
+
+
+def _may_be_machine(column: pd.Series) -> bool:
+    """Whether texts name machines though the column's name does not say so: few, and no states, times or remarks."""
+    texts = column.dropna().astype(str).str.strip().str.lower()
+    kinds = texts.unique()
+    few = len(texts) == len(column) and 10 * len(kinds) <= len(column)
+    if not few or _NO_MACHINE.search(str(column.name).lower()) or all(map(_STATE.fullmatch, kinds)):
+        return False
+    return not any(re.search(_TIME_LIKE, kind) for kind in kinds)

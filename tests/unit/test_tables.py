@@ -147,3 +147,39 @@ def test_date_and_time_of_day_in_two_columns_are_one_time(tmp_path: Path, date: 
     assert set(found.machines) == {"plant"}
     assert found.times[3] == pd.Timestamp("2025-01-31T10:03Z").timestamp()
     assert 'time: columns "Date" and "Time" together' in found.notes
+
+
+def of_two(tmp_path: Path, name: str, cells: tuple[str, str], rows: int = 40) -> Table:
+    body = "".join(f"2026-01-01T00:00:{i:02},{cells[i % 2]},{i}\n" for i in range(rows))
+    return table(tmp_path, f"time,{name},a\n{body}")
+
+
+@pytest.mark.parametrize("name", ["machine", "Asset ID", "equipment", "pump-id", "site", "pump", "line"])
+def test_texts_that_name_machines_are_taken(tmp_path: Path, name: str) -> None:
+    assert set(of_two(tmp_path, name, ("P1", "P2")).machines) == {"P1", "P2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("state", ("P1", "P2")),
+        ("Pump Status", ("filling", "draining")),
+        ("operating_mode", ("a", "b")),
+        ("comment", ("x", "y")),
+        ("valve", ("ON", "OFF")),
+        ("shift", ("06:00", "14:00")),
+        ("installed", ("13/05/2025", "05/13/2025")),
+    ],
+)
+def test_texts_that_name_no_machine_are_left_out_with_a_note(
+    tmp_path: Path, name: str, cells: tuple[str, str]
+) -> None:
+    found = of_two(tmp_path, name, cells)
+    assert set(found.machines) == {"plant"}
+    assert f"left out (not numbers): {name}" in found.notes
+    assert any(f'if one of {name} names machines, call it "machine"' in note for note in found.notes)
+
+
+def test_texts_of_too_many_values_name_no_machine(tmp_path: Path) -> None:
+    assert set(of_two(tmp_path, "site", ("P1", "P2"), rows=19).machines) == {"plant"}
+    assert set(of_two(tmp_path, "site", ("P1", "P2"), rows=20).machines) == {"P1", "P2"}
