@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
 from stream.capture_rule import PLACE_COLUMNS
+from stream.cells import check_widths, parse_numbers, unreadable
 from stream.dates import join_date_and_time, parse_dates
 from stream.errors import ConfigError, Problem
 from stream.instants import seconds
@@ -22,6 +23,8 @@ from stream.topology import Topology
 __all__ = ["History", "Order", "Past", "files_below", "pasts_below", "read_history", "read_past"]
 
 _PART = re.compile(r"part-[0-9]{8,}-[0-9]+-[0-9]+\.parquet")
+
+_MISSING = ("nan", "na", "n/a", "null", "none", "-", "<na>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ def read_history(
     stamps = _column(rest, TIME_NAMES)
     if stamps is None:
         stamps = frame.iloc[:, 0]
-    columns = [pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in names]
+    columns = [_readings(frame[name], notes) for name in names]
     values = np.column_stack(columns) if len(frame) else np.zeros((0, len(names)))
     values[~np.isfinite(values)] = np.nan
     machines = _column(rest, MACHINE_NAMES)
@@ -199,8 +202,13 @@ def _read(path: Path) -> pd.DataFrame:
                 head = file.readline()
             separator = max(",;\t|", key=head.count)
             frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            check_widths(path, frame)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
+        if path.suffix != ".parquet":
+            raise unreadable(path, error) from error
+        raise ConfigError([Problem(str(path), f"cannot be read as Parquet: {error}")]) from error
     frame.columns = pd.Index([str(name) for name in frame.columns])
     return frame
 
@@ -210,6 +218,22 @@ def _column(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series | None:
     known = {re.sub(r"[ -]", "_", name.lower().strip()): name for name in reversed(list(frame.columns))}
     found = next((known[name] for name in names if name in known), None)
     return None if found is None else frame[found]
+
+
+def _readings(column: pd.Series, notes: list[str]) -> Floats:
+    """The numbers of a sensor (n,), NaN where there is none; what was meant as one and cannot be read is told."""
+    numbers = parse_numbers(column).to_numpy(np.float64)
+    missing = np.isnan(numbers)
+    texts = column[missing].dropna().astype(str).str.strip()
+    texts = texts[texts != ""]
+    first = f' (the first: "{texts.iloc[0]}")' if len(texts) else ""
+    odd = texts[~texts.str.lower().isin(_MISSING)]
+    if len(numbers) and missing.all():
+        notes.append(f'warning: sensor "{column.name}" has no number in {len(numbers):,} rows{first}')
+    elif len(odd):
+        what = f'cells that are no numbers, taken as missing: {len(odd):,} (the first: "{odd.iloc[0]}")'
+        notes.append(f'sensor "{column.name}": {what}')
+    return numbers
 
 
 def _times(path: Path, stamps: pd.Series, notes: list[str]) -> Floats:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats
 from detectors.datasets import DATASETS
+from stream.cells import check_widths, parse_numbers, unreadable
 from stream.dates import join_date_and_time, parse_dates
 from stream.errors import ConfigError, Problem
 from stream.instants import seconds as seconds_of
@@ -109,7 +110,7 @@ def read_csv(path: Path, *, machine: str | None = None) -> Table:
         labels = pd.to_numeric(rest.pop(label_name), errors="coerce").fillna(0).to_numpy() > 0
         notes.append(f'labels: column "{label_name}" (not shown to the detectors)')
         rest = rest.drop(columns=[c for c in rest.columns if c.lower() in _LABEL_NAMES])
-    numbers = rest.apply(_numbers).astype(np.float64)
+    numbers = rest.apply(parse_numbers).astype(np.float64)
     numbers = numbers.replace([np.inf, -np.inf], np.nan)
     bad = int((numbers[rest.columns].isna() & rest.notna()).to_numpy().sum())
     usable = [c for c in numbers.columns if numbers[c].notna().mean() >= 0.5]
@@ -136,7 +137,7 @@ def widen(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if sensor is None or value is None or not 1 < frame[sensor].nunique() <= _MOST_SENSORS:
         return frame
     rest = [c for c in frame.columns if c not in (sensor, value)]
-    values = frame.assign(**{value: _numbers(frame[value])})
+    values = frame.assign(**{value: parse_numbers(frame[value])})
     wide = values.pivot_table(index=rest, columns=sensor, values=value, aggfunc="last", sort=False)
     notes.append(f'long table: one row a value; sensors named by column "{sensor}"')
     return wide.reset_index().rename_axis(columns=None).rename(columns=str)
@@ -158,16 +159,15 @@ def _read(path: Path, notes: list[str]) -> pd.DataFrame:
         cells = [cell.strip().strip('"') for cell in head.split(separator)]
         headless = pd.to_numeric(pd.Series(cells), errors="coerce").notna().all()
         frame = pd.read_csv(path, sep=separator, encoding=encoding, header=None if headless else 0)
+        check_widths(path, frame)
     except ConfigError:
         raise
-    except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file")]) from None
     except UnicodeDecodeError:
         raise ConfigError(
             [Problem(str(path), "cannot be read as CSV: it is no text; unpack it first?")]
         ) from None
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read as CSV: {error}")]) from error
+        raise unreadable(path, error) from error
     if headless:
         frame.columns = pd.Index([f"column_{i + 1}" for i in range(frame.shape[1])])
         notes.append("header: none found, columns are numbered")
@@ -179,7 +179,7 @@ def _find_time(frame: pd.DataFrame, place: str, notes: list[str]) -> tuple[Float
     """Epoch seconds by row, and the column they came from; rows are numbered by seconds where there is none."""
     named = [c for c in frame.columns if c.lower().strip() in TIME_NAMES]
     texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
-    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5]
+    texts = [c for c in texts if parse_numbers(frame[c]).notna().mean() < 0.5]
     for column in named + texts:
         times = _parse_times(frame[column], place, notes)
         if times is not None:
@@ -206,19 +206,11 @@ def _parse_times(column: pd.Series, place: str, notes: list[str]) -> Floats | No
     return seconds_of(parsed)
 
 
-def _numbers(column: pd.Series) -> pd.Series:
-    """A column as numbers, NaN where it holds none; a comma may be the decimal mark (`3,14`)."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().mean() >= 0.5 or pd.api.types.is_numeric_dtype(column):
-        return numbers
-    return pd.to_numeric(column.astype(str).str.strip().str.replace(",", ".", regex=False), errors="coerce")
-
-
 def _find_machine(frame: pd.DataFrame, default: str, notes: list[str]) -> tuple[list[str], str | None]:
     """The machine of every row: a column named so, else the only text that may be one, else one machine."""
     named = [c for c in frame.columns if re.sub(r"[ -]", "_", c.lower().strip()) in MACHINE_NAMES]
     texts = [c for c in frame.columns if c not in named and not pd.api.types.is_numeric_dtype(frame[c])]
-    texts = [c for c in texts if _numbers(frame[c]).notna().mean() < 0.5 and frame[c].nunique() > 1]
+    texts = [c for c in texts if parse_numbers(frame[c]).notna().mean() < 0.5 and frame[c].nunique() > 1]
     able = [c for c in texts if _may_be_machine(frame[c])]
     for column in named + (able if len(able) == 1 else []):
         if 1 <= frame[column].nunique() <= max(len(frame) // 5, 1) and frame[column].notna().all():

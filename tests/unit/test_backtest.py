@@ -131,6 +131,74 @@ def test_dates_are_read_as_by_try_and_the_order_is_told(folder: Path) -> None:
     assert history.times.tolist() == seconds(times).tolist()
 
 
+@pytest.mark.parametrize("cell", ["n/a", "", "broken"])
+def test_sensor_without_any_number_is_named(folder: Path, cell: str) -> None:
+    path = folder / "data" / "two.csv"
+    pd.read_csv(path).assign(flow=cell).to_csv(path, index=False)
+    told = command(folder)
+    assert told.exit_code == 0, told.output
+    assert 'warning: sensor "flow" has no number in 200 rows' in told.output
+    assert (f'the first: "{cell}"' in told.output) == bool(cell)
+
+
+def test_cells_that_are_no_numbers_are_counted(folder: Path) -> None:
+    path = folder / "data" / "two.csv"
+    path.write_text("time,pressure,flow\n2024-05-01,1,2\n2024-05-02,ERR,n/a\n2024-05-03,1,\n")
+    history = read_history(path, load(folder / "topology.yaml"))
+    assert history.notes == (
+        'sensor "pressure": cells that are no numbers, taken as missing: 1 (the first: "ERR")',
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["3,14", "2,5", "7"], [3.14, 2.5, 7.0]),
+        (["1,200.5", "900.5", "1,300"], [1200.5, 900.5, 1300.0]),
+        (["950", "1,200", "990"], [950.0, 1200.0, 990.0]),
+        (["1.200,5", "900,5", "1.300"], [1200.5, 900.5, 1300.0]),
+        (["0,125", "1,250", "-2,5"], [0.125, 1.25, -2.5]),
+        (["1.5", "2.5", "2,5"], [1.5, 2.5, np.nan]),
+    ],
+)
+def test_commas_in_numbers_are_read_as_by_try(folder: Path, cells: list[str], values: list[float]) -> None:
+    path = folder / "data" / "two.csv"
+    rows = "".join(f"2024-05-0{i};{cell};1\n" for i, cell in enumerate(cells, 1))
+    path.write_text("time;pressure;flow\n" + rows)
+    history = read_history(path, load(folder / "topology.yaml"))
+    np.testing.assert_array_equal(history.values[:, 0], values)
+    np.testing.assert_array_equal(read_csv(path).values[:, 0], values)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; name a file"),
+        (
+            "time,pressure,flow\n2024-05-01,1,2\n2024-05-02,1,2,3\n",
+            "line 3 has 4 cells where .* have 3; put a",
+        ),
+        (
+            "time,pressure,flow\n2024-05-01,1,2,5\n2024-05-02,1,2,3\n",
+            "rows have 4 cells where the header has 3",
+        ),
+        (
+            'time,pressure,flow\n2024-05-01,1,2\n2024-05-02,"1,2\n',
+            "quote that opens in line 3 is never closed",
+        ),
+    ],
+)
+def test_files_of_another_shape_get_a_sentence_from_try_and_backtest(
+    folder: Path, text: str, said: str
+) -> None:
+    path = folder / "data" / "two.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_history(path, load(folder / "topology.yaml"))
+    with pytest.raises(ConfigError, match=said):
+        read_csv(path)
+
+
 def test_nothing_to_read_gets_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no \.csv or \.parquet file"):
         files_below(tmp_path)
