@@ -84,7 +84,7 @@ def test_try_finds_the_columns_writes_a_topology_and_a_report(tmp_path: Path) ->
     missing = mmlw(tmp_path, "try", "My Pumps.csv", check=False)
     assert (missing.returncode, "pumps" in missing.stderr) == (2, True)
     mmlw(tmp_path, "train", "My Pumps.mmlw.yaml", "--input", "My Pumps.csv", "--rows", "1500")
-    assert re.search(r"opened .* type scored", mmlw(tmp_path, "try", "My Pumps.csv").stdout)
+    assert re.search(r"opened .*type: score", mmlw(tmp_path, "try", "My Pumps.csv").stdout)
 
 
 @pytest.mark.parametrize(
