@@ -20,33 +20,48 @@ _TRUSTED_AFTER = 10
 _LEARNED_SIGMAS = 3.0
 """A deviation moves the centre no further than one of so many sigmas."""
 _LEAST_SHRINKAGE = 0.01
+_LEAST_PIVOT = 0.5 * _LEAST_SHRINKAGE
+"""Correlations that hold together, shrunk by the least, leave each sensor at least twice this variance of its own."""
+_SHRINK_FURTHER = 0.8
+_LARGEST_SQUARE = 1e100
 _MOST_ROOM = 4.0
 """A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
+
+
+@compiled("boolean(float64[:,::1], float64, int64)")
+def _factorise(matrix: Floats, kept: float, width: int) -> bool:
+    """Cholesky factor of what is above the diagonal, times `kept`, into the lower half; whether there is one."""
+    for j in range(width):
+        for k in range(j + 1):
+            total = 1.0 if j == k else kept * matrix[k, j]
+            for m in range(k):
+                total -= matrix[j, m] * matrix[k, m]
+            if j == k and not total > _LEAST_PIVOT:
+                return False
+            matrix[j, k] = math.sqrt(total) if j == k else total / matrix[k, k]
+    return True
 
 
 @compiled("float64(float64[:,::1], float64[::1], int64, int64)")
 def shrunk_distance(scatter: Floats, deviations: Floats, blocks: int, width: int) -> float:
     """Squared Mahalanobis length of the first `width` deviations; overwrites them with R⁻¹ times themselves.
 
-    The correlations R of `scatter` (width, width) are shrunk towards none (Schäfer and Strimmer 2005), as if
-    there were as many independent readings as blocks. `scatter` is overwritten, its lower
-    half with R's Cholesky factor.
+    The correlations R of `scatter` (width, width), its lower half, are shrunk towards none (Schäfer and Strimmer
+    2005), as if there were as many independent readings as blocks, and further until R is positive definite: pairs
+    that were learned from different readings may contradict each other. `scatter` is overwritten, its lower half
+    with R's Cholesky factor.
     """
     doubt, strength = 0.0, 0.0
     for j in range(width):
         for k in range(j):
             size = np.sqrt(scatter[j, j]) * np.sqrt(scatter[k, k])
-            r = scatter[j, k] / size if size > 0 else 0.0
-            scatter[j, k] = r
+            r = min(max(scatter[j, k] / size, -1.0), 1.0) if size > 0 else 0.0
+            scatter[k, j] = r
             doubt += (1.0 - r * r) ** 2 / max(blocks - 1, 1)
             strength += r * r
     kept = 1.0 - min(max(doubt / strength, _LEAST_SHRINKAGE), 1.0) if strength > 0 else 0.0
-    for j in range(width):  # Cholesky, in place
-        for k in range(j + 1):
-            total = 1.0 if j == k else kept * scatter[j, k]
-            for m in range(k):
-                total -= scatter[j, m] * scatter[k, m]
-            scatter[j, k] = np.sqrt(max(total, 1e-6)) if j == k else total / scatter[k, k]
+    while not _factorise(scatter, kept, width):
+        kept *= _SHRINK_FURTHER
     squared = 0.0
     for j in range(width):
         for k in range(j):
@@ -57,7 +72,7 @@ def shrunk_distance(scatter: Floats, deviations: Floats, blocks: int, width: int
         for k in range(j + 1, width):
             deviations[j] -= scatter[k, j] * deviations[k]
         deviations[j] /= scatter[j, j]
-    return squared
+    return min(squared, _LARGEST_SQUARE)
 
 
 @compiled("float64(float64, int64, int64, float64, float64, float64, float64)")

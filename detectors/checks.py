@@ -123,6 +123,13 @@ def _missing_values_degrade(build: Build, seed: int) -> None:
             require_fine(model, scores, f"after {hole} in sensors {missing}")
             blinded = clean[200:].any() and not scores[200:].any()
             require(not blinded, f"after {hole} in sensors {missing} every score is 0")
+    for late in range(n_sensors):
+        values = stream.values.copy()
+        values[:60, late] = np.nan
+        model = build()
+        require_fine(
+            model, model.score_learn(stream.slots, values, stream.times), f"sensor {late} starts late"
+        )
     model = build()
     gone = np.full_like(stream.values[:20], np.nan)
     require_fine(

@@ -84,8 +84,9 @@ def learn(
     """Learn a reading; whether there was anything to learn. `deltas` and `weights` (n_sensors,) are scratch space.
 
     West 1979 for a weight that is at first that of a plain mean. A pair of sensors is learned where both are
-    present, with the geometric mean of their weights. Deviations beyond `clip` sigmas (twice that during the
-    warm-up) count as `clip`.
+    present, with the geometric means of their weights and of what these leave: a covariance matrix then stays one
+    though one sensor started later, and a first value, which is no deviation, counts for nothing. Deviations beyond
+    `clip` sigmas (twice that during the warm-up) count as `clip`.
     """
     rate, clip, floor, floor_relative = learning
     anything = False
@@ -113,7 +114,8 @@ def learn(
         for k in range(j + 1):
             if weights[k] > 0.0:
                 weight = math.sqrt(weights[j]) * math.sqrt(weights[k])
-                learned = (1.0 - weight) * (covariance[j, k] + weight * deltas[j] * deltas[k])
+                rest = 1.0 - weight if j == k else math.sqrt(1.0 - weights[j]) * math.sqrt(1.0 - weights[k])
+                learned = rest * (covariance[j, k] + weight * deltas[j] * deltas[k])
                 covariance[j, k] = covariance[k, j] = learned
     return anything
 

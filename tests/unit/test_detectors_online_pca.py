@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from detectors.base import Floats, Model
+from detectors.charting import shrunk_distance
 from detectors.limits import hotelling_limit, hotelling_table, residual_limit, table_row
 from detectors.mahalanobis import Mahalanobis
 from detectors.moments import axes
@@ -206,3 +207,28 @@ def test_state_that_cannot_be_is_refused() -> None:
     state = distance.snapshot(np.array([0]))
     with pytest.raises(ValueError, match="negative"):
         distance.restore(np.array([0]), {**state, "count": state["count"] - 1})
+
+
+@pytest.mark.parametrize("recipe", [Mahalanobis(half_life=60, warmup=30), OnlinePCA(half_life=60, warmup=30)])
+def test_sensors_that_start_late_or_never_meet_alarm_no_more_than_others(
+    recipe: Mahalanobis | OnlinePCA,
+) -> None:
+    values = 1000.0 + _plane(3000, 11)
+    values[:70, 1] = values[:150, 2] = np.nan
+    patchy = values.copy()
+    for sensor in range(4):
+        patchy[np.random.default_rng(sensor).random(3000) < 0.6, sensor] = np.nan
+    patchy[1000:2000, :2][np.arange(1000) % 2 == 0] = np.nan
+    for clean in (values, patchy):
+        scores = _score(recipe.build(SENSORS), clean)
+        assert np.isfinite(scores).all()
+        assert (scores >= 1.0).mean() < 0.01
+        assert scores.max() < 20.0
+
+
+def test_correlations_that_contradict_each_other_are_shrunk_until_they_do_not() -> None:
+    scatter = np.array([[1.0, 0.0, 0.0], [0.9, 1.0, 0.0], [0.9, -0.9, 1.0]])
+    assert np.linalg.eigvalsh(scatter).min() < 0
+    away = np.array([1.0, -1.0, 1.0])
+    assert 0 < shrunk_distance(scatter, away, 1_000_000, 3) < 1000.0
+    assert np.isfinite(away).all()
