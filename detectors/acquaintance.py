@@ -20,8 +20,9 @@ _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 @dataclass(frozen=True, slots=True)
 class Portrait:
-    """A key as it was seen so far: `readings` looked at, seconds from one to the next (NaN of fewer than two), the
-    largest correlation of successive readings among the sensors, and how many sensors are discrete."""
+    """A key as it was seen so far: `readings` looked at, seconds from one to the next (NaN of fewer than two,
+    negative where the newest come first), the largest correlation of successive readings among the sensors, and how
+    many sensors are discrete."""
 
     readings: int
     interval: float
@@ -34,13 +35,14 @@ class Portrait:
 
         >>> Portrait(400, 3600.0, 0.5, 0).pace
         'a reading each 1 h'
+        >>> Portrait(400, -0.5, 0.5, 0).pace
+        'a reading each 0.5 s'
         """
-        unit, size = next(
-            (u, s)
-            for u, s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 0.0))
-            if self.interval >= s
-        )
-        return f"a reading each {self.interval / (size or 1.0):.3g} {unit}"
+        apart = abs(self.interval)
+        if not apart > 0.0:
+            return "readings at one time" if apart == 0.0 else "at a pace not known"
+        unit, size = next(((u, s) for u, s in _UNITS if apart >= s), _UNITS[-1])
+        return f"a reading each {apart / size:.3g} {unit}"
 
 
 class Acquaintance:

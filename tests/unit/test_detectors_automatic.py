@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from detectors import AdaptiveZ, Auto, LeftMatrixProfile
+from detectors.acquaintance import Portrait
 from detectors.base import Floats
 from detectors.calibration import Calibration
 from detectors.datasets import DATASETS
@@ -127,3 +128,23 @@ def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
     rule = AlertRule(hold=7)
     stated = Topology(name="t", source=one.source, detectors="auto", alert=rule)  # type: ignore[arg-type]
     assert stated.alert == AlertRule(hold=7), "what is stated stays"
+
+
+@pytest.mark.parametrize(
+    ("interval", "pace"),
+    [
+        (60.0, "a reading each 1 min"),
+        (-7200.0, "a reading each 2 h"),
+        (0.25, "a reading each 0.25 s"),
+        (0.0, "readings at one time"),
+        (np.nan, "at a pace not known"),
+    ],
+)
+def test_pace_of_any_interval_can_be_said(interval: float, pace: str) -> None:
+    assert Portrait(400, interval, 0.5, 0).pace == pace
+
+
+def test_newest_first_is_explained_all_the_same() -> None:
+    model = Auto(look=30).build(("a", "b"))
+    model.score_learn(np.zeros(40, np.int64), walk(40, 4), 60.0 * np.arange(40.0)[::-1])
+    assert "a reading each 1 min" in model.explain(0)
