@@ -62,7 +62,7 @@ class Auto(Detector, frozen=True, kw_only=True):
 
     look: Annotated[int, Meta(ge=30)] = 400
     """Readings of a key that are looked at before anything is scored; of one sensor, where there is nothing to
-    choose, scores begin when they are calibrated: after 250, or `look` if that is less."""
+    choose, scores begin when they are calibrated: after 250, or `look` if that is less, but no fewer than 50."""
 
     def build(self, sensors: tuple[str, ...]) -> AutoModel:
         """A fresh model; its threshold is 1 where the recipe states none."""
@@ -101,7 +101,7 @@ class AutoModel:
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
-        self.warmup_readings = recipe.look
+        self.warmup_readings = recipe.look if len(sensors) > 1 else _calibrated_after(recipe)
         self._look = recipe.look
         self._families = _families(recipe, sensors)
         self._seen = Acquaintance(len(sensors), recipe.look)
@@ -205,11 +205,16 @@ class AutoModel:
             yield from family.tables()
 
 
+def _calibrated_after(recipe: Auto) -> int:
+    """Scores of one sensor's stretches after which the first one counts."""
+    return max(50, min(recipe.look, 250))
+
+
 def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
     """What may score: of several sensors, readings with a memory by the first, those without by the second."""
     if len(sensors) > 1:
         shifts = MEWMA(warmup=min(recipe.look, 400)).build(sensors)
         return _Family("mewma", (shifts,)), _Family("knn", (KNN().build(sensors),))
-    tail = Calibration(history=_SCORES, warmup=max(50, min(recipe.look, 250)), quantile=_TAIL)
+    tail = Calibration(history=_SCORES, warmup=_calibrated_after(recipe), quantile=_TAIL)
     stretches = tuple(stretch.build(sensors) for stretch in _STRETCHES)
     return (_Family("left_matrix_profile", stretches, tuple(tail.build() for _ in stretches)),)

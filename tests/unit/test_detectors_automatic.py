@@ -148,3 +148,14 @@ def test_newest_first_is_explained_all_the_same() -> None:
     model = Auto(look=30).build(("a", "b"))
     model.score_learn(np.zeros(40, np.int64), walk(40, 4), 60.0 * np.arange(40.0)[::-1])
     assert "a reading each 1 min" in model.explain(0)
+
+
+@pytest.mark.parametrize(("look", "declared"), [(400, 250), (100, 100), (30, 50)])
+def test_warm_up_of_one_sensor_is_that_of_its_calibration(look: int, declared: int) -> None:
+    model = Auto(look=look).build(("a",))
+    assert model.warmup_readings == declared
+    values = np.random.default_rng(6).normal(size=(declared + 10, 1))
+    scores = model.score_learn(np.zeros(len(values), np.int64), values, np.arange(float(len(values))))
+    assert not scores[:declared].any()
+    assert scores[declared : declared + 5].any()
+    assert Auto(look=look).build(("a", "b")).warmup_readings == look
