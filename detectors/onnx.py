@@ -24,11 +24,12 @@ __all__ = ["ONNX", "ONNXModel", "rebuilding"]
 class ONNX(TrainableDetector, frozen=True, kw_only=True):
     """Scores with a model of one's own, given as an ONNX file; training chooses only its threshold, 1.
 
-    The graph takes readings (n, n_sensors) as they are, any scaling inside, and gives either a reconstruction
-    (n, n_sensors), whose mean squared error in standard deviations of the training data is the score, or
-    itself a score (n,) or (n, 1), which counts from its median on. The `quantile` of the training data scores 1. The
-    file is read by training and never again: the graph is stored with the weights, as data. It is checked before it
-    runs: standard operators only (ai.onnx, ai.onnx.ml), no control flow, no randomness, no weights outside.
+    The graph takes readings (n, n_sensors) as they are, any scaling inside, and gives either a reconstruction (n,
+    n_sensors), whose mean squared error in standard deviations of the training data is the score, or itself a score
+    (n,) or (n, 1), which counts from its median on. The `quantile` of the training data scores 1. The file is read by
+    training and never again: the graph is stored with the weights, as data. It is checked before it runs (Open Neural
+    Network Exchange, onnx.ai): standard operators only (ai.onnx, ai.onnx.ml), no control flow, no randomness, no
+    weights outside.
 
     A missing sensor counts as its mean in the training data, so a graph fails that was never shown this. Fails where
     what it was trained on differs from the rows given here, and where the graph needs earlier readings: it sees one

@@ -27,10 +27,11 @@ _LARGEST_VALUE = 1e15
 class River(Detector, frozen=True, kw_only=True):
     """Any detector of river.anomaly, such as `river: LODA`, with river's own settings and defaults.
 
-    Scores equal river's, score before learn, with three exceptions: negative scores are made positive in
-    their order (softplus, for LODA and OneClassSVM), the first `warmup` readings of a key score 0, and a
-    class with a `seed` gets 42 where none is set. Detectors of a target (GaussianScorer,
-    StandardAbsoluteDeviation, PredictiveAnomalyDetection) take one sensor as `target`, the others are features.
+    Montiel, Halford, Mastelini et al., "River: machine learning for streaming data in Python", JMLR 2021; each class
+    names its own paper. Scores equal river's, score before learn, with three exceptions: negative scores are made
+    positive in their order (softplus, for LODA and OneClassSVM), the first `warmup` readings of a key score 0, and a
+    class with a `seed` gets 42 where none is set. Detectors of a target (GaussianScorer, StandardAbsoluteDeviation,
+    PredictiveAnomalyDetection) take one sensor as `target`, the others are features.
 
     Missing and non-finite values are replaced by the sensor's running mean, since one NaN would blind most
     river detectors for good; a reading without any value, or without its target, scores 0 and is not learned. A
