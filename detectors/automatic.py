@@ -17,6 +17,7 @@ from detectors.control_charts import MEWMA
 from detectors.discords import LeftMatrixProfile
 from detectors.kernels import floats, learned, slot_numbers
 from detectors.neighbours import KNN
+from detectors.statistical import AdaptiveZ
 
 __all__ = ["Auto", "AutoModel"]
 
@@ -37,19 +38,30 @@ _FEW = 200.0
 _DEPENDENT = 0.3
 """Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
 
+_JUMP = 9.0
+"""Sigmas of a single reading from which it is anomalous of sensors with a memory: a chart bounds it."""
+
 
 class Auto(Detector, frozen=True, kw_only=True):
     """Scores by the family that a key's first `look` readings ask for; 1 is the threshold.
 
     One sensor's values, and stretches of two lengths, are compared with its past (`left_matrix_profile`, each length
     calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
-    score counts decades of probability, which is what `escalation` of the alert rule stands on. With several
-    sensors it depends on whether a reading follows from the one before, that is on the largest correlation
-    of successive readings among them: if so they are charted for shifts that stay (`mewma`), else, and where most of
-    them are discrete (16 values or fewer), compared with examples (`knn`). Both learn from the first reading on; the
-    other stops when one is taken. `explain` says which, and why.
+    score counts decades of probability, which is what `escalation` of the alert rule stands on. With several sensors
+    it depends on whether a reading follows from the one before, that is on the largest correlation of successive
+    readings among them: if so they are charted for shifts that stay (`mewma`), and single ones far out count as well
+    (`adaptive_z`, from 9 sigmas), else, and where most of them are discrete (16 values or fewer), compared with
+    examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says which,
+    and why.
 
-    Fails where the first readings are not like those that follow.
+    What the families follow: Lowry, Woodall, Champ and Rigdon, "A multivariate exponentially weighted moving average
+    control chart", Technometrics 1992; West, "Updating mean and variance estimates", CACM 1979; Ramaswamy, Rastogi
+    and Shim, "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000; Yeh et al., "Matrix
+    profile I", ICDM 2016; Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017.
+
+    Fails where the first readings are not like those that follow. With several sensors a single reading, however far
+    out, opens no alert, nor do two: the rule that comes with the word `auto` holds until three are anomalous. Short
+    faults of sensors with a memory are seen from about 9 of their sigmas, smaller ones once a chart has summed them.
 
     >>> rng = np.random.default_rng(0)
     >>> model = Auto(look=100).build(("a", "b"))
@@ -83,20 +95,24 @@ class _Family:
         for i, calibrator in enumerate(self.calibrators):
             yield f"{self.name}.tail{i}", calibrator
 
-    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask, counts: Floats) -> Floats:
-        """Scores (n,) as multiples of the threshold; `counts` (n,) readings of the key so far."""
+    def score_learn(
+        self, slots: Slots, values: Floats, times: Floats, learn: Mask, counts: Floats
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        """Scores (n,) as multiples of the threshold, and the model that decided, of calibrated ones the first;
+        `counts` (n,) readings of the key so far."""
         scores = [model.score_learn(slots, values, times, learn) for model in self.models]
         if not self.calibrators:
-            return np.asarray(scores[0] / self.models[0].threshold, dtype=np.float64)
+            ratios = np.stack([s / m.threshold for s, m in zip(scores, self.models, strict=True)])
+            return ratios.max(axis=0), ratios.argmax(axis=0)
         mean = np.zeros(len(slots))
         for calibrator, score in zip(self.calibrators, scores, strict=True):
             mean += calibrator.score_learn(slots, score, learn) / len(self.calibrators)
         limit = _IMPROBABLE + _RARER * np.log10(np.maximum(counts, _FEW) / 1000.0)
-        return np.where(mean < limit, mean / limit, 1.0 + mean - limit)
+        return np.where(mean < limit, mean / limit, 1.0 + mean - limit), np.zeros(len(slots), np.int64)
 
 
 class AutoModel:
-    """State per key: that of every family; 2 to 10 kB with several sensors, 560 kB with one."""
+    """State per key: that of every family; 2 to 13 kB with several sensors, 560 kB with one."""
 
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -107,6 +123,7 @@ class AutoModel:
         self._seen = Acquaintance(len(sensors), recipe.look)
         self._by: NDArray[np.int8] = np.zeros(0, np.int8)
         self._place: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._lead: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) as multiples of the threshold; see `Model`. Costs what the family taken costs."""
@@ -117,30 +134,32 @@ class AutoModel:
         taken = self._taken(slots)
         scores = np.zeros(len(slots))
         self._by, self._place = np.full(len(slots), -1, np.int8), np.zeros(len(slots), np.int64)
+        self._lead = np.zeros(len(slots), np.int64)
         for number, family in enumerate(self._families):
             rows = np.flatnonzero(early | (taken == number))
             if not len(rows):
                 continue
-            found = family.score_learn(
+            found, lead = family.score_learn(
                 slots[rows], values[rows], times[rows], taught[rows], counts[rows].astype(np.float64)
             )
             mine = ~early[rows]
             scores[rows[mine]] = found[mine]
             self._by[rows[mine]], self._place[rows] = number, np.arange(len(rows))
+            self._lead[rows[mine]] = lead[mine]
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Those of the family that scored the reading; of several lengths, the one that was most surprised."""
+        """Those of the model that decided; of several lengths compared, the shortest that has any."""
         shape = (len(rows), len(self.sensors))
         shares, expected = np.zeros(shape), np.full(shape, np.nan)
         for number, family in enumerate(self._families):
             at = np.flatnonzero(self._by[rows] == number)
             if not len(at):
                 continue
-            for model in family.models:
+            for place, model in enumerate(family.models):
                 why = model.contributions(self._place[rows[at]])
-                silent = ~shares[at].any(axis=1)
-                shares[at[silent]], expected[at[silent]] = why.shares[silent], why.expected[silent]
+                mine = (self._lead[rows[at]] == place) | ~shares[at].any(axis=1)
+                shares[at[mine]], expected[at[mine]] = why.shares[mine], why.expected[mine]
         return Contributions(shares, expected)
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
@@ -214,7 +233,8 @@ def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
     """What may score: of several sensors, readings with a memory by the first, those without by the second."""
     if len(sensors) > 1:
         shifts = MEWMA(warmup=min(recipe.look, 400)).build(sensors)
-        return _Family("mewma", (shifts,)), _Family("knn", (KNN().build(sensors),))
-    tail = Calibration(history=_SCORES, warmup=_calibrated_after(recipe), quantile=_TAIL)
+        jumps = AdaptiveZ(warmup=shifts.warmup_readings, threshold=_JUMP).build(sensors)
+        return _Family("mewma", (shifts, jumps)), _Family("knn", (KNN().build(sensors),))
+    tail = Calibration(history=_SCORES, warmup=_calibrated_after(recipe), quantile=_TAIL, largest_shape=0.0)
     stretches = tuple(stretch.build(sensors) for stretch in _STRETCHES)
     return (_Family("left_matrix_profile", stretches, tuple(tail.build() for _ in stretches)),)

@@ -98,7 +98,7 @@ def test_score_of_one_sensor_counts_decades_beyond_the_threshold() -> None:
     values[1200] += 40.0
     slots, times = np.zeros(1500, np.int64), np.arange(1500.0)
     scores = Auto().build(("a",)).score_learn(slots, values[:, None], times)
-    tail = Calibration(history=20_000, warmup=250, quantile=0.98)
+    tail = Calibration(history=20_000, warmup=250, quantile=0.98, largest_shape=0.0)
     surprises = []
     for length, neighbours, history in ((1, 1, 8000), (24, 2, 4000), (96, 2, 4000)):
         stretch = LeftMatrixProfile(length=length, neighbours=neighbours, history=history).build(("a",))
@@ -159,3 +159,23 @@ def test_warm_up_of_one_sensor_is_that_of_its_calibration(look: int, declared: i
     assert not scores[:declared].any()
     assert scores[declared : declared + 5].any()
     assert Auto(look=look).build(("a", "b")).warmup_readings == look
+
+
+def test_short_fault_of_sensors_with_a_memory_is_found_whatever_its_size() -> None:
+    for size in (35.0, 2300.0):
+        values = walk(1500, 12)
+        values[1200:1205, 1] += size
+        for cuts in ([1500], [1202, 298]):
+            model, scores, at = Auto().build(("a", "b")), [], 0
+            for n in cuts:
+                rows = slice(at, at + n)
+                times = np.arange(float(at), float(at + n))
+                scores.append(model.score_learn(np.zeros(n, np.int64), values[rows], times))
+                at += n
+            whole = np.concatenate(scores)
+            assert model.explain(0).startswith("mewma: readings follow")
+            assert (whole[1200:1203] >= 1.0).all(), "three in a row: the rule's hold is met"
+            assert not (whole[400:1200] >= 1.0).any()
+            shares, expected = model.contributions(np.array([1202 if len(cuts) == 1 else 0]))
+            assert shares[0, 1] > 0.8
+            assert abs(expected[0, 1]) < 8.0
