@@ -86,12 +86,12 @@ def starter_topology(table: Table) -> Topology:
     name = re.sub(r"[^a-z0-9_-]+", "_", table.name.lower()).strip("_-")[:64] or "mine"
     per_machine = len(table.times) // max(len(set(table.machines)), 1)
     warmup = max(10, min(50, per_machine // 10))
+    half_life = max(50, min(2000, per_machine // 5))
     detectors: dict[str, Detector | RegistryModel] = {
-        "spike": _recipe(table, "adaptive_z", half_life=max(50, min(2000, per_machine // 5)), warmup=warmup)
+        "spike": _recipe(table, "adaptive_z", half_life=half_life, warmup=warmup)
     }
     if len(table.sensors) > 1:
-        window = max(50, min(500, per_machine // 8))
-        detectors["together"] = _recipe(table, "half_space_trees", window_size=window)
+        detectors["together"] = _recipe(table, "mahalanobis", half_life=half_life, warmup=warmup)
     return Topology(
         name=name,
         description=f"Started from {table.name}",
