@@ -167,6 +167,7 @@ class Checkpoint:
         made = 0 if adopt else self._witness.commits
         if made and not (self.path.exists() and self.path.stat().st_size):
             raise self._gone(made)  # before SQLite throws away the log of a file that somebody moved
+        self._files.callback(self._leave_nothing)
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         self._files.callback(self._db.close)
         self._db.execute("PRAGMA synchronous=FULL")
@@ -202,6 +203,14 @@ class Checkpoint:
         if adopt:
             self._head = msgspec.structs.replace(self._head, life=secrets.token_hex(8))
             self._tables.put("meta", [("head", _json(self._head))], {})
+
+    def _leave_nothing(self) -> None:
+        """Without a commit there is no checkpoint: SQLite's empty file would pass for one."""
+        if self._witness.knows or self.path.with_name(f"{self.path.name}-wal").exists():
+            return
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size == 0:
+                self.path.unlink()
 
     def _ask_witness(self) -> None:
         made = self._witness.commits

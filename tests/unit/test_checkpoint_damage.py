@@ -512,8 +512,8 @@ def test_first_start_that_was_cut_off_leaves_nothing_in_the_way(tmp_path: Path) 
     """The file appears with the first commit, whole."""
     path = tmp_path / "t.checkpoint"
     with opened(path):
-        pass
-    for content in (b"", path.read_bytes()):
+        begun = path.read_bytes()
+    for content in (b"", begun):
         path.write_bytes(content)
         with opened(path) as checkpoint:
             assert checkpoint.load().stored == 0
@@ -576,3 +576,20 @@ def test_witness_is_read_before_the_file_is_copied(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(checkpoint_files, "copy", busy)
         with snapshot(path, "t") as copied:
             assert copied.commits == 2
+
+
+def test_worker_that_ends_before_its_first_commit_leaves_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "t.checkpoint"
+    with opened(path) as checkpoint:
+        assert checkpoint.load().stored == 0
+    assert not path.exists()
+    with opened(path) as checkpoint:
+        checkpoint.commit(changes([1], 1, 1))
+    assert path.exists()
+
+
+def test_file_that_lost_everything_stays_where_commits_were_made(folded: Worker, tmp_path: Path) -> None:
+    fork = folded.fork(tmp_path / "t")
+    os.truncate(fork.file, 0)
+    assert outcome(fork) == "refused"
+    assert fork.file.exists()
