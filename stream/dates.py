@@ -47,21 +47,19 @@ def parse_dates(column: pd.Series, place: str, notes: list[str]) -> pd.Series:
     by_month = (second > 12) & (first <= 12)
     if by_day.any() and by_month.any():
         raise _contradiction(column, place, by_day, by_month)
-    orders = {
-        "day first": _put(found, parts, first, second),
-        "month first": _put(found, parts, second, first),
-    }
+    numbers = {"day first": (first, second), "month first": (second, first)}
     taken, why = "day first", "a number above 12 tells"
     if by_month.any():
         taken = "month first"
     elif not by_day.any():
-        turns = {order: _turns(instants) for order, instants in orders.items()}
+        turns = {order: _turns(_put(found, parts, *numbers[order])) for order in numbers}
         taken = "month first" if turns["month first"] < turns["day first"] else "day first"
         even = turns["month first"] == turns["day first"]
         why = "both orders fit" if even else "the times rise more evenly so"
         why += "; write dates as 2025-12-31 if it is the other"
-    notes.append(f"dates: {taken}, as in {column[parts.index[0]]} = {_day(orders[taken], parts)} ({why})")
-    return orders[taken]
+    instants = _put(found, parts, *numbers[taken])
+    notes.append(f"dates: {taken}, as in {column[parts.index[0]]} = {_day(instants, parts)} ({why})")
+    return instants
 
 
 def join_date_and_time(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
