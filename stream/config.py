@@ -98,7 +98,9 @@ def _load_yaml(path: Path) -> Topology:
         raise ConfigError([Problem(str(path), "is nested too deeply")]) from error
     if reader.problems:
         lines = _lines(node, "")
-        raise ConfigError([_located(path, problem, lines) for problem in reader.problems])
+        found = [(_line(problem, lines), problem) for problem in reader.problems]
+        found.sort(key=lambda item: item[0])
+        raise ConfigError([_located(path, line, problem) for line, problem in found])
     assert isinstance(topology, Topology)  # noqa: S101 - for the type checker: no problems means it was built
     return topology
 
@@ -137,11 +139,15 @@ def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _located(path: Path, problem: Problem, lines: Mapping[str, int]) -> Problem:
+def _line(problem: Problem, lines: Mapping[str, int]) -> int:
+    """Where a problem stands, or what it is a part of."""
     place = problem.place
     while place and place not in lines:
         place = place.rpartition(".")[0]
-    line = lines.get(place, 1)
+    return lines.get(place, 1)
+
+
+def _located(path: Path, line: int, problem: Problem) -> Problem:
     where = f": {problem.place}" if problem.place else ""
     return Problem(f"{path}:{line}{where}", problem.message)
 

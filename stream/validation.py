@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -149,7 +150,7 @@ class Reader:
             if name in data:
                 known = len(self.problems)
                 values[name] = self.read(hints[name], data[name], _join(place, name))
-                if len(self.problems) == known or isinstance(values[name], (tuple, dict)):
+                if len(self.problems) == known or values[name] is not None:
                     sound[name] = values[name]
             elif field.required:
                 self.wrong(place, f'the setting "{name}" is missing')
@@ -169,6 +170,8 @@ class Reader:
                 self.wrong(_join(place, setting), text)
             else:
                 self.wrong(place, line)
+        with contextlib.suppress(ValueError, TypeError):  # stands in, for what is checked around it
+            return kind(**sound)
         return None
 
     def _detector(self, data: Any, place: str) -> Any:

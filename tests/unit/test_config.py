@@ -315,3 +315,27 @@ def test_aliases_that_stand_for_little_are_read(tmp_path: Path) -> None:
 def test_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
     [told] = problems(tmp_path, "name: &n {a: *n}")
     assert told == ":1: refers to itself"
+
+
+def test_nothing_hides_behind_another_problem_and_all_come_in_the_files_order(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "name: bad\n"
+        "source:\n"
+        "  sensors:\n"
+        "    - {name: a, unt: bar}\n"
+        "    - {name: b, minimum: 3, maximum: 1}\n"
+        "    - c\n"
+        "detectors:\n"
+        "  hst: {kind: half_space_trees, inputs: [nope]}\n"
+        "  z: {kind: adaptive_z, warmpu: 3}\n"
+        "alert: {holdd: 3}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "bad.yaml")
+    told = [(problem.place.partition("bad.yaml:")[2], problem.message) for problem in caught.value.problems]
+    assert [place.partition(":")[0] for place, _ in told] == ["4", "5", "8", "9", "10"]
+    assert '"nope" is neither a sensor nor a feature' in told[2][1]
+    twice = (tmp_path / "bad.yaml").read_text().replace("- c", "- a")
+    (tmp_path / "bad.yaml").write_text(twice)
+    with pytest.raises(ConfigError, match="named twice: a"):
+        load(tmp_path / "bad.yaml")
