@@ -1,4 +1,4 @@
-"""How much a training in a process of its own slows the stream: p99 from receipt to score, idle and while it trains.
+"""How much a training in a process of its own slows the stream: p99 from publish to score, idle and while it trains.
 
     python -m benchmarks.training [--rounds 5] [--rate 300] [--seconds 12] [--source stream]
 
