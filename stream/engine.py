@@ -159,8 +159,8 @@ class Engine:
                 most = self._suspects.most(self.position.next_offset, source.max_batch)
                 if not deliveries:
                     deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
-                    if not deliveries and not self._stream:
-                        self._floor = -1
+                    if not deliveries and not self._stream and self._again and not await intake.end():
+                        self._floor = -1  # the queue is empty: nothing comes again
                 if deliveries:
                     await self._batch(intake, deliveries[:most])
                     deliveries = deliveries[most:]
