@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run(work: Coroutine[Any, Any, T], *, seconds: float = 60.0) -> T:
+def run(work: Coroutine[Any, Any, T], *, seconds: float = 300.0) -> T:
     """What the coroutine returns. Raises TimeoutError after `seconds`."""
 
     async def bounded() -> T:

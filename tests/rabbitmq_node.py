@@ -204,10 +204,10 @@ class RabbitNode:
             os.killpg(process.pid, number)
             os.killpg(process.pid, signal.SIGCONT)  # a frozen node would not hear it
         try:
-            process.wait(timeout=40)
+            process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=10)
+            process.wait(timeout=120)
 
 
 @contextlib.contextmanager

@@ -74,10 +74,10 @@ def prometheus(targets: Sequence[Target], *, rules: str | None = None) -> Iterat
     finally:
         process.terminate()
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=120)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -104,7 +104,7 @@ def queries(
 
 
 def assert_panels_have_data(
-    url: str, dashboard: Mapping[str, Any], *, topology: str = ".+", seconds: float = 60.0
+    url: str, dashboard: Mapping[str, Any], *, topology: str = ".+", seconds: float = 240.0
 ) -> None:
     """Every query of the dashboard returns at least one number within `seconds`; else all that do not are named."""
     missing = queries(dashboard, topology=topology)
@@ -122,7 +122,7 @@ def _has_number(url: str, query: str) -> bool:
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), _DIRECT.open(f"{url}/-/ready", timeout=2):
             return

@@ -123,7 +123,7 @@ async def send(site: Site, attempt: Attempt) -> tuple[str, dict[str, Any]]:
         except amqp.ChannelClosed as error:
             return str(error), {}
         assert replies is not None, f"{attempt.name}: was let through"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while (answer := await replies.get(no_ack=True, fail=False)) is None:
             assert time.monotonic() < deadline, f"{attempt.name}: no answer"
             await asyncio.sleep(0.02)
@@ -158,7 +158,7 @@ def test_every_command_that_must_not_be_obeyed_is_refused_and_audited(site: Site
                 wrong.append(f"stranger: {receipt}")
         return wrong, shown["audit"]
 
-    wrong, lines = run(story(), seconds=100.0)
+    wrong, lines = run(story())
     print(f"{len(ATTEMPTS) + 1 - len(wrong)} of {len(ATTEMPTS) + 1} refused")
     assert not wrong
     reached = [attempt for attempt in ATTEMPTS if attempt.reason != BROKER]
@@ -186,7 +186,7 @@ def test_a_flood_on_rabbitmq_does_not_stop_the_stream(site: Site, tmp_path: Path
                     await machine.publish(
                         [replace(m, body=m.body.replace(b'"m0"', b'"shuttle-1"')) for m in own]
                     )
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):
                     while worker.next_offset("flooded") < start + 300:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
             async with site.broker("operator") as operator:
@@ -198,7 +198,7 @@ def test_a_flood_on_rabbitmq_does_not_stop_the_stream(site: Site, tmp_path: Path
         assert len(listed) < 60
         assert len(listed) + sum(int(found[1]) for found in counted if found) == flood
 
-    run(story(), seconds=110.0)
+    run(story())
 
 
 # -- the command line, and HTTP -----------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_the_command_line_and_http_steer_a_worker_and_show_the_audit(site: Site,
     def said(verb: str, *arguments: str, code: int = 0) -> str:
         command = site.mmlw(verb, "operator", "water_flow", *arguments)
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
             env=os.environ | {"COLUMNS": "200"},
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr + (tmp_path / "log").read_text()[-2000:]
@@ -256,11 +256,11 @@ def test_the_command_line_and_http_steer_a_worker_and_show_the_audit(site: Site,
             env=os.environ | {"MMLW_HTTP_TOKEN_FILE": str(token)},
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not ready(port):
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             threading.Event().wait(0.1)
-        assert "applied" in said("pause", "--timeout=90")
+        assert "applied" in said("pause", "--timeout=300")
         assert post("resume", "Bearer wrong")[0] == 401
         status, receipt = post("resume", f"Bearer {secret}")
         assert (status, receipt["status"]) == (200, "applied")
@@ -281,8 +281,8 @@ def test_the_command_line_and_http_steer_a_worker_and_show_the_audit(site: Site,
         ]
         assert "no batch detector" in table
         worker.terminate()
-        assert worker.wait(timeout=40) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert worker.wait(timeout=120) == 0, (tmp_path / "log").read_text()[-3000:]
     finally:
         worker.kill()
-        worker.wait(timeout=20)
+        worker.wait(timeout=120)
     assert secret not in (tmp_path / "log").read_text()

@@ -20,7 +20,7 @@ def mmlw(folder: Path, *arguments: str, check: bool = True) -> subprocess.Comple
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr

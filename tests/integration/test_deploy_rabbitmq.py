@@ -197,7 +197,7 @@ def test_every_role_can_do_its_work(site: Site, tmp_path: Path) -> None:
             stop.set()
         return by_stream, by_queue, receipt, letters
 
-    by_stream, by_queue, receipt, letters = run(play(), seconds=100.0)
+    by_stream, by_queue, receipt, letters = run(play())
     assert by_stream
     assert {delivery.user_id for delivery in by_stream} == {"worker"}
     assert by_queue
@@ -227,7 +227,7 @@ def readings(count: int) -> list[bytes]:
 @pytest.mark.timeout(240)
 def test_the_commands_of_the_compose_file_work(site: Site, tmp_path: Path) -> None:
     def said(command: list[str], code: int = 0) -> str:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         log = (tmp_path / "log").read_text()[-2000:]
         assert done.returncode == code, done.stdout + done.stderr + log
         return done.stdout + done.stderr
@@ -240,9 +240,9 @@ def test_the_commands_of_the_compose_file_work(site: Site, tmp_path: Path) -> No
         )
     try:
         said(site.mmlw("publish", "branch-1", "--dataset=water_flow", "--limit=300"))
-        asked = site.mmlw("status", "operator", "water_flow", "--json", "--timeout=90")
+        asked = site.mmlw("status", "operator", "water_flow", "--json", "--timeout=300")
         status = json.loads(said(asked))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while status["next_offset"] < 300:
             assert time.monotonic() < deadline, status
             status = json.loads(said(asked))
@@ -251,10 +251,10 @@ def test_the_commands_of_the_compose_file_work(site: Site, tmp_path: Path) -> No
         assert "branch-1" in refusal
         assert "sensor.shuttle-1.readings" in refusal
         worker.terminate()
-        assert worker.wait(timeout=40) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert worker.wait(timeout=120) == 0, (tmp_path / "log").read_text()[-3000:]
     finally:
         worker.kill()
-        worker.wait(timeout=20)
+        worker.wait(timeout=120)
     assert site.passwords["worker"] not in (tmp_path / "log").read_text()
 
 
@@ -399,7 +399,7 @@ def test_everything_else_is_refused(site: Site) -> None:
         async with connection:
             channel = await connection.channel(publisher_confirms=True)
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(240):
                     await act(channel)
             except amqp.ChannelClosed as error:
                 return str(error)
@@ -408,7 +408,7 @@ def test_everything_else_is_refused(site: Site) -> None:
     async def play() -> list[str]:
         return [await attempt(user, act) for user, _, act in FORBIDDEN]
 
-    answers = run(play(), seconds=110.0)
+    answers = run(play())
     allowed = [
         f"{user} {what}: {answer or 'was let through'}"
         for (user, what, _), answer in zip(FORBIDDEN, answers, strict=True)

@@ -78,7 +78,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         finally:
             for process in (machine, worker):
                 process.kill()
-                process.wait(timeout=20)
+                process.wait(timeout=120)
 
 
 def firing(url: str) -> set[str]:
@@ -103,7 +103,7 @@ def until_quiet(url: str, *, allowed: set[str], seconds: float) -> None:
         time.sleep(0.5)
 
 
-def until_consumers(url: str, wanted: dict[str, int], *, seconds: float = 60.0) -> None:
+def until_consumers(url: str, wanted: dict[str, int], *, seconds: float = 240.0) -> None:
     """Poll until RabbitMQ counts so many consumers of these queues; it does so every five seconds."""
     deadline = time.monotonic() + seconds
     query = 'rabbitmq_detailed_queue_consumers{queue=~"mmlw[.].+"}'
@@ -118,7 +118,7 @@ def until_consumers(url: str, wanted: dict[str, int], *, seconds: float = 60.0) 
 
 def test_every_panel_has_data(plant: Plant) -> None:
     try:
-        assert_panels_have_data(plant.prometheus, DASHBOARD, topology="water_flow", seconds=90.0)
+        assert_panels_have_data(plant.prometheus, DASHBOARD, topology="water_flow")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{plant.log.read_text()[-3000:]}") from error
     assert "water_flow" in ask(plant.prometheus, "label/topology/values")
@@ -140,13 +140,13 @@ def test_rules_evaluate_on_real_series_and_keep_quiet_while_all_is_well(plant: P
     assert {rule["name"]: rule.get("lastError", "") for rule in rules if rule["health"] != "ok"} == {}
     until_consumers(plant.prometheus, {"mmlw.readings.water_flow": 1, "mmlw.control.water_flow": 1})
     # a year of readings a minute is a storm of alerts indeed
-    until_quiet(plant.prometheus, allowed={"MmlwAlertStorm"}, seconds=30.0)
+    until_quiet(plant.prometheus, allowed={"MmlwAlertStorm"}, seconds=240.0)
 
 
 def test_a_dead_worker_rings_by_two_ways(plant: Plant) -> None:
     plant.worker.kill()
-    plant.worker.wait(timeout=20)
-    until_firing(plant.prometheus, {"MmlwWorkerDown", "MmlwQueueUnread"}, seconds=45.0)
+    plant.worker.wait(timeout=120)
+    until_firing(plant.prometheus, {"MmlwWorkerDown", "MmlwQueueUnread"})
     alerts = ask(plant.prometheus, "alerts")["alerts"]
     said = {it["labels"]["alertname"]: it["annotations"]["summary"] for it in alerts}
     assert said["MmlwQueueUnread"] in {

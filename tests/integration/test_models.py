@@ -563,7 +563,7 @@ def test_fresh_registry_is_made_without_a_word_and_only_where_it_belongs(tmp_pat
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.stderr == ""

@@ -176,7 +176,7 @@ def test_nothing_is_acknowledged_before_its_commit_and_what_comes_again_is_dropp
         assert found.faults == {}
         assert found.alerts > 20
 
-    run(scenario(), seconds=100.0)
+    run(scenario())
 
 
 @pytest.mark.parametrize("mode", QUEUES)
@@ -189,7 +189,7 @@ def test_what_was_processed_and_not_committed_comes_again(queueing: Queueing, mo
         assert committed < len(sent)
         await queueing.left(len(sent) - committed)
 
-    run(scenario(), seconds=100.0)
+    run(scenario())
 
 
 @pytest.mark.parametrize("mode", QUEUES)
@@ -369,4 +369,4 @@ def test_paused_worker_whose_channel_times_out_goes_on_without_loss(
         assert audit(sent, [], await queueing.evidence(), wanted).faults == {}
 
     with short_consumer_timeout(rabbitmq):
-        run(scenario(), seconds=110.0)
+        run(scenario())

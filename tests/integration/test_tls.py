@@ -250,7 +250,7 @@ def test_worker_machine_and_operator_log_in_by_certificate(plant: Plant, tmp_pat
     def said(user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = mmlw(plant, user, *arguments)
         return subprocess.run(
-            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False
+            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
         )
 
     text = (ROOT / "topologies" / "water_flow.yaml").read_text()
@@ -259,7 +259,7 @@ def test_worker_machine_and_operator_log_in_by_certificate(plant: Plant, tmp_pat
         command = mmlw(plant, "worker", "run", "water_flow.yaml", "--http=off", "--log-level=debug")
         worker = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while (done := said("operator", "status", "water_flow", "--json")).returncode != 0:
             assert worker.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, done.stderr
@@ -272,7 +272,7 @@ def test_worker_machine_and_operator_log_in_by_certificate(plant: Plant, tmp_pat
         assert 'user "worker"' in stranger.stderr
     finally:
         worker.terminate()
-        assert worker.wait(timeout=40) == 0
+        assert worker.wait(timeout=120) == 0
     log_text = (tmp_path / "log").read_text()
     assert not any(secret in log_text for secret in secrets(plant))
 
@@ -320,7 +320,7 @@ def test_command_that_is_refused_says_one_line_and_leaves_with_2(plant: Plant, t
         )
         for one in plant.refused()
     ]
-    found = [(process.communicate(timeout=110), process.returncode) for process in started]
+    found = [(process.communicate(timeout=300), process.returncode) for process in started]
     for one, ((out, err), code) in zip(plant.refused(), found, strict=True):
         assert (out, code, err.count("\n"), err[:6]) == ("", 2, 1, "mmlw: "), (one.what, out, err)
         assert one.says in err
@@ -405,7 +405,7 @@ def test_mute_tls_port_is_unreachable_within_the_timeout(plant: Plant) -> None:
                 pass
 
     with pytest.raises(BrokerUnreachable, match=r"no answer within 0\.5 s"):
-        run(play(), seconds=10.0)
+        run(play())
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_broker_without_the_mechanism_is_refused(
                 pass
 
     with pytest.raises(BrokerRefused, match=says):
-        run(play(), seconds=15.0)
+        run(play())
 
 
 def test_no_secret_is_logged_or_shown(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
@@ -519,7 +519,7 @@ def test_unusable_file_leaves_with_2(tmp_path: Path) -> None:
         env={**ENVIRONMENT, **names},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

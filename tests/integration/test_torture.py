@@ -30,7 +30,7 @@ def test_worker_killed_at_every_point_loses_nothing_and_doubles_nothing(
     rabbitmq: RabbitNode, tmp_path: Path, mode: Mode
 ) -> None:
     url, seed = rabbitmq.url(vhost=rabbitmq.vhost()), secrets.randbelow(1_000_000)
-    report = run(sit(url, tmp_path, mode, seed=seed, kills=16), seconds=110.0)
+    report = run(sit(url, tmp_path, mode, seed=seed, kills=16))
     print(table(Campaign(seed=seed, modes=(mode,), kills=16, reports=[report])))
     assert set(report.kills) == {*POINTS, "any moment"}
     assert report.found.faults == {}
@@ -71,7 +71,7 @@ def test_reading_that_kills_the_process_is_put_aside_after_exactly_three_deaths(
         wanted = await reference(hall, tmp_path / "calm", harmless, [])
         return codes, got, wanted
 
-    codes, got, wanted = run(scenario(), seconds=100.0)
+    codes, got, wanted = run(scenario())
     assert codes == [1, 1, 1, 0]
     assert (tmp_path / "log").read_text().count('"reason": "killed_worker"') == 1
     found = audit(sent, [], got, wanted)

@@ -251,7 +251,7 @@ def test_message_trains_from_stream_capture_and_frame_while_the_stream_goes_on(
         assert models.resolve("models:/pump@challenger").version == 3
         assert plant.value("mmlw_commands_total", verb="train", status="applied") == 3
 
-    run(story(), seconds=200)
+    run(story())
 
 
 def test_prediction_before_any_training_says_what_to_do(tmp_path: Path, local: str) -> None:
@@ -309,7 +309,7 @@ def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path,
                 assert reason in receipt["reason"], receipt
         assert Registry(local).names() == ()
 
-    run(story(), seconds=200)
+    run(story())
 
 
 def test_killed_training_is_a_failed_receipt_and_the_stream_goes_on(tmp_path: Path, local: str) -> None:
@@ -341,7 +341,7 @@ def test_killed_training_is_a_failed_receipt_and_the_stream_goes_on(tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMLW_BROKER", "amqp://worker:secret@localhost/")
-        run(story(), seconds=120)
+        run(story())
 
 
 def test_stop_of_the_worker_ends_its_training_and_the_command_says_so_for_ever(
@@ -369,7 +369,7 @@ def test_stop_of_the_worker_ends_its_training_and_the_command_says_so_for_ever(
             assert (again["status"], "worker ended" in again["reason"]) == ("failed", True)
             assert trainings() == []
 
-    run(story(), seconds=120)
+    run(story())
 
 
 def trainings() -> list[int]:

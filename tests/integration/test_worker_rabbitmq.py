@@ -52,7 +52,7 @@ class Service:
             cwd=self.data,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=300,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -76,12 +76,12 @@ class Service:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=120)
 
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=120)
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -104,7 +104,7 @@ class Service:
         return total
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+def wait_for(condition: Any, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():

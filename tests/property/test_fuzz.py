@@ -286,7 +286,7 @@ def test_a_running_worker_survives_them_and_counts_every_one(source: str) -> Non
                     message = msgspec.structs.replace(message, exchange="", routing_key="mmlw.readings.plant")
                 messages.append(message)
         with tempfile.TemporaryDirectory() as folder:
-            run(live(messages, Path(folder)), seconds=20.0)
+            run(live(messages, Path(folder)))
 
     fuzz()
     print(f"{total} messages")

@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -33,8 +33,10 @@ __all__ = ["Report", "await_true", "last_life", "prepared_broker", "publish", "s
 
 _RANDOM_SHARE = 0.125
 """Of all kills, those at any moment."""
-_LIFE_SECONDS = 40.0
+_LIFE_SECONDS = 120.0
 """In which a life must come to its end."""
+_PATIENCE_SECONDS = 5.0
+"""After which one more swap is asked for where a swap is to be killed."""
 _PACE = 500.0
 """Readings a second, in bursts."""
 
@@ -145,12 +147,17 @@ async def _one_life(sitting: Sitting, channel: AbstractChannel, replies: str, po
             await _until(lambda: hears.poll() or not process.is_alive(), _LIFE_SECONDS)
             await asyncio.sleep(rng.uniform(0.0, 0.5))
             process.kill()
-        await _ended(process, orders)
+        await _ended(process, orders, partial(_ask_swap, sitting, channel, replies))
     sitting.kills[point or "any moment"] += 1
 
 
-async def _ended(process: BaseProcess, orders: Orders) -> None:
-    await asyncio.to_thread(process.join, _LIFE_SECONDS)
+async def _ended(process: BaseProcess, orders: Orders, ask_swap: Callable[[], Awaitable[None]]) -> None:
+    for _ in range(int(_LIFE_SECONDS / _PATIENCE_SECONDS)):
+        await asyncio.to_thread(process.join, _PATIENCE_SECONDS)
+        if process.exitcode is not None:
+            break
+        if orders.point in SWAP_POINTS:
+            await ask_swap()  # those before may have come where none is killed
     code = process.exitcode
     if code is None:
         process.kill()

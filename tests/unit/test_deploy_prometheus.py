@@ -31,7 +31,7 @@ def promtool(*arguments: str, cwd: Path = FOLDER) -> subprocess.CompletedProcess
     program = shutil.which("promtool")
     assert program, "promtool is not installed: run the tests with `make test`, which installs it"
     return subprocess.run(
-        [program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=100, check=False
+        [program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
 
 

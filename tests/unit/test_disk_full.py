@@ -22,7 +22,7 @@ from stream.topology import Topology
 from tests.aio import run
 from tests.plant import Plant, readings, topology
 
-SECONDS = 30.0
+SECONDS = 240.0
 """Within which a condition must come true."""
 
 
