@@ -146,7 +146,7 @@ def test_rules_evaluate_on_real_series_and_keep_quiet_while_all_is_well(plant: P
 def test_a_dead_worker_rings_by_two_ways(plant: Plant) -> None:
     plant.worker.kill()
     plant.worker.wait(timeout=120)
-    until_firing(plant.prometheus, {"MmlwWorkerDown", "MmlwQueueUnread"})
+    until_firing(plant.prometheus, {"MmlwWorkerDown", "MmlwQueueUnread"}, seconds=240.0)
     alerts = ask(plant.prometheus, "alerts")["alerts"]
     said = {it["labels"]["alertname"]: it["annotations"]["summary"] for it in alerts}
     assert said["MmlwQueueUnread"] in {
