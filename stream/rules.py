@@ -9,6 +9,7 @@ import msgspec
 from msgspec import structs
 from msgspec.structs import force_setattr
 
+from detectors.openings import OpeningRule
 from stream.settings import Count, PerDay, Seconds, Settings, epoch, is_name, is_time, refuse
 
 __all__ = [
@@ -126,6 +127,18 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             yield "hold: at most 60"
         if settings.get("budget_per", "machine") != "machine" and settings.get("budget", 1.0) is None:
             yield "budget_per: there is no budget to share; state one, such as budget: 2/day"
+
+    @property
+    def openings(self) -> OpeningRule:
+        """What tells how often it would open."""
+        return OpeningRule(
+            self.hold,
+            self.within or self.hold,
+            self.close_after,
+            self.hysteresis,
+            self.cooldown,
+            self.cooldown_readings,
+        )
 
     @property
     def shares_budget(self) -> bool:
