@@ -6,6 +6,7 @@ calibrated and judged as in a topology, and counted from reading 2,000 on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -23,8 +24,8 @@ Rng = np.random.Generator
 
 def _smooth(rng: Rng, shape: tuple[int, int], memory: float = 0.9) -> Floats:
     """Autoregressive noise of unit variance."""
-    found = rng.normal(size=shape)
-    found[1:] *= np.sqrt(1 - memory**2)
+    found: Floats = rng.normal(size=shape)
+    found[1:] *= math.sqrt(1 - memory**2)
     for i in range(1, shape[0]):
         found[i] += memory * found[i - 1]
     return found
@@ -37,7 +38,7 @@ KINDS: Mapping[str, Callable[[Rng, tuple[int, int]], Floats]] = {
     "t(3)": lambda rng, shape: np.abs(rng.standard_t(3, shape)),
     "beta(2, 5)": lambda rng, shape: rng.beta(2, 5, shape),
     "uniform": lambda rng, shape: rng.random(shape),
-    "rounded to 0.1": lambda rng, shape: np.round(np.abs(rng.normal(size=shape)), 1),
+    "rounded to 0.1": lambda rng, shape: np.abs(rng.normal(size=shape)).round(1),
     "Poisson(3)": lambda rng, shape: rng.poisson(3, shape).astype(np.float64),
     "AR(1) 0.9": lambda rng, shape: np.abs(_smooth(rng, shape)),
     "AR(1) 0.9, exponential": lambda rng, shape: np.exp(_smooth(rng, shape)),
@@ -54,13 +55,13 @@ def realised(
     scores = KINDS[kind](np.random.default_rng(seed), (readings, machines)).ravel()
     slots = np.tile(np.arange(machines), readings)
     n = np.arange(len(slots)) // machines
-    times = 60.0 * n
+    times = np.asarray(60.0 * n, np.float64)
     surprise = Calibration().build().score_learn(slots, scores)
     wanted = np.full(len(slots), -np.log10(rate))
     limits = Openings(rule.openings).thresholds(slots, surprise, times, wanted)
     place = Place(n, np.zeros_like(n), n, np.zeros(len(n), np.bool_))
     events = AlertTable(rule).decide(limits, slots, times, surprise, place)
-    opened = sum(event.kind is EventKind.OPENED and n[event.index] >= 2000 for event in events)
+    opened = sum(event.kind is EventKind.OPENED and int(n[event.index]) >= 2000 for event in events)
     return opened / (rate * machines * (readings - 2000))
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     for kind in KINDS:
         for name, rule in RULES.items():
             found = [
-                realised(kind, rule, rate, readings=200_000 if rate < 3e-4 else 60_000) for rate in BUDGETS.values()
+                realised(kind, rule, rate, readings=200_000 if rate < 3e-4 else 60_000)
+                for rate in BUDGETS.values()
             ]
             print(f"| {kind} | {name} |" + "".join(f" {ratio:.2f} |" for ratio in found), flush=True)
 

@@ -162,11 +162,11 @@ def _limit(wanted: float, readings: float, counts: NDArray[np.float32], tail: Fl
         for j in range(base - 1, -1, -1):
             if counts[j] >= rate:
                 share = np.log(counts[j] / rate) / max(np.log(counts[j] / counts[j + 1]), 1e-9)
-                return _STEP * (j + 1 + min(share, 1.0))
+                return float(_STEP * (j + 1 + min(share, 1.0)))
             if counts[j] < counts[j + 1]:  # lower levels open less often, for they hardly close
                 return _STEP * (j + 2)
         return _STEP
-    return _STEP * (base + 1 + np.log(counts[base] / rate) / tail[_FALL])
+    return float(_STEP * (base + 1 + np.log(counts[base] / rate) / tail[_FALL]))
 
 
 @compiled("int64(int64)")

@@ -23,6 +23,7 @@ from detectors.base import (
     Slots,
 )
 from detectors.calibration import Calibrator
+from detectors.openings import Openings
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
 from stream.binding import Binding
@@ -78,22 +79,23 @@ class Lane:
     seconds: float = 0.0
     """What its model took, added up until somebody takes it away."""
 
-    def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> Floats:
-        """What decides, of scores (n,) and the limits (n,) that it is held against.
+    def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> tuple[Floats, Mask]:
+        """What decides, of scores (n,) and the limits (n,) that it is held against; and where it is no probability
+        yet.
 
         While a key's calibration warms up, a score from the threshold that a model was trained with counts as
         `limits` x score / threshold, and any other as 0."""
         if self.calibrator is None:
-            return scores
+            return scores, np.zeros(len(scores), np.bool_)
         surprise = self.calibrator.score_learn(slots, scores, learn, unknown=np.nan)
         unknown = np.isnan(surprise)
         if not unknown.any():
-            return surprise
+            return surprise, unknown
         standing = np.zeros(len(scores))
         if self.trained and self.model.threshold > 0:
             ratio = scores / self.model.threshold
             standing = np.where(ratio >= 1.0, np.minimum(limits * ratio, _LARGEST), 0.0)
-        return np.where(unknown, standing, surprise)
+        return np.where(unknown, standing, surprise), unknown
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
@@ -170,7 +172,8 @@ class Decision:
 
 
 class Ensemble:
-    """Lanes and what decides over their scores. `floors` (n_columns,): least deviation that counts.
+    """Lanes and what decides over their scores. `floors` (n_columns,): least deviation that counts. `openings` puts
+    thresholds where the rule keeps its budget.
 
     While an alert of a key is open, its readings are scored but not learned (as `learning` says). A batch is
     tried as if no alert opened or closed within it; where one does, the state before is put back and the
@@ -190,6 +193,7 @@ class Ensemble:
         combination: Combination | None = None,
         threshold: float | None = None,
         calibrator: Calibrator | None = None,
+        openings: Openings | None = None,
     ) -> None:
         self.name = name
         self.lanes = tuple(lanes)
@@ -200,6 +204,7 @@ class Ensemble:
         self._combination = combination
         self._threshold = threshold
         self._calibrator = calibrator
+        self._openings = openings
         self._parts: dict[tuple[bool, ...], Ensemble] = {}
         """The same with fewer lanes, for machines that the others do not score."""
 
@@ -225,6 +230,8 @@ class Ensemble:
                 yield f"calibration:{lane.name}", lane.calibrator
         if self._calibrator is not None:
             yield f"calibration:{self.name}", self._calibrator
+        if self._openings is not None:
+            yield f"budget:{self.name}", self._openings
 
     def learned(self) -> Iterator[tuple[str, Stateful]]:
         """The tables of what is learned: all but the alerts."""
@@ -316,7 +323,7 @@ class Ensemble:
         if not self._learning.while_open:
             learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
-        scores, unhealthy = {}, []
+        scores, unhealthy, unknown = {}, [], np.zeros(len(slots), np.bool_)
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
             try:
@@ -332,10 +339,16 @@ class Ensemble:
                 unhealthy.append(lane.name)
                 scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
             else:
-                scores[lane.name] = lane.calibrated(slots, scores[lane.name], learn, limits)
+                scores[lane.name], early = lane.calibrated(slots, scores[lane.name], learn, limits)
+                unknown |= early
         decided = self._combined(scores, len(slots))
         if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
-            decided = self._calibrator.score_learn(slots, decided, learn)
+            decided = self._calibrator.score_learn(slots, decided, learn, unknown=np.nan)
+            unknown |= np.isnan(decided)
+            decided = np.nan_to_num(decided)
+        if self._openings is not None and np.isfinite(decided).all():
+            kept = self._openings.thresholds(slots, decided, batch.times, limits, learn & ~unknown)
+            limits = np.where(unknown, limits, kept)
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         events = self.alerts.decide(limits, slots, batch.times, counted, place)

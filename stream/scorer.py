@@ -17,6 +17,7 @@ from detectors.base import ChoosingModel, Detector, Floats, Mask, Model, Rows, S
 from detectors.census import Census
 from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.health import Ailment
+from detectors.openings import Openings
 from detectors.rates import Rates
 from stream.alerting import Event, EventKind
 from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
@@ -159,6 +160,8 @@ class Scorer:
             recipes["census"] = ""
         for name in members if topology.combine is None else [COMBINED]:
             recipes[f"alert:{name}"] = "3"
+            if topology.alert.budget is not None:
+                recipes[f"budget:{name}"] = repr(topology.alert.openings) + calibration
         if topology.calibration is not None:
             for name in members:
                 by_model = "/by model" if name in topology.registry_models else ""
@@ -485,8 +488,9 @@ class Scorer:
         floors = np.zeros(len(topology.columns) + further)
         floors[: len(self._names)] = [sensor.min_deviation for sensor in topology.source.sensors]
         common = (topology.alert, topology.learning, floors)
+        openings = Openings(topology.alert.openings) if topology.alert.budget is not None else None
         if topology.combine is None or topology.calibration is None:
-            return Ensemble(name, lanes, *common)
+            return Ensemble(name, lanes, *common, openings=openings)
         return Ensemble(
             name,
             lanes,
@@ -494,6 +498,7 @@ class Scorer:
             combination=topology.combine,
             threshold=self._improbable(),
             calibrator=topology.calibration.build() if topology.combine.calibrate else None,
+            openings=openings,
         )
 
     def _arrive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -169,11 +170,11 @@ def test_alert_carries_the_distance_to_the_nearest_normal_example() -> None:
     assert b'"nearest_example":' in alert_message(alert, "x").body
 
 
-def test_budget_sets_the_threshold_by_how_often_a_machine_is_read() -> None:
+def test_budget_begins_with_a_threshold_by_how_often_a_machine_is_read() -> None:
     limits = []
     for budget in (1.0, 10.0):
         found = scorer(calibration=Calibration(warmup=100), alert=AlertRule(budget=budget))
-        limits.append(float(judge(found, quiet(300)).thresholds["z"][-1]))
+        limits.append(float(judge(found, quiet(150)).thresholds["z"][-1]))
     assert limits[0] == pytest.approx(-np.log10(1 / 1440))
     assert limits[1] == pytest.approx(limits[0] - 1)
 
@@ -181,14 +182,23 @@ def test_budget_sets_the_threshold_by_how_often_a_machine_is_read() -> None:
 def test_budget_of_a_topology_is_shared_by_the_machines_known_so_far() -> None:
     rule = AlertRule(budget=10.0, budget_per="topology")
     found = scorer(calibration=Calibration(warmup=100), alert=rule)
-    alone = judge(found, quiet(300)).thresholds["z"][-1]
+    alone = judge(found, quiet(150)).thresholds["z"][-1]
     assert alone == pytest.approx(-np.log10(10 / 1440))
-    for machine, start, known in (("n", 0, 2), ("o", 0, 3), ("n", 300, 3)):
-        shared = judge(found, quiet(300), start, machine).thresholds["z"][-1]
+    for machine, start, known in (("n", 0, 2), ("o", 0, 3), ("n", 150, 3)):
+        shared = judge(found, quiet(150), start, machine).thresholds["z"][-1]
         assert shared == pytest.approx(alone + np.log10(known))
     restored = scorer(calibration=Calibration(warmup=100), alert=rule)
     restored.admit(["n"], found.components(found.residents.slots(["n"])))  # the others wait on disk
-    assert judge(restored, quiet(1), 600, "n").thresholds["z"][-1] == pytest.approx(alone + np.log10(3))
+    assert judge(restored, quiet(1), 300, "n").thresholds["z"][-1] == pytest.approx(alone + np.log10(3))
+
+
+@pytest.mark.parametrize("rule", [AlertRule(), AlertRule(hold=3, within=5, close_after=10)])
+def test_budget_is_of_alerts_whatever_they_ask_for(rule: AlertRule) -> None:
+    rule = msgspec.structs.replace(rule, budget=14.4)  # one in a hundred readings
+    found = scorer(calibration=Calibration(), alert=rule, learning=Learning(while_open=True))
+    judge(found, quiet(4000))
+    opened = [event for event in events(judge(found, quiet(20_000, 1), 4000)) if event[1] == "opened"]
+    assert 0.5 < len(opened) / 200 < 2.0
 
 
 @pytest.mark.parametrize("method", ["mean", "max", "k_of_n"])

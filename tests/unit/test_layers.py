@@ -39,6 +39,7 @@ STREAM_KNOWS = {
     "calibration",
     "census",
     "rates",
+    "openings",
     "health",
 }
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
