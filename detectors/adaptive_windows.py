@@ -62,6 +62,7 @@ class ADWIN(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "adwin"
+    relative: ClassVar[float] = 3.0
 
     delta: Annotated[float, Meta(gt=0, lt=1)] = 0.002
     """Probability with which a border may be told where none is."""

@@ -56,6 +56,7 @@ class Autoregressive(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "autoregressive"
+    relative: ClassVar[float] = 4.0
 
     order: Annotated[int, Meta(ge=1, le=64)] = 4
     """Past readings that a forecast uses (p)."""

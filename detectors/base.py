@@ -127,9 +127,13 @@ class Detector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     kind: ClassVar[str] = ""
     """The name in a topology file, such as `adaptive_z`."""
+    relative: ClassVar[float] = 0.0
+    """Above 0: it depends on the sensors and the data how high scores of normal readings reach. Where no threshold is
+    stated, a reading is then anomalous from the kind's own default, but not where so rare (-log10 of a probability)
+    a normal reading of its machine scores as high."""
 
     threshold: float | None = None
-    """Score from which a reading is anomalous; None takes the kind's own default."""
+    """Score from which a reading is anomalous; None takes the kind's own default (see `relative`)."""
     inputs: tuple[str, ...] = ()
     """The sensors and features that it is shown, in this order; none named: all of them."""
     machines: str | tuple[str, ...] = ()

@@ -19,6 +19,10 @@ __all__ = ["Calibration", "Calibrator"]
 _REFITS = 100
 """The tail is fitted anew this often while the history is replaced once."""
 _LEAST_EXCESSES = 5
+_FINE = 2e-3
+"""Least scale of a tail where limits are asked for, as a share of where it begins: the same score again is no news."""
+_MOST = 1.25
+"""Times the limit that a score counts at most where limits are asked for."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +107,35 @@ class Calibrator:
         )
         return surprise
 
+    def limits(
+        self, slots: Slots, scores: Floats, surprise: float, least: float, learn: Mask | None = None
+    ) -> Floats:
+        """The score (n,) that is a surprise so great, by each key's history before each of these scores, and at least
+        `least`; then they are added to it, also those of 0 (leave a warm-up out by `learn`), and each as no more than
+        a quarter more than that limit: a fault says little of how high normal ones reach.
+
+        Infinite until a key has `warmup` scores and its tail has been fitted."""
+        slots, scores = slot_numbers(slots), floats(scores)
+        recipe, table = self._recipe, self._table
+        table.reserve(slots)
+        found = np.full(len(slots), np.inf)
+        _limits(
+            slots,
+            scores,
+            learned(learn, len(slots)),
+            table["count"],
+            table["ring"],
+            table["fitted"],
+            table["tail"],
+            recipe.warmup,
+            recipe.quantile,
+            recipe.largest_shape,
+            surprise,
+            least,
+            found,
+        )
+        return found
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count` and `fitted` (k,), `ring` (k, history), `tail` (k, 4), and `source` (k,) where one is stated."""
         return self._table.snapshot(slots)
@@ -143,6 +176,31 @@ def _fit(scores: NDArray[np.float32], tail: Floats, quantile: float, largest_sha
 
 
 @compiled(
+    "void(int64, float32, int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64, float64, float64)"
+)
+def _remember(
+    slot: int,
+    score: np.float32,
+    count: NDArray[np.int64],
+    ring: NDArray[np.float32],
+    fitted: NDArray[np.int64],
+    tail: Floats,
+    warmup: int,
+    quantile: float,
+    largest_shape: float,
+) -> None:
+    """Add a score to its key's history; fit the tail anew where it is time."""
+    history = ring.shape[1]
+    ring[slot, count[slot] % history] = score
+    seen = count[slot] + 1
+    count[slot] = seen
+    fitted[slot] += 1
+    if seen == warmup or (seen > warmup and fitted[slot] >= max(20, min(seen - 1, history) // _REFITS)):
+        _fit(ring[slot, : min(seen, history)], tail[slot], quantile, largest_shape)
+        fitted[slot] = 0
+
+
+@compiled(
     "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64,"
     " float64, float64, boolean, float64[::1])"
 )
@@ -180,11 +238,38 @@ def _score_learn(
                 if evt and row[_FITTED] > 0.0:
                     share = max(share, 1.0 - quantile)
                 surprise[i] = -np.log10(share)
-        if not learn[i] or (seen == 0 and score == 0.0):
-            continue
-        ring[slot, seen % history] = score
-        count[slot] = seen + 1
-        fitted[slot] += 1
-        if seen + 1 >= warmup and (seen + 1 == warmup or fitted[slot] >= max(20, held // _REFITS)):
-            _fit(ring[slot, : min(seen + 1, history)], tail[slot], quantile, largest_shape)
-            fitted[slot] = 0
+        if learn[i] and (seen > 0 or score != 0.0):
+            _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)
+
+
+@compiled(
+    "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64,"
+    " float64, float64, float64, float64, float64[::1])"
+)
+def _limits(
+    slots: Slots,
+    scores: Floats,
+    learn: Mask,
+    count: NDArray[np.int64],
+    ring: NDArray[np.float32],
+    fitted: NDArray[np.int64],
+    tail: Floats,
+    warmup: int,
+    quantile: float,
+    largest_shape: float,
+    surprise: float,
+    least: float,
+    found: Floats,
+) -> None:
+    beyond = max(surprise * np.log(10.0) + np.log(1.0 - quantile), 0.0)
+    for i in range(len(slots)):
+        slot = slots[i]
+        row = tail[slot]
+        if count[slot] >= warmup and row[_FITTED] > 0.0:
+            shape = row[_SHAPE]
+            excess = np.expm1(shape * beyond) / shape if shape > 0.0 else beyond
+            scale = max(row[_SCALE], _FINE * abs(row[_THRESHOLD]))
+            found[i] = max(row[_THRESHOLD] + scale * excess, least)
+        if learn[i]:
+            score = np.float32(min(scores[i], _MOST * found[i]))
+            _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)

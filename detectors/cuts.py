@@ -45,6 +45,7 @@ class RandomCutForest(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "random_cut_forest"
+    relative: ClassVar[float] = 3.0
 
     n_trees: Annotated[int, Meta(ge=1, le=500)] = 20
     tree_size: Annotated[int, Meta(ge=4, le=4096)] = 64

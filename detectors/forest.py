@@ -46,6 +46,7 @@ class HalfSpaceTrees(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "half_space_trees"
+    relative: ClassVar[float] = 3.0
 
     n_trees: Annotated[int, Meta(ge=1, le=1000)] = 25
     height: Annotated[int, Meta(ge=1, le=15)] = 6

@@ -60,6 +60,7 @@ class KNN(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "knn"
+    relative: ClassVar[float] = 4.0
 
     k: Annotated[int, Meta(ge=1, le=100)] = 5
     capacity: Annotated[int, Meta(ge=2, le=4096)] = 128

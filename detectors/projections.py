@@ -23,6 +23,8 @@ _CLIP = 3.0
 _TRUSTED_AFTER = 10
 _FLAT_MOVE = 6.0
 """Sigmas that the move of a sensor counts at most that has never moved, so has no scale."""
+_PATIENT = 4
+"""Readings above `held` that a reading below makes up for: what is more than one in five is normal in the end."""
 _PRIOR = 0.5
 """Readings that every bin has beforehand."""
 _HEAVIEST = 1e6
@@ -36,7 +38,8 @@ class LODA(Detector, frozen=True, kw_only=True):
     (each of about the root of the number of sensors), one histogram each. Here sensors are standardised by
     running mean and variance first, bins are equal in asinh of the projection (fine around 0, logarithmic in
     the tails) and forget exponentially. A projection that needs a missing sensor is left out. Readings that
-    score above `held` are not learned, unless `patience` of them come in a row.
+    score above `held` are not learned, unless they come in a row, or are more than one in five, for as long as
+    `patience` says.
 
     Fails on anomalies that lie between two regimes of every projection, on few sensors (there is little to
     project), and on what shows only in the order of readings.
@@ -49,17 +52,18 @@ class LODA(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "loda"
+    relative: ClassVar[float] = 4.0
 
     n_projections: Annotated[int, Meta(ge=1, le=1000)] = 40
     n_bins: Annotated[int, Meta(ge=4, le=1024)] = 48
     half_life: Annotated[float, Meta(gt=0)] = 5000.0
     """Readings after which a reading counts half in the histograms."""
-    warmup: Annotated[int, Meta(ge=2)] = 50
+    warmup: Annotated[int, Meta(ge=2)] = 400
     """Readings of a key before it is scored; the first half only sets the scales."""
     held: Annotated[float, Meta(gt=0)] = 2.0
     """Score above which a reading is not learned."""
     patience: Annotated[int, Meta(ge=1)] = 500
-    """Readings in a row above `held` after which they are learned all the same."""
+    """Readings above `held`, beyond one in five, after which they are learned all the same."""
     floor: Annotated[float, Meta(ge=0)] = 1e-9
     """Least sigma, in the sensors' units."""
     seed: int = 42
@@ -234,7 +238,7 @@ def _score_learn(
             if counter[slot, 1] <= patience:
                 continue
         else:
-            counter[slot, 1] = 0
+            counter[slot, 1] = max(counter[slot, 1] - _PATIENT, 0)
         counter[slot, 0] = seen + 1
         if 2 * seen >= warmup:
             for p in range(n_projections):

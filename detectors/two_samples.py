@@ -53,6 +53,7 @@ class KSWIN(Detector, frozen=True, kw_only=True):
     """
 
     kind: ClassVar[str] = "kswin"
+    relative: ClassVar[float] = 3.0
 
     window: Annotated[int, Meta(ge=20, le=2**20)] = 400
     """Readings of a key's sensor that are kept; each takes 8 bytes."""

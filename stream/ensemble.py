@@ -76,6 +76,10 @@ class Lane:
     trained: bool = False
     """Whether the model was trained before: its own threshold holds while a key's calibration warms up."""
 
+    limiter: Calibrator | None = None
+    """What finds the score that normal readings of a machine reach so rarely: none below is anomalous."""
+    rarely: float = 0.0
+
     seconds: float = 0.0
     """What its model took, added up until somebody takes it away."""
 
@@ -96,6 +100,13 @@ class Lane:
             ratio = scores / self.model.threshold
             standing = np.where(ratio >= 1.0, np.minimum(limits * ratio, _LARGEST), 0.0)
         return np.where(unknown, standing, surprise), unknown
+
+    def limits(self, slots: Slots, scores: Floats, learn: Mask, numbers: NDArray[np.int64]) -> Floats:
+        """The least score (n,) that can be anomalous; `numbers` (n,) of the machine's readings."""
+        if self.limiter is None:
+            return np.full(len(scores), -np.inf)
+        warm = numbers > getattr(self.model, "warmup_readings", 0)
+        return self.limiter.limits(slots, scores, self.rarely, self.threshold, learn & warm)
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
@@ -228,6 +239,8 @@ class Ensemble:
             yield f"model:{lane.name}", lane.model
             if lane.calibrator is not None:
                 yield f"calibration:{lane.name}", lane.calibrator
+            if lane.limiter is not None:
+                yield f"limit:{lane.name}", lane.limiter
         if self._calibrator is not None:
             yield f"calibration:{self.name}", self._calibrator
         if self._openings is not None:
@@ -339,6 +352,7 @@ class Ensemble:
                 unhealthy.append(lane.name)
                 scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
             else:
+                limits = np.maximum(limits, lane.limits(slots, scores[lane.name], learn, part.numbers))
                 scores[lane.name], early = lane.calibrated(slots, scores[lane.name], learn, limits)
                 unknown |= early
         decided = self._combined(scores, len(slots))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import ChoosingModel, Detector, Floats, Mask, Model, Rows, Slots
+from detectors.calibration import Calibration
 from detectors.census import Census
 from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.health import Ailment
@@ -41,6 +42,9 @@ __all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
 
 _DAY = 86400.0
 _DEFAULT_PROBABILITY = 1e-4
+_LIMITER = Calibration(warmup=120, largest_shape=0.0)
+"""Finds the score that hardly a normal reading reaches, where a detector's own threshold is relative. A tail of heavy
+shape, fitted to so few scores, would put it out of a fault's reach."""
 _LEAST_PROBABILITY, _LARGEST_PROBABILITY = 1e-12, 0.05
 """Bounds of what a budget asks for: beyond them no calibration can tell, and too much is no anomaly."""
 _KNOWN = 1000.0
@@ -154,6 +158,8 @@ class Scorer:
             fixed = isinstance(spec, RegistryModel)
             seen = "/".join(meaning[column] for column in topology.inputs(name))
             recipes[f"model:{name}"] = seen + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
+            if name in topology.limited:
+                recipes[f"limit:{name}"] = recipes[f"model:{name}"]
         calibration, members = repr(topology.calibration), list(topology.detectors)
         recipes["rates"] = ""
         if topology.alert.shares_budget:
@@ -295,7 +301,11 @@ class Scorer:
         of its calibration. All that decide together need what the slowest needs."""
         calibration = self._topology.calibration
         more = 0 if calibration is None else calibration.warmup
-        found = {name: getattr(lane.model, "warmup_readings", 0) + more for name, lane in self.lanes.items()}
+        found = {
+            name: getattr(lane.model, "warmup_readings", 0)
+            + (more if lane.limiter is None else _LIMITER.warmup)
+            for name, lane in self.lanes.items()
+        }
         if (combine := self._topology.combine) is not None:
             found[COMBINED] = max(found.values()) + (more if combine.calibrate else 0)
         return found
@@ -471,7 +481,9 @@ class Scorer:
             calibrator = topology.calibration.build(info.digest if trained else "")
             return Lane(name, model, info, self._improbable(), calibrator, inputs, binding, trained)
         limit = model.threshold if stated is None else stated
-        return Lane(name, model, info, limit, None, inputs, binding, trained)
+        rarely = topology.limited.get(name, 0.0)
+        limiter = _LIMITER.build() if rarely else None
+        return Lane(name, model, info, limit, None, inputs, binding, trained, limiter, rarely)
 
     def _improbable(self) -> float:
         return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)

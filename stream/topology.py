@@ -350,6 +350,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.calibration is not None and (self.combine is None or self.combine.calibrate)
 
     @property
+    def limited(self) -> Mapping[str, float]:
+        """The detectors whose threshold also rises with the scores of each machine's normal readings, and how rarely
+        these may reach it (-log10)."""
+        if self.calibration is not None:
+            return {}
+        return {
+            name: spec.relative
+            for name, spec in self.detectors.items()
+            if isinstance(spec, Detector) and spec.relative and spec.threshold is None
+        }
+
+    @property
     def registry_models(self) -> Mapping[str, RegistryModel]:
         """The batch detectors by name."""
         return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from detectors import AdaptiveZ, HalfSpaceTrees, River
+from detectors import KNN, AdaptiveZ, HalfSpaceTrees, River
 from detectors.calibration import Calibration
 from detectors.features import Calendar, Difference, Feature, Rate, Rolling
 from stream.alerts import Alert
@@ -43,6 +43,7 @@ FEATURES: dict[str, Feature] = {
 INPUTS = {"z": ("b", "gap", "a_mean", "spread"), "trees": ("a", "b")}
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
+    "relative": {},
     "learning": {"learning": Learning(while_open=True)},
     "accepted": {"learning": Learning(accept_after=3.0)},
     "moments": {"alert": AlertRule(close_after=0, cooldown=5.0, hold=2, within=3)},
@@ -74,6 +75,8 @@ RULES: dict[str, dict[str, Any]] = {
 def recipes(rule: str) -> dict[str, Any]:
     """Calibrated scores are held against a probability, not against the detectors' thresholds."""
     found = DETECTORS
+    if rule == "relative":
+        return {"knn": KNN(warmup=10, k=3), "z": DETECTORS["z"]}
     if "calibration" in RULES[rule]:
         found = {name: structs.replace(recipe, threshold=None) for name, recipe in found.items()}
     if "features" in RULES[rule]:
@@ -173,7 +176,7 @@ def test_a_batch_gives_what_reading_after_reading_gives(rule: str) -> None:
     assert process(deliveries, list(range(1, N)), narrow=False, restart=False, rule=rule) == whole
     assert {alert.event for alert in whole[1]} >= {"opened", "closed"}
     seen = {alert.detector for alert in whole[1]}
-    assert seen == {"combined"} if "combine" in RULES[rule] else seen <= set(DETECTORS)
+    assert seen == {"combined"} if "combine" in RULES[rule] else seen <= set(recipes(rule))
 
 
 def test_the_streams_compared_do_have_alerts_and_refusals() -> None:

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from detectors import KNN, AdaptiveZ, HalfSpaceTrees
-from detectors.base import Floats
+from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, RandomCutForest
+from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
 from stream.alerts import alert_message
 from stream.readings import Batch
@@ -149,7 +149,7 @@ def test_detectors_decide_together_and_say_why() -> None:
 
 
 def test_alert_carries_the_distance_to_the_nearest_normal_example() -> None:
-    examples, band = KNN(k=1, warmup=20), AdaptiveZ(warmup=20, half_life=50)
+    examples, band = KNN(k=1, warmup=20, threshold=5.0), AdaptiveZ(warmup=20, half_life=50)
     found = scorer(detectors={"knn": examples, "z": band})
     judge(found, quiet(100))
     alone = examples.build(("a", "b"))
@@ -199,6 +199,19 @@ def test_budget_is_of_alerts_whatever_they_ask_for(rule: AlertRule) -> None:
     judge(found, quiet(4000))
     opened = [event for event in events(judge(found, quiet(20_000, 1), 4000)) if event[1] == "opened"]
     assert 0.5 < len(opened) / 200 < 2.0
+
+
+@pytest.mark.parametrize("recipe", [KNN(), HalfSpaceTrees(), LODA(), RandomCutForest(n_trees=10)])
+def test_scores_without_a_scale_of_their_own_alarm_rarely_all_the_same(recipe: Detector) -> None:
+    values = np.random.default_rng(0).normal(50.0, 1.0, (6000, 1))
+    values[5900] += 12.0
+    found = scorer(detectors={"d": recipe}, sensors=(SENSORS[0],))
+    told = events(judge(found, values))
+    opened = [offset for offset, kind in told if kind == "opened"]
+    assert 5900 in opened
+    assert len(opened) < 12
+    stated = scorer(detectors={"d": msgspec.structs.replace(recipe, threshold=0.01)}, sensors=(SENSORS[0],))
+    assert set(judge(stated, values[:1000]).thresholds["d"].tolist()) == {0.01}, "what is stated holds"
 
 
 @pytest.mark.parametrize("method", ["mean", "max", "k_of_n"])
