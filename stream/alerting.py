@@ -208,11 +208,11 @@ class AlertTable:
         if not len(slots):
             return []
         self._columns.reserve(slots)
-        busy = (self._columns["severity"] >= 0) | (self._columns["recent"] != 0)
-        busy[slots[scores >= thresholds]] = True
+        busy = (self._columns["severity"][slots] >= 0) | (self._columns["recent"][slots] != 0)
+        busy |= np.isin(slots, slots[scores >= thresholds])
         events: list[Event] = []
         touched: dict[int, Episode] = {}
-        for index in np.flatnonzero(busy[slots] & ~np.isnan(scores)).tolist():
+        for index in np.flatnonzero(busy & ~np.isnan(scores)).tolist():
             slot, time = int(slots[index]), float(times[index])
             if slot not in touched:
                 touched[slot] = self._load(slot)

@@ -26,6 +26,7 @@ from stream.deadletters import Origin, dead_letter, replayed
 from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
 from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
+from stream.pace import Pace, breathe
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
@@ -113,6 +114,7 @@ class Engine:
         self._suspects = suspects
         self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
+        self._pace = Pace(topology.source.max_batch)
         self._replays = set(saved.replays)
         self._turns: list[_Turn] = []
         self._looks: list[tuple[Sequence[str], asyncio.Future[list[Group]]]] = []
@@ -156,7 +158,7 @@ class Engine:
                     await self._settle(intake)
                     await asyncio.sleep(_IDLE)
                     continue
-                most = self._suspects.most(self.position.next_offset, source.max_batch)
+                most = self._suspects.most(self.position.next_offset, self._pace.most)
                 if not deliveries:
                     deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
                     if not deliveries and not self._stream and self._again and not await intake.end():
@@ -290,7 +292,7 @@ class Engine:
         decoded, rejected = self._decoder.decode(
             [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
         )
-        await asyncio.sleep(0)  # whoever else waits for the loop need not wait for the whole batch
+        await breathe()
         if twice:
             decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
             rejected = [item for item in rejected if item[0] not in twice]
@@ -298,6 +300,7 @@ class Engine:
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
         offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
         careful = self._suspects.careful
+        before = self._clock.monotonic()
         try:
             scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
@@ -306,7 +309,8 @@ class Engine:
                 await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
             self._suspects.detector_failed(self.ledger.messages + len(fresh))
             raise Poison(str(error)) from error
-        await asyncio.sleep(0)
+        self._pace.took(len(fresh), self._clock.monotonic() - before)
+        await breathe()
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
@@ -314,7 +318,7 @@ class Engine:
         self._enter(fresh, batch, scored, refused, origins, twice)
         for observe in self._observers:
             observe(scored)
-        await asyncio.sleep(0)
+        await breathe()
         if careful or trying is not None:
             await self._settle(intake)
 
@@ -436,7 +440,9 @@ class Engine:
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
+        await breathe()
         self._show_state()
+        await breathe()
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)

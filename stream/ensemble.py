@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -36,6 +37,8 @@ _LARGEST = 30.0
 """As improbable as a calibrated score says."""
 _SHORTEST = 8
 """Readings tried at once, at least, where alerts open and close all the time."""
+_TURNS, _COPIED = 4, 2**20
+"""Turns that are judged rather than to copy state of more bytes than this."""
 
 
 class DetectorFailed(Exception):
@@ -272,8 +275,9 @@ class Ensemble:
 
     def _judge(self, part: Part, careful: bool) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         rows = np.arange(len(part.slots))
-        repeated = self._protects() and len(np.unique(part.slots)) < len(rows)
-        if repeated and self._dear():
+        counts = np.unique(part.slots, return_counts=True)[1]
+        repeated = self._protects() and len(counts) < len(rows)
+        if repeated and self._dear(len(counts), int(counts.max())):
             for turn in _turns(part.slots):
                 yield rows[turn], self._attempt(part.select(turn), careful)
             return
@@ -301,9 +305,12 @@ class Ensemble:
         learns = any(state for _, state in self._states())
         return learns and not self._learning.while_open and self._rule.close_after > 0
 
-    def _dear(self) -> bool:
-        """Whether state is dear to copy: objects of somebody's library, pickled one by one."""
-        return any(array.dtype == object for _, state in self._states() for array in state.values())
+    def _dear(self, machines: int, turns: int) -> bool:
+        """Whether the state of so many machines is dear to copy: objects of somebody's library, pickled one by one;
+        or more than it costs to judge the batch in so many turns."""
+        arrays = [array for _, state in self._states() for array in state.values()]
+        size = machines * sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+        return any(array.dtype == object for array in arrays) or (turns <= _TURNS and size > _COPIED)
 
     def _states(self) -> Iterator[tuple[str, Rows]]:
         """What is learned, of no key: names, types and shapes."""

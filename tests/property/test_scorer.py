@@ -176,6 +176,18 @@ def test_a_batch_gives_what_reading_after_reading_gives(rule: str) -> None:
     assert seen == {"combined"} if "combine" in RULES[rule] else seen <= set(DETECTORS)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_state_that_is_dear_to_copy_is_judged_turn_by_turn_with_the_same_outcome(
+    monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    deliveries = stream(2, narrow=False)
+    cuts = list(range(0, N, 8))[1:]
+    by_copies = process(deliveries, cuts, narrow=False, restart=False, rule=rule)
+    monkeypatch.setattr("stream.ensemble._COPIED", -1)
+    monkeypatch.setattr("stream.ensemble._TURNS", N)
+    assert process(deliveries, cuts, narrow=False, restart=False, rule=rule) == by_copies
+
+
 def test_the_streams_compared_do_have_alerts_and_refusals() -> None:
     wide = process(stream(0, narrow=False), [], narrow=False, restart=False)
     assert {alert.detector for alert in wide[1]} == set(DETECTORS)
