@@ -149,7 +149,9 @@ def close(rule: AlertRule, episode: Episode, reading: Judged) -> None:
 def _opens(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
     anomalous = reading.score >= reading.threshold
     resting = reading.time < episode.closed_at + rule.cooldown
-    if resting or reading.quiet or reading.number - episode.closed_number <= rule.cooldown_readings:
+    if rule.cooldown_readings:  # which readings that are not newer do not shorten
+        resting |= reading.number - episode.closed_number <= rule.cooldown_readings
+    if resting or reading.quiet:
         episode.recent = 0
         return None
     earlier = (episode.recent << 1) & ((1 << (rule.within or rule.hold)) - 1)

@@ -23,6 +23,8 @@ __all__ = ["audit"]
 
 _LATENESS = 10.0
 _THRESHOLDS = {"spike": 6.0, "scale": 60.0}
+_NOTHING = (-np.inf, -1)
+"""Newest time and highest sequence number of a machine that has sent nothing."""
 
 
 def audit(outcome: Outcome) -> list[str]:
@@ -107,6 +109,8 @@ class _Reference:
     bad: list[Delivery] = field(default_factory=list)
     rows: dict[str, dict[str, bytes]] = field(default_factory=dict)
     arrivals: dict[str, tuple[float, int]] = field(default_factory=dict)
+    back: set[str] = field(default_factory=set)
+    """Dead letters that were sent back and were of use."""
 
     def process(self, messages: Sequence[tuple[int, Delivery]], found: list[str]) -> _Reference:
         """Read these, each at its place, with the models that the receipts name and what operators accepted."""
@@ -118,17 +122,29 @@ class _Reference:
         for place, message in messages:
             while accepted and accepted[0][0] < place:
                 found += _accept(lives, accepted.pop(0)[1])
+            letter = "" if message.exchange else str(message.message_id)
+            if letter in self.back:
+                continue
             reading = _parsed(message.body)
             if reading is None:
-                self.bad.append(message)
+                self._refuse(message, letter)
                 continue
             machine, time, seq, value = reading
-            if value == KILLER and self._is_new(machine, time, seq, looking=True):
-                self.bad.append(message)
+            if value == KILLER and (letter or not self._verdict(machine, time, seq)[0]):
+                self._refuse(message, letter)
+                continue
+            if machine not in slots and len(slots) >= self.outcome.schedule.most:
+                self._refuse(message, letter)
                 continue
             slot = slots.setdefault(machine, len(slots))
-            if not self._is_new(machine, time, seq):
-                continue
+            if letter:
+                self.back.add(letter)
+            else:
+                verdict, self.arrivals[machine] = self._verdict(machine, time, seq)
+                if verdict == "late" and self.outcome.schedule.late == "deadletter":
+                    self._refuse(message, letter)
+                if verdict:
+                    continue
             alert = lives.setdefault((machine, "spike"), _Life())
             learn = np.array([not alert.open or alert.accepted])
             row = np.array([slot]), np.array([[value]]), np.array([time]), learn
@@ -149,18 +165,21 @@ class _Reference:
             }
         return self
 
-    def _is_new(self, machine: str, time: float, seq: int, *, looking: bool = False) -> bool:
-        newest, highest = self.arrivals.get(machine, (-np.inf, -1))
+    def _refuse(self, message: Delivery, letter: str) -> None:
+        """It is a dead letter; one that was sent back is the same one again."""
+        if not letter:
+            self.bad.append(message)
+
+    def _verdict(self, machine: str, time: float, seq: int) -> tuple[str, tuple[float, int]]:
+        """What a reading is, `duplicate` or `late` or nothing of it, and the machine's newest and highest with it."""
+        newest, highest = self.arrivals.get(machine, _NOTHING)
         if 0 <= seq <= highest and time <= newest:
-            return False
+            return "duplicate", (newest, highest)
         late = time < newest - _LATENESS
-        if looking:
-            return not late
         newest = max(newest, time)
         if seq >= 0 and (seq > highest or time >= newest):
             highest = seq
-        self.arrivals[machine] = (newest, highest)
-        return not late
+        return "late" if late else "", (newest, highest)
 
 
 def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
@@ -281,8 +300,6 @@ def _compare_state(outcome: Outcome, expected: _Reference) -> list[str]:
     for machine in kept.keys() & expected.rows.keys():
         if kept[machine] != expected.rows[machine]:
             found.append(f"the state of {machine} differs: a reading was learned twice, or not at all")
-        if seen[machine] != expected.arrivals[machine]:
-            found.append(
-                f"{machine}: newest and highest are {seen[machine]}, expected {expected.arrivals[machine]}"
-            )
+        if seen[machine] != (wanted := expected.arrivals.get(machine, _NOTHING)):
+            found.append(f"{machine}: newest and highest are {seen[machine]}, expected {wanted}")
     return found

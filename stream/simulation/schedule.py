@@ -10,7 +10,7 @@ import msgspec
 
 __all__ = ["KILLER", "START", "Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
 
-Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack"]
+Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer"]
 """A place where the worker touches the world."""
 Kind = Literal["crash", "disconnect", "fail", "full", "torn", "relapse", "silent", "deaf", "part"]
 """What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a
@@ -27,6 +27,7 @@ _KINDS: dict[Op, tuple[Kind, ...]] = {
     "receive": ("crash", "disconnect", "silent", "deaf"),
     "publish": ("crash", "disconnect", "part", "relapse"),
     "ack": ("crash", "disconnect", "relapse"),
+    "answer": ("crash", "disconnect", "relapse"),
 }
 _MACHINES = 4
 START = 1_722_988_800.0
@@ -78,9 +79,15 @@ class Schedule(msgspec.Struct, frozen=True):
     """Messages after which the stream skips an offset; 0: never."""
     resident: int
     """Machines that fit in memory."""
+    most: int
+    """Machines that are taken at all."""
+    late: Literal["drop", "deadletter"]
+    """What becomes of a late reading."""
     readings: tuple[Reading, ...]
     commands: tuple[Command, ...]
     faults: tuple[Fault, ...]
+    replays: tuple[float, ...] = ()
+    """Virtual seconds at which an operator sends all dead letters back that killed nobody."""
     retention: tuple[tuple[float, int], ...] = ()
     """At a virtual second, the broker forgets all but so many of the newest messages."""
     down: float = 0.05
@@ -94,12 +101,14 @@ class Schedule(msgspec.Struct, frozen=True):
         """A few lines for a person."""
         lines = [
             f"seed {self.seed}: {self.source}, {len(self.readings)} readings, batches of {self.max_batch}, "
-            f"commit every {self.every} s or {self.after}, segment {self.segment}, {self.resident} in memory"
+            f"commit every {self.every} s or {self.after}, segment {self.segment}, {self.resident} in memory, "
+            f"{self.most} at most, late: {self.late}"
         ]
         lines += [
             f"  {'after' if fault.after else 'before'} {fault.op} number {fault.nth}: {fault.kind}"
             for fault in self.faults
         ]
+        lines += [f"  at {at:.2f} s: dead letters are sent back" for at in self.replays]
         lines += [f"  at {at:.2f} s: retention keeps {keep} messages" for at, keep in self.retention]
         lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or c.machine or ''} ({c.id})" for c in self.commands]
         return "\n".join(lines)
@@ -119,6 +128,11 @@ def schedule(seed: int) -> Schedule:
     retention: tuple[tuple[float, int], ...] = ()
     if source == "stream" and rng.random() < 0.15:
         retention = ((rng.uniform(0.1, last), rng.randrange(1, 12)),)
+    late: Literal["drop", "deadletter"] = rng.choice(("drop", "deadletter"))
+    most = rng.choice((100, 100, 100, _MACHINES - 1, _MACHINES - 2))
+    replays: tuple[float, ...] = ()
+    if source == "stream" and rng.random() < 0.3:
+        replays = tuple(sorted(rng.uniform(0.1, last + 0.5) for _ in range(rng.choice((1, 2, 2)))))
     return Schedule(
         seed=seed,
         source=source,
@@ -127,6 +141,9 @@ def schedule(seed: int) -> Schedule:
         after=rng.choice((1, 4, 20, 1000)),
         segment=segment,
         resident=rng.choice((2, 3, 100)),
+        most=most,
+        late=late,
+        replays=replays,
         readings=readings,
         commands=commands,
         faults=_faults(rng, deadly=not killing),

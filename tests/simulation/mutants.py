@@ -302,6 +302,42 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "what an operator accepted is not in the checkpoint",
+        "stream.engine:Engine.accept",
+        "        self.ledger.touch(slots)\n",
+        "",
+    ),
+    Mutant(
+        "the limit of machines is not kept",
+        "stream.engine:Engine._admit",
+        "room = max(source.max_machines - self.ledger.machines, 0)",
+        "room = len(missing)",
+    ),
+    Mutant(
+        "the count of machines begins anew with each process",
+        "stream.ledger:Ledger.__init__",
+        "self.stored = saved.stored",
+        "self.stored = 0",
+    ),
+    Mutant(
+        "a dead letter that was sent back twice is processed twice",
+        "stream.engine:Engine._enter",
+        "self._replays.update(letters)",
+        "pass",
+    ),
+    Mutant(
+        "dead letters that were sent back are not in the checkpoint",
+        "stream.engine:Engine._enter",
+        "messages=len(fresh), replays=letters)",
+        "messages=len(fresh))",
+    ),
+    Mutant(
+        "a late reading that is sent back is late again",
+        "stream.engine:Engine._process",
+        "replayed=origins, careful",
+        "replayed=(), careful",
+    ),
+    Mutant(
         "a receipt names another place",
         "stream.verbs:Verbs._swap",
         '{"first_offset": self._engine.position.next_offset}',
