@@ -78,7 +78,7 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metric: Metric | None = None
     threshold: Annotated[float, msgspec.Meta(ge=0)] | None = None
     source: Literal["stream", "capture"] | None = None
-    """What it is trained on: the past of the topology's stream, or its capture. None: the stream, where it has one."""
+    """Trained on the past of the topology's stream, or on its capture. None: the stream, where it has one."""
     over: Seconds = 14 * 86400.0
     """So far back, from the newest reading."""
     rows: Count = 1_000_000
@@ -96,13 +96,22 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         refuse(self.check(structs.asdict(self)))
         if self.window is not None and self.metric is not None and self.threshold is not None:
             quality = Quality(window=self.window, metric=self.metric, threshold=self.threshold)
-            for name, value in (("quality", quality), ("window", None), ("metric", None), ("threshold", None)):
+            for name, value in (
+                ("quality", quality),
+                ("window", None),
+                ("metric", None),
+                ("threshold", None),
+            ):
                 force_setattr(self, name, value)
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
         """See `Settings`."""
-        short = {name: settings[name] for name in ("window", "metric", "threshold") if settings.get(name) is not None}
+        short = {
+            name: settings[name]
+            for name in ("window", "metric", "threshold")
+            if settings.get(name) is not None
+        }
         whens = [settings[name] for name in ("schedule", "drift", "quality") if name in settings]
         if len(whens) == 3 and not short and not any(when is not None for when in whens):
             yield "schedule: say when: schedule, drift or quality, at least one of them"
@@ -143,4 +152,3 @@ def retrain_problems(settings: Settings) -> Iterator[str]:
                 rule.drift.detector.build(inputs)
             except ValueError as error:
                 yield f"{place}.drift.detector: {error}"
-
