@@ -30,7 +30,7 @@ class DriftWatch:
         self._detector = detector
         self._rule = rule
         self._columns = columns
-        self.of_scores = rule.on == "score"
+        self.of_scores = rule.of == "score"
         """Whether it is shown scores, or what the detector is shown."""
         self.drifted: dict[str, float] = {}
         """When each machine drifted last, by its readings' time, the latest last."""
@@ -73,7 +73,7 @@ class DriftWatch:
         if len(found) < self._rule.machines:
             return None
         told = ", ".join(found[-3:]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        what = "scores" if self._rule.on == "score" else "inputs"
+        what = "scores" if self._rule.of == "score" else "inputs"
         return f"the {what} of {told} have drifted ({self._rule.detector.kind})"
 
     def settled(self) -> None:

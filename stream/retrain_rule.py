@@ -23,7 +23,7 @@ METRICS: tuple[Metric, ...] = ("precision", "recall", "f1", "false_alarms_per_da
 class Drift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A change of what the detector's scores, or its inputs, are like, machine by machine."""
 
-    on: Literal["score", "inputs"] = "score"
+    of: Literal["score", "inputs"] = "score"
     """What is watched: the scores of the model that serves, before calibration, or what it is shown."""
     detector: Detector = msgspec.field(default_factory=lambda: ONLINE["adwin"]())
     """What tells a drift: its score reaches its threshold."""
@@ -147,7 +147,7 @@ def retrain_problems(settings: Settings) -> Iterator[str]:
         if wanted == "capture" and settings["capture"] is None:
             yield f"{place}.source: there is no capture to train on; add capture: {{}} to the topology"
         if rule.drift is not None:
-            inputs: tuple[str, ...] = ("score",) if rule.drift.on == "score" else ("input",)
+            inputs: tuple[str, ...] = ("score",) if rule.drift.of == "score" else ("input",)
             try:
                 rule.drift.detector.build(inputs)
             except ValueError as error:

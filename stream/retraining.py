@@ -70,7 +70,7 @@ class Retraining:
         self.watches: dict[str, DriftWatch] = {}
         for name, rule in self.rules.items():
             if rule.drift is not None:
-                columns = ("score",) if rule.drift.on == "score" else topology.inputs(name)
+                columns = ("score",) if rule.drift.of == "score" else topology.inputs(name)
                 self.watches[name] = DriftWatch(name, rule.drift, columns, models[name])
 
     def rows(self) -> dict[str, tuple[dict[str, Any], dict[str, float] | None]]:
