@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -57,13 +57,15 @@ class Command(msgspec.Struct, frozen=True):
     """A control message at a virtual second."""
 
     at: float
-    verb: Literal["swap", "rollback", "pause", "resume", "accept", "status"]
+    verb: Literal["swap", "rollback", "pause", "resume", "accept", "label", "status"]
     id: str
     issued: float
     """When it was decided; it may have been long on its way."""
     model: str | None = None
     detector: str | None = None
     machine: str | None = None
+    label: str | None = None
+    learn: bool | None = None
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -197,14 +199,17 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         elif roll < 0.75:
             high = [r.machine for r in readings if r.at <= at and '{"a": 2' in r.body] or ["m0"]
             machine, detector = high[-1], rng.choice((None, "spike", "spike", "scale"))
-            found.append(Command(at, "accept", name, issued, detector=detector, machine=machine))
+            asked: dict[str, Any] = {"verb": "accept"}
+            if rng.random() < 0.5:
+                asked = {"verb": "label", "label": "false", "learn": rng.random() < 0.5}
+            found.append(Command(at, id=name, issued=issued, detector=detector, machine=machine, **asked))
         elif roll < 0.9:
             until = at + rng.uniform(0.1, 2.0)
             found.append(Command(at, "pause", name, issued))
             found.append(Command(until, "resume", f"{name}r", until))
             if rng.random() < 0.5:
-                asked = rng.uniform(at, until)
-                found.append(Command(asked, "status", f"{name}s", asked))
+                when = rng.uniform(at, until)
+                found.append(Command(when, "status", f"{name}s", when))
         else:
             found.append(Command(at, "status", name, issued))
     if found and rng.random() < 0.3:  # the same command once more

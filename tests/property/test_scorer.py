@@ -141,8 +141,8 @@ def process(
     cuts = sorted([*cuts, *closed])
     for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
         if start in closed:
-            names = [(machine, by) for machine in scorer.residents.names for by in scorer.open_alerts()]
-            ended = [scorer.close_alert(*name, learned=start % 2 == 0) for name in names]
+            whose = [(machine, by) for machine in scorer.residents.names for by in scorer.open_alerts()]
+            ended = [scorer.close_alert(*one, learned=start % 2 == 0) for one in whose]
             alerts += [alert for alert in ended if alert is not None]
         part = deliveries[start:stop]
         batch, rejected = decoder.decode(part)

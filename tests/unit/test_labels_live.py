@@ -165,7 +165,8 @@ def test_a_kill_between_the_commit_and_the_event_tells_it_after_the_restart(
         from stream.engine import Engine
         from stream.errors import BrokerUnreachable
 
-        tell, cut = Engine._tell, []
+        tell = Engine._tell
+        cut: list[int] = []
 
         async def cut_once(engine: Engine) -> None:
             if engine.scorer.beside.feedback.untold and not cut:

@@ -175,7 +175,8 @@ def drift_watch(rule: Drift, sizes: list[int], values: np.ndarray[Any, Any]) -> 
     for size in sizes:
         rows = np.arange(start, start + size)
         slots = rows % 2
-        found.add(slots, [f"m{slot}" for slot in slots], MONDAY + rows, values[rows])
+        times = MONDAY + rows.astype(np.float64)
+        found.add(slots, [f"m{slot}" for slot in slots], times, values[rows])
         after = DriftWatch("scale", rule, ("score",), "sha256:1")
         after.restore(np.arange(2), found.snapshot(np.arange(2)))
         after.restore_found(json.loads(json.dumps(found.saved())))
