@@ -197,8 +197,9 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         elif roll < 0.55:
             found.append(Command(at, "rollback", name, issued, detector="scale"))
         elif roll < 0.75:
-            high = [r.machine for r in readings if r.at <= at and '{"a": 2' in r.body] or ["m0"]
-            machine, detector = high[-1], rng.choice((None, "spike", "spike", "scale"))
+            raised = rng.choice(_raising(readings) or [readings[0]])  # soon after it, while its alert is open
+            at, issued = raised.at + rng.choice((0.0, 0.001, 0.05)), raised.at
+            machine, detector = raised.machine, rng.choice((None, "spike", "spike", "scale"))
             asked: dict[str, Any] = {"verb": "accept"}
             if rng.random() < 0.5:
                 asked = {"verb": "label", "label": "false", "learn": rng.random() < 0.5}
@@ -216,6 +217,19 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         again = rng.choice(found)
         found.append(msgspec.structs.replace(again, at=again.at + rng.uniform(0.0, 1.0)))
     return tuple(sorted(found, key=lambda command: command.at))
+
+
+def _raising(readings: tuple[Reading, ...]) -> list[Reading]:
+    """The first spike of each machine that was seen often enough before."""
+    seen: dict[str, int] = {}
+    found = []
+    for reading in readings:
+        count = seen.get(reading.machine, 0)
+        spike = '{"a": 2' in reading.body and '{"a": 2.' not in reading.body
+        if spike and count >= 3:
+            found.append(reading)
+        seen[reading.machine] = -len(readings) if spike else count + 1
+    return found
 
 
 def _faults(rng: random.Random, *, deadly: bool) -> tuple[Fault, ...]:

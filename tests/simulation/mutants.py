@@ -303,27 +303,15 @@ MUTANTS = (
     ),
     Mutant(
         "what an operator closed opens again at once",
-        "stream.alerting:_opens",
-        "    if not episode.accepted:\n",
-        "    if True:\n",
+        "stream.alerting:AlertTable.close",
+        "1 if learned else 2",
+        "0",
     ),
     Mutant(
         "what an operator closed is learned, though it is not to be",
         "stream.alerting:AlertTable.is_open",
         "accepted == 0, accepted == 2)",
         "accepted == 0, False)",
-    ),
-    Mutant(
-        "what an operator closed is not told after a crash",
-        "stream.engine:Engine.run",
-        "            await self._tell()\n",
-        "",
-    ),
-    Mutant(
-        "what an operator closed is told before it is committed",
-        "stream.engine:Engine._take_turns",
-        "            await self._settle(intake, changes)\n            await self._tell()\n",
-        "            await self._tell()\n            await self._settle(intake, changes)\n",
     ),
     Mutant(
         "a receipt names another place",
