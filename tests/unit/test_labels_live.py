@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from detectors import AdaptiveZ
@@ -13,6 +15,9 @@ from stream.alerts import Alert
 from stream.brokers.base import Message
 from stream.capture_files import parts
 from stream.capture_rule import CaptureRule
+from stream.commands import Asked
+from stream.engine import Engine
+from stream.errors import BrokerUnreachable
 from stream.rules import AlertRule
 from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
 from tests.aio import run
@@ -155,32 +160,39 @@ def test_labels_and_what_was_closed_survive_a_restart(tmp_path: Path) -> None:
     run(story())
 
 
+@pytest.mark.parametrize("via", ["broker", "http"])
 def test_a_kill_between_the_commit_and_the_event_tells_it_after_the_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, via: str
 ) -> None:
+    """A command over the broker comes again; one over HTTP does not."""
+    tell = Engine._tell
+    cut: list[int] = []
+
+    async def cut_once(engine: Engine) -> None:
+        if engine.scorer.beside.feedback.untold and not cut:
+            cut.append(1)
+            raise BrokerUnreachable("cut")
+        await tell(engine)
+
+    monkeypatch.setattr(Engine, "_tell", cut_once)
+
     async def story() -> None:
         plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
         machine = Machine(plant)
         await plant.declare()
-        from stream.engine import Engine
-        from stream.errors import BrokerUnreachable
-
-        tell = Engine._tell
-        cut: list[int] = []
-
-        async def cut_once(engine: Engine) -> None:
-            if engine.scorer.beside.feedback.untold and not cut:
-                cut.append(1)
-                raise BrokerUnreachable("cut")
-            await tell(engine)
-
-        monkeypatch.setattr(Engine, "_tell", cut_once)
         async with plant.running() as worker:
             await machine.send(worker, *calm(20), 15.0, 15.0)
-            receipt = await plant.ask("label", machine="m1", detector="scale", label="false")
-            assert (receipt["status"], receipt["duplicate"]) == ("applied", True), (
-                "it was carried out before the cut"
-            )
+            said = {"machine": "m1", "detector": "scale", "label": "false"}
+            if via == "broker":
+                receipt = await plant.ask("label", **said)
+                assert (receipt["status"], receipt["duplicate"]) == ("applied", True), (
+                    "carried out before the cut"
+                )
+            else:
+                control = worker.control("plant")
+                assert control is not None
+                asked = Asked("label", json.dumps(said).encode(), "http", "http", "h1")
+                assert await control.ask(asked) is None
             await machine.send(worker, 15.0)
             assert cut == [1]
             assert of(await plant.alerts(), "scale") == ["opened", "closed"]
@@ -199,8 +211,6 @@ def test_a_capture_knows_that_an_operator_closed_an_alert(tmp_path: Path) -> Non
             await machine.send(worker, 15.0)
 
     run(story())
-    import pandas as pd
-
     [part] = parts(tmp_path / "capture" / "plant")
     frame = pd.read_parquet(part.path)
     [column] = [name for name in frame.columns if name.startswith("alert") and "scale" in name]
@@ -247,8 +257,6 @@ def test_a_label_that_says_nothing_is_refused_with_the_reason(
             await machine.send(worker, *calm(20), 15.0)
             receipt = await plant.ask("label", **arguments)
             assert receipt["status"] == "refused"
-            import re
-
             assert re.search(told, receipt["reason"]), receipt["reason"]
             stranger = await plant.ask("label", user="mallory", machine="m1", label="false")
             assert "list of operators" in stranger["reason"]
