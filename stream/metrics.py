@@ -319,7 +319,7 @@ class Metrics:
         )
         self.retrained_time = gauge(
             "mmlw_retrain_timestamp_seconds",
-            "When the last training by rule succeeded; 0 before the first since the start.",
+            "When the last training of a detector with a retrain rule succeeded; 0 before the first.",
             "topology",
             "detector",
         )
@@ -509,11 +509,13 @@ class TopologyMetrics:
         """Count what became of a trigger, `schedule`, `drift` or `quality`."""
         self._metrics.retrain_triggers.labels(self._topology, detector, trigger, outcome).inc()
 
-    def retrained(self, detector: str, result: TrainingResult, now: float) -> None:
+    def retrained(self, detector: str, result: TrainingResult) -> None:
         """Count what came of a training by rule, or of the model that it gave."""
         self._metrics.retrainings.labels(self._topology, detector, result).inc()
-        if result == "trained":
-            self._metrics.retrained_time.labels(self._topology, detector).set(now)
+
+    def last_trained(self, detector: str, time: float) -> None:
+        """Set when a training succeeded last."""
+        self._metrics.retrained_time.labels(self._topology, detector).set(time)
 
     def swapped(self, detector: str, status: str) -> None:
         """Count a swap by outcome, `applied` or `refused`."""

@@ -68,7 +68,7 @@ class Retrainer:
                 await self._shadow(detector, version)
             for detector, version in self._retraining.shadows().items():
                 await self._promote(detector, version)
-            self._show_quality()
+            self._show()
             await asyncio.sleep(_LOOK)
 
     async def _train(self, detector: str, causes: dict[Trigger, str]) -> None:
@@ -95,15 +95,15 @@ class Retrainer:
         """What is told of a training: that it is refused or runs, how far it is, what came of it."""
         if receipt is None or "phase" in receipt:
             return
-        status, now = receipt["status"], self._clock.now()
+        status = receipt["status"]
         if status in ("refused", "running"):
             for trigger, cause in causes.items():
                 outcome: TriggerOutcome = "started" if status == "running" else "refused"
                 self._tell(detector, trigger, outcome, cause, reason=receipt.get("reason"))
             if status == "refused":
-                self._retraining.refused(detector, str(receipt.get("reason")), now)
+                self._retraining.refused(detector, str(receipt.get("reason")), self._clock.now())
             return
-        self._metrics.retrained(detector, "trained" if status == "applied" else "failed", now)
+        self._metrics.retrained(detector, "trained" if status == "applied" else "failed")
         fields = {"topology": self._topology.name, "detector": detector}
         if status == "applied":
             log.get().info(
@@ -153,7 +153,7 @@ class Retrainer:
         self._done(detector, "promoted", version)
 
     def _done(self, detector: str, what: Any, version: str) -> None:
-        self._metrics.retrained(detector, what, self._clock.now())
+        self._metrics.retrained(detector, what)
         log.get().info(f"challenger_{what}", topology=self._topology.name, detector=detector, version=version)
 
     def _warn(self, event: str, detector: str, version: str, receipt: Receipt | None) -> None:
@@ -181,7 +181,9 @@ class Retrainer:
             fields["why"] = reason or outcome
         log.get().info(event, **fields)
 
-    def _show_quality(self) -> None:
+    def _show(self) -> None:
+        for detector, time in self._retraining.trained_at().items():
+            self._metrics.last_trained(detector, time)
         for detector, found in self._retraining.quality().items():
             for metric in METRICS:
                 self._metrics.quality(detector, metric, found.of(metric))

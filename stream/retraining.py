@@ -42,6 +42,8 @@ class _State(msgspec.Struct):
     """Up to when the schedule was looked at."""
     trained_on: float | None = None
     """The newest reading's time when a training began last."""
+    trained_at: float | None = None
+    """When one succeeded last."""
     running: bool = False
     by_rule: bool = False
     """The training that runs, or ran last, was asked for by the topology's rule."""
@@ -149,7 +151,7 @@ class Retraining:
         state.pending.clear()
         if (watch := self.watches.get(detector)) is not None:
             watch.settled()
-        state.last = {"outcome": "trained", "version": version, "at": now}
+        state.last, state.trained_at = {"outcome": "trained", "version": version, "at": now}, now
         if state.by_rule and detector in self._gated:
             state.challenger = version
 
@@ -192,6 +194,11 @@ class Retraining:
     def unshadowed(self, detector: str) -> None:
         """It has no shadow any more, or another."""
         self._states[detector].shadow = None
+
+    def trained_at(self) -> dict[str, float]:
+        """When trainings succeeded last, by detector."""
+        times = {name: state.trained_at for name, state in self._states.items()}
+        return {name: time for name, time in times.items() if time is not None}
 
     def quality(self) -> dict[str, Found]:
         """How good the alerts were, by what raised them, in the rule's window up to the newest reading."""

@@ -177,7 +177,7 @@ def test_labels_that_come_late_train_and_leave_out_what_was_a_fault(tmp_path: Pa
             assert len(alerts) >= 4
             await plant.ask("label", alert=alerts[0].id, label="true")
             await plant.ask("label", alert=alerts[1].id, label="false", learn=True)
-            window = {"from": START + 300.0, "to": START + 350.0}
+            window: dict[str, Any] = {"from": START + 300.0, "to": START + 350.0}
             await plant.ask("label", machine="m0", label="anomaly", **window)
             assert (await plant.ask("status"))["retrain"]["scale"]["pending"] == {}
             for alert in alerts[2:4]:
