@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import contextlib
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
 
 __all__ = ["cron_problem", "next_instant", "previous_instant", "zone_problem"]
+
+_SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def cron_problem(expression: str) -> str:
@@ -16,8 +19,12 @@ def cron_problem(expression: str) -> str:
     >>> cron_problem("0 3 * * 1")
     ''
     """
-    if len(expression.split()) == 5 and croniter.is_valid(expression):
-        return ""
+    if len(expression.split()) == 5:
+        with contextlib.suppress(
+            ValueError
+        ):  # also of a day that never comes, and of what needs more than a time
+            croniter(expression, _SOME_DAY).get_prev()
+            return ""
     return f'"{expression}" is no cron expression: minute, hour, day, month and weekday, such as "0 3 * * 1"'
 
 

@@ -107,7 +107,9 @@ class Trainer:
         if source.stream is not None:
             await pulse.phase("reading")
             async with self._connect() as broker:
-                table = await stream_table(broker, topology, source.stream.span(), pulse.share)
+                newest = training.options.rows if training.options.newest else None
+                span = source.stream.span()
+                table = await stream_table(broker, topology, span, pulse.share, newest=newest)
         elif source.frame is not None:
             try:
                 frame = pd.DataFrame(dict(source.frame))

@@ -148,17 +148,27 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
 
 
 async def stream_table(
-    broker: Broker, topology: Topology, span: Span, told: Callable[[float], None] = lambda share: None
+    broker: Broker,
+    topology: Topology,
+    span: Span,
+    told: Callable[[float], None] = lambda share: None,
+    *,
+    newest: int | None = None,
 ) -> Table:
     """The readings of a part of the topology's stream, beside whoever else uses the event loop.
 
-    `told` is given the share that was read. Raises ConfigError, BrokerError.
+    `told` is given the share that was read; `newest`: only the last so many rows are needed. Raises ConfigError,
+    BrokerError.
     """
 
     def progress(done: int, of: int) -> None:
         told(done / max(of, 1))
 
-    history = await read_stream(broker, topology, span, progress, at_a_time=_AT_A_TIME, breath=_BREATH)
+    if newest is not None and topology.source.layout == "narrow":  # a row is of several messages
+        newest *= len(topology.source.sensors)
+    history = await read_stream(
+        broker, topology, span, progress, newest=newest, at_a_time=_AT_A_TIME, breath=_BREATH
+    )
     return _table(f"stream of {topology.name}", topology, [history])
 
 

@@ -353,6 +353,8 @@ FIT = "fit: {kind: isolation_forest}"
         ("{}", {}, "say when: schedule, drift or quality"),
         ('{schedule: "0 3 * * 9"}', {}, 'retrain.schedule: "0 3 * * 9" is no cron expression'),
         ('{schedule: "@daily"}', {}, "is no cron expression"),
+        ('{schedule: "0 0 31 2 *"}', {}, "is no cron expression"),
+        ('{schedule: "H * * * *"}', {}, "is no cron expression"),
         ('{schedule: "0 3 * * 1 5"}', {}, "is no cron expression"),
         ('{schedule: "0 3 * * 1", timezone: Mars}', {}, 'timezone: "Mars" is no time zone'),
         ("{drift: {of: scores}}", {}, "drift.of: expected one of score, inputs"),
