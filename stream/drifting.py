@@ -80,13 +80,14 @@ class DriftWatch:
         """A model was trained on it."""
         self.drifted.clear()
 
-    def saved(self) -> dict[str, float]:
+    def saved(self) -> dict[str, Any]:
         """What is kept beside the table."""
-        return dict(self.drifted)
+        return {"table": self.table, "drifted": dict(self.drifted)}
 
     def restore_found(self, saved: Mapping[str, Any] | None) -> None:
-        """Put back what `saved` gave."""
-        self.drifted = {str(name): float(time) for name, time in (saved or {}).items()}
+        """Put back what `saved` gave, unless that was by another rule or model."""
+        if saved is not None and saved["table"] == self.table:
+            self.drifted = {str(name): float(time) for name, time in saved["drifted"].items()}
 
     def snapshot(self, slots: Slots) -> Rows:
         """The drift detector's rows, and how many readings `passed` (k,)."""

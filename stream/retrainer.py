@@ -60,6 +60,9 @@ class Retrainer:
     async def run(self) -> None:
         """Look, and act, until cancelled."""
         while True:
+            for detector, cause in self._retraining.take_ended():
+                name = self._topology.name
+                log.get().error("drift_watch_ended", topology=name, detector=detector, cause=cause[:300])
             asking = self._retraining.look(self._clock.now())
             self._told = {key: told for key, told in self._told.items() if key[1] in asking.get(key[0], {})}
             for detector, causes in asking.items():

@@ -70,12 +70,13 @@ class Retraining:
         self._feedback = feedback
         self._states = {name: _State() for name in self.rules}
         self.watches: dict[str, DriftWatch] = {}
+        self._ended: list[tuple[str, str]] = []
         for name, rule in self.rules.items():
             if rule.drift is not None:
                 columns = ("score",) if rule.drift.of == "score" else topology.inputs(name)
                 self.watches[name] = DriftWatch(name, rule.drift, columns, models[name])
 
-    def rows(self) -> dict[str, tuple[dict[str, Any], dict[str, float] | None]]:
+    def rows(self) -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
         """What the checkpoint keeps, by name."""
         found = {}
         for name, state in self._states.items():
@@ -88,7 +89,11 @@ class Retraining:
         for name in self._states:
             if (row := saved.get(_PREFIX + name)) is None or not row[0]:
                 continue
-            state = self._states[name] = msgspec.convert(row[0], _State)
+            state, rule = msgspec.convert(row[0], _State), self.rules[name]
+            self._states[name] = state
+            state.pending = {
+                what: why for what, why in state.pending.items() if getattr(rule, what) is not None
+            }
             if name in self.watches:
                 self.watches[name].restore_found(row[1])
             if state.running:
@@ -99,6 +104,16 @@ class Retraining:
         """Another model serves."""
         if (watch := self.watches.get(detector)) is not None:
             watch.swapped(model)
+
+    def end_watch(self, detector: str, cause: str) -> None:
+        """A watch for drift failed: until the next start nobody looks."""
+        del self.watches[detector]
+        self._ended.append((detector, cause))
+
+    def take_ended(self) -> list[tuple[str, str]]:
+        """Watches that failed since this was asked last, and why."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def look(self, now: float) -> dict[str, dict[Trigger, str]]:
         """What asks for trainings by now, by detector, with the reasons."""

@@ -242,8 +242,7 @@ class Beside:
                         scored.slots[rows], machines, scored.batch.times[rows], values
                     )
                 except Exception as error:  # it, too, may be anybody's
-                    del self.retraining.watches[detector]
-                    self._dropped.append((detector, f"its watch for drift: {type(error).__name__}: {error}"))
+                    self.retraining.end_watch(detector, f"{type(error).__name__}: {error}")
                     break
 
     def _compare(self, shadow: Shadow, scored: Scored, opened: Mask, seconds: float) -> None:

@@ -129,6 +129,11 @@ def test_the_interval_and_what_asked_survive_a_restart_and_a_training_cut_short_
     assert status["drifted"] == ["m1"]
     assert "drift" in found.look(MONDAY + HOUR)["scale"]
     assert found.hold("scale", MONDAY + HOUR, busy=False) is None
+    other = again(found, feedback, schedule="0 3 * * 1")
+    assert other.look(MONDAY + HOUR) == {}, "what the rule does not ask for any more is forgotten"
+    other = again(found, feedback, drift=Drift(every=3))
+    other.drop("scale", "drift")
+    assert other.look(MONDAY + HOUR) == {}, "by another rule nothing has drifted yet"
 
 
 def test_a_drift_is_over_once_a_model_was_trained_and_a_failed_training_leaves_it() -> None:
