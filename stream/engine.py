@@ -24,6 +24,7 @@ from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
 from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
+from stream.feedback import Raised
 from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
 from stream.pace import Pace, breathe
@@ -149,6 +150,7 @@ class Engine:
                 self._floor = self.position.last_offset + rule.after + source.max_batch
                 self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
             await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
+            await self._tell()
             self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
@@ -236,6 +238,18 @@ class Engine:
             raise CommandRefused(f'"{machine}" has no open alert{whose}')
         self.ledger.touch(slots)
         return Changes(self.position)
+
+    def close_alert(self, raised: Raised, *, learned: bool) -> bool:
+        """End an alert because an operator says that it is none (within an act for `between_batches`); it is told
+        once that is committed. False where it is not open any more."""
+        alert = self.scorer.close_alert(raised.machine, raised.detector, learned=learned)
+        if alert is None:
+            self.scorer.beside.feedback.gone(raised)
+            return False
+        told = msgspec.structs.replace(alert, threshold=raised.threshold)
+        self.scorer.beside.feedback.closed([told])
+        self.ledger.touch(self.scorer.residents.slots([raised.machine]))
+        return True
 
     async def state_of(self, machines: Sequence[str]) -> list[Group]:
         """Copies of the state of those of these machines that are known, as it is between two batches."""
@@ -478,7 +492,19 @@ class Engine:
                 self.paused = changes.paused
                 self._metrics.paused.set(self.paused)
             await self._settle(intake, changes)
+            await self._tell()
             turn.done.set_result(self._clock.monotonic() - before)
+
+    async def _tell(self) -> None:
+        """Publish what operators closed. It is committed by now, so it comes again after a crash, the same."""
+        feedback = self.scorer.beside.feedback
+        if not (alerts := feedback.untold):
+            return
+        await self._broker.publish([alert_message(alert, self.topology.sink.exchange) for alert in alerts])
+        feedback.told()
+        for alert in alerts:
+            self._metrics.alerted(alert.detector, alert.event)
+            _log_alert(alert)
 
     async def _first(self, intake: Intake) -> list[Delivery]:
         """The first deliveries from the position on, once the stream is proven to be the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from time import perf_counter
 from typing import NamedTuple, Protocol
@@ -170,6 +170,12 @@ class Decision:
     info: ModelInfo
     """Which model decided: of several, those that score the machine."""
     unhealthy: Sequence[str] = ()
+    released: Sequence[int] = ()
+    """Rows after which other readings of the key are learned than before, without an event."""
+    raw: Mapping[str, Floats] = field(default_factory=dict)
+    """Scores (n,) of the trained detectors before calibration."""
+    learned: Mask | None = None
+    """Which readings (n,) were learned: no alert is open, and nobody works on the machine."""
 
 
 class Ensemble:
@@ -196,7 +202,7 @@ class Ensemble:
     ) -> None:
         self.name = name
         self.lanes = tuple(lanes)
-        self.alerts = AlertTable(rule)
+        self.alerts = AlertTable(rule, learning.accept_after)
         self._rule = rule
         self._learning = learning
         self._floors = floors
@@ -290,7 +296,7 @@ class Ensemble:
             piece = part.select(head)
             before = self._snapshot(piece.slots)
             decision = self._attempt(piece, careful)
-            beyond = _after_a_change(piece.slots, decision.events)
+            beyond = _after_a_change(piece.slots, decision.events, decision.released)
             if beyond.any():
                 self._restore(piece.slots, before)
                 decision = self._attempt(piece.select(~beyond), careful)
@@ -323,7 +329,7 @@ class Ensemble:
         if not self._learning.while_open:
             learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
-        scores, unhealthy = {}, []
+        scores, raw, unhealthy = {}, {}, []
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
             try:
@@ -339,17 +345,29 @@ class Ensemble:
                 unhealthy.append(lane.name)
                 scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
             else:
+                if lane.trained:
+                    raw[lane.name] = scores[lane.name]
                 scores[lane.name] = lane.calibrated(slots, scores[lane.name], learn, limits)
         decided = self._combined(scores, len(slots))
         if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
             decided = self._calibrator.score_learn(slots, decided, learn)
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
-        events = self.alerts.decide(limits, slots, batch.times, counted, place)
+        told = self.alerts.decide(limits, slots, batch.times, counted, place)
+        events = [event for event in told if event.kind is not EventKind.RELEASED]
+        released = [event.index for event in told if event.kind is EventKind.RELEASED]
         rows = np.array([event.index for event in events], dtype=np.int64)
         reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
         return Decision(
-            scores, decided, limits, list(zip(events, reasons, strict=True)), self.info, unhealthy
+            scores,
+            decided,
+            limits,
+            list(zip(events, reasons, strict=True)),
+            self.info,
+            unhealthy,
+            released,
+            raw,
+            learn,
         )
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
@@ -459,12 +477,12 @@ def _turns(slots: Slots) -> Iterator[NDArray[np.int64]]:
     return (np.flatnonzero(rank == turn) for turn in range(int(sizes.max())))
 
 
-def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]]) -> Mask:
-    """Which readings come after one that opened or closed an alert of their key."""
+def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]], released: Sequence[int]) -> Mask:
+    """Which readings come after one that opened or closed an alert of their key, or ended what it was closed with."""
     first: dict[int, int] = {}
-    for event, _ in events:
-        if event.kind is not EventKind.UPDATED:
-            first.setdefault(int(slots[event.index]), event.index)
+    changes = [event.index for event, _ in events if event.kind is not EventKind.UPDATED]
+    for index in sorted([*changes, *released]):
+        first.setdefault(int(slots[index]), index)
     beyond = np.zeros(len(slots), np.bool_)
     for slot, index in first.items():
         beyond |= (slots == slot) & (np.arange(len(slots)) > index)

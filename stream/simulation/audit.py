@@ -94,10 +94,17 @@ class _Life:
 
     open: bool = False
     accepted: bool = False
+    silent: bool = False
+    """An operator closed it: until it has calmed down, or is worse, it opens no more."""
+    held_back: bool = False
+    """And is not learned."""
     calm: int = 0
     level: int = 0
     updates: int = 0
     closed_at: float = -np.inf
+    peak: float = 0.0
+    position: int = -1
+    """Of the reading that opened it."""
 
 
 @dataclass
@@ -117,11 +124,12 @@ class _Reference:
         detector: Any = self.outcome.topology.detectors["spike"]
         spike = detector.build(("a",))
         swaps, accepted = _swaps(self.outcome), _accepted(self.outcome)
+        latest: dict[str, float] = {}
         slots: dict[str, int] = {}
         lives: dict[tuple[str, str], _Life] = {}
         for place, message in messages:
             while accepted and accepted[0][0] < place:
-                found += _accept(lives, accepted.pop(0)[1])
+                found += self._accept(lives, latest, *accepted.pop(0)[1:])
             letter = "" if message.exchange else str(message.message_id)
             if letter in self.back:
                 continue
@@ -146,24 +154,52 @@ class _Reference:
                 if verdict:
                     continue
             alert = lives.setdefault((machine, "spike"), _Life())
-            learn = np.array([not alert.open or alert.accepted])
+            learn = np.array([alert.accepted if alert.open else not (alert.silent and alert.held_back)])
+            latest[machine] = time
             row = np.array([slot]), np.array([[value]]), np.array([time]), learn
             version = next((v for at, v in reversed(swaps) if at <= place), 1)
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
             position = message.offset if self.outcome.schedule.source == "stream" else seq
             for name, score in scores.items():
-                told = _step(lives.setdefault((machine, name), _Life()), score / _THRESHOLDS[name], time)
+                life = lives.setdefault((machine, name), _Life())
+                told = _step(life, score / _THRESHOLDS[name], time)
+                if told == ("opened", 0):
+                    life.peak, life.position = score, position
+                life.peak = max(life.peak, score) if score >= _THRESHOLDS[name] else life.peak
                 if told is not None:
                     model = str(version) if name == "scale" else "online"
                     self.events.append((machine, name, *told, score, position, model))
-        for _, command in accepted:
-            found += _accept(lives, command)
+        for _, command, served in accepted:
+            found += self._accept(lives, latest, command, served)
         for machine, slot in slots.items():
             state = spike.snapshot(np.array([slot]))
             self.rows[machine] = {
                 name: np.ascontiguousarray(column).tobytes() for name, column in state.items()
             }
         return self
+
+    def _accept(
+        self,
+        lives: Mapping[tuple[str, str], _Life],
+        latest: Mapping[str, float],
+        command: Command,
+        version: str,
+    ) -> list[str]:
+        """Take a machine's open alerts for normal, or close them; what is wrong with that."""
+        names = ("spike", "scale") if command.detector is None else (command.detector,)
+        machine = str(command.machine)
+        alerts = [(name, lives[machine, name]) for name in names if (machine, name) in lives]
+        alerts = [(name, alert) for name, alert in alerts if alert.open]
+        for name, alert in alerts:
+            if command.verb == "accept":
+                alert.accepted = True
+                continue
+            alert.open, alert.calm, alert.closed_at = False, 0, latest[machine]
+            alert.silent, alert.held_back = True, not command.learn
+            model = version if name == "scale" else "online"
+            told = ("closed", alert.updates + 1, alert.peak, alert.position, model)
+            self.events.append((machine, name, *told))
+        return [] if alerts else [f"{command.id}: accepted an alert that was not open"]
 
     def _refuse(self, message: Delivery, letter: str) -> None:
         """It is a dead letter; one that was sent back is the same one again."""
@@ -188,26 +224,17 @@ def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
     return [(r["partitions"]["0"]["first_offset"], r["model"]["version"]) for r in receipts]
 
 
-def _accepted(outcome: Outcome) -> list[tuple[int, Command]]:
-    """What operators accepted, and the last place before it."""
+def _accepted(outcome: Outcome) -> list[tuple[int, Command, str]]:
+    """What operators said of alerts, the last place before it, and the version of the model that served."""
     sent = {command.id: command for command in outcome.schedule.commands}
-    committed = [what for what in outcome.story if isinstance(what, Committed)]
-    return [
-        (what.position, sent[name])
-        for what in committed
-        for name in what.commands
-        if sent[name].verb == "accept"
-    ]
-
-
-def _accept(lives: Mapping[tuple[str, str], _Life], command: Command) -> list[str]:
-    """Take a machine's open alerts for normal; what is wrong with that."""
-    asked = ("spike", "scale") if command.detector is None else (command.detector,)
-    alerts = [lives[command.machine, name] for name in asked if (command.machine, name) in lives]  # type: ignore[index]
-    alerts = [alert for alert in alerts if alert.open]
-    for alert in alerts:
-        alert.accepted = True
-    return [] if alerts else [f"{command.id}: accepted an alert that was not open"]
+    found, version = [], "1"
+    for what in outcome.story:
+        for name in what.commands if isinstance(what, Committed) else ():
+            if sent[name].verb in ("accept", "label"):
+                found.append((what.position, sent[name], version))
+            elif sent[name].verb in ("swap", "rollback"):
+                version = str(outcome.saved.commands[name]["model"]["version"])
+    return found
 
 
 def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
@@ -217,6 +244,11 @@ def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
     level = 2 if ratio >= 2.0 else 1
     if not life.open:
         life.accepted = False
+        if life.silent and (ratio < 1.0 or level <= life.level):
+            life.calm = life.calm + 1 if ratio < 0.9 else 0
+            life.silent = life.calm < 2
+            return None
+        life.silent = False
         if ratio < 1.0 or time < life.closed_at:
             return None
         life.open, life.calm, life.level, life.updates = True, 0, level, 0

@@ -42,7 +42,9 @@ def _check_decisions(outcome: Outcome) -> list[str]:
         if done and refused:
             why = "out of order" if stale else "impossible"
             found.append(f"{command.id}: {command.verb} was carried out, and is {why}")
-        if not done and not refused and command.verb != "accept":  # whose alert may have closed
+        if (
+            not done and not refused and command.verb not in ("accept", "label")
+        ):  # whose alert may have closed
             found.append(f"{command.id}: {command.verb} was not carried out")
         if not done:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -58,13 +58,15 @@ class Command(msgspec.Struct, frozen=True):
     """A control message at a virtual second."""
 
     at: float
-    verb: Literal["swap", "rollback", "pause", "resume", "accept", "status"]
+    verb: Literal["swap", "rollback", "pause", "resume", "accept", "label", "status"]
     id: str
     issued: float
     """When it was decided; it may have been long on its way."""
     model: str | None = None
     detector: str | None = None
     machine: str | None = None
+    label: str | None = None
+    learn: bool | None = None
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -212,22 +214,39 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         elif roll < 0.55:
             found.append(Command(at, "rollback", name, issued, detector="scale"))
         elif roll < 0.75:
-            high = [r.machine for r in readings if r.at <= at and '{"a": 2' in r.body] or ["m0"]
-            machine, detector = high[-1], rng.choice((None, "spike", "spike", "scale"))
-            found.append(Command(at, "accept", name, issued, detector=detector, machine=machine))
+            raised = rng.choice(_raising(readings) or [readings[0]])  # soon after it, while its alert is open
+            at, issued = raised.at + rng.choice((0.0, 0.001, 0.05)), raised.at
+            machine, detector = raised.machine, rng.choice((None, "spike", "spike", "scale"))
+            asked: dict[str, Any] = {"verb": "accept"}
+            if rng.random() < 0.5:
+                asked = {"verb": "label", "label": "false", "learn": rng.random() < 0.5}
+            found.append(Command(at, id=name, issued=issued, detector=detector, machine=machine, **asked))
         elif roll < 0.9:
             until = at + rng.uniform(0.1, 2.0)
             found.append(Command(at, "pause", name, issued))
             found.append(Command(until, "resume", f"{name}r", until))
             if rng.random() < 0.5:
-                asked = rng.uniform(at, until)
-                found.append(Command(asked, "status", f"{name}s", asked))
+                when = rng.uniform(at, until)
+                found.append(Command(when, "status", f"{name}s", when))
         else:
             found.append(Command(at, "status", name, issued))
     if found and rng.random() < 0.3:  # the same command once more
         again = rng.choice(found)
         found.append(msgspec.structs.replace(again, at=again.at + rng.uniform(0.0, 1.0)))
     return tuple(sorted(found, key=lambda command: command.at))
+
+
+def _raising(readings: tuple[Reading, ...]) -> list[Reading]:
+    """The first spike of each machine that was seen often enough before."""
+    seen: dict[str, int] = {}
+    found = []
+    for reading in readings:
+        count = seen.get(reading.machine, 0)
+        spike = '{"a": 2' in reading.body and '{"a": 2.' not in reading.body
+        if spike and count >= 3:
+            found.append(reading)
+        seen[reading.machine] = -len(readings) if spike else count + 1
+    return found
 
 
 def _faults(rng: random.Random, *, deadly: bool) -> tuple[Fault, ...]:

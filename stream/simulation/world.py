@@ -299,6 +299,7 @@ class World:
                 await self._time_for(command)
                 body: dict[str, Any] = {"id": command.id, "issued": START + command.issued}
                 body |= {"model": command.model, "machine": command.machine, "detector": command.detector}
+                body |= {"label": command.label, "learn": command.learn}
                 await broker.publish(
                     [
                         Message(

@@ -124,14 +124,26 @@ def fresh(wanted: Topology, rule: str) -> Scorer:
 
 
 def process(
-    deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool, rule: str = "plain"
+    deliveries: list[Delivery],
+    cuts: list[int],
+    *,
+    narrow: bool,
+    restart: bool,
+    rule: str = "plain",
+    closed: frozenset[int] = frozenset(),
 ) -> tuple[Any, ...]:
+    """Scores, alerts and refusals. At the offsets of `closed` an operator closes every open alert."""
     wanted = topology(narrow=narrow, rule=rule)
     decoder, scorer = Decoder(wanted.source, lambda: 1_722_999_000.0), fresh(wanted, rule)
     scores: dict[str, list[float]] = defaultdict(list)
     alerts: list[Alert] = []
     refused: list[int] = []
+    cuts = sorted([*cuts, *closed])
     for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
+        if start in closed:
+            whose = [(machine, by) for machine in scorer.residents.names for by in scorer.open_alerts()]
+            ended = [scorer.close_alert(*one, learned=start % 2 == 0) for one in whose]
+            alerts += [alert for alert in ended if alert is not None]
         part = deliveries[start:stop]
         batch, rejected = decoder.decode(part)
         assert not rejected
@@ -164,6 +176,30 @@ def test_cuts_and_restarts_change_nothing(
     assert process(deliveries, cuts, narrow=narrow, restart=restart, rule=rule) == process(
         deliveries, [], narrow=narrow, restart=False, rule=rule
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    cuts=st.lists(st.integers(0, N), max_size=6),
+    closed=st.frozensets(st.integers(20, N - 1), min_size=1, max_size=8),
+    restart=st.booleans(),
+    rule=st.sampled_from(["plain", "accepted", "calibrated", "mean", "two"]),
+)
+def test_cuts_change_nothing_where_operators_close_alerts(
+    seed: int, cuts: list[int], closed: frozenset[int], *, restart: bool, rule: str
+) -> None:
+    deliveries = stream(seed, narrow=False)
+    asked: dict[str, Any] = {"narrow": False, "rule": rule, "closed": closed}
+    cuts = sorted(set(cuts) - closed)
+    whole = process(deliveries, [], restart=False, **asked)
+    assert process(deliveries, cuts, restart=restart, **asked) == whole
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for alert in whole[1]:
+        kinds[alert.machine, alert.detector].append(alert.event)
+    for events in kinds.values():
+        turns = [event for event in events if event != "updated"]
+        assert turns == [("opened", "closed")[i % 2] for i in range(len(turns))]
 
 
 @pytest.mark.parametrize("rule", RULES)

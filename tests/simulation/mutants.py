@@ -298,8 +298,20 @@ MUTANTS = (
     Mutant(
         "what an operator accepted is not learned",
         "stream.alerting:AlertTable.is_open",
-        """ & (columns["accepted"][slots] == 0)""",
-        "",
+        ">= 0, accepted == 0,",
+        ">= 0, True,",
+    ),
+    Mutant(
+        "what an operator closed opens again at once",
+        "stream.alerting:AlertTable.close",
+        "1 if learned else 2",
+        "0",
+    ),
+    Mutant(
+        "what an operator closed is learned, though it is not to be",
+        "stream.alerting:AlertTable.is_open",
+        "accepted == 0, accepted == 2)",
+        "accepted == 0, False)",
     ),
     Mutant(
         "what an operator accepted is not in the checkpoint",
