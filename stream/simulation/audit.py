@@ -220,7 +220,7 @@ class _Reference:
 
 def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
     """The place of the first reading of each version that was put in place, and the version."""
-    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback")]
+    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback", "promote")]
     return [(r["partitions"]["0"]["first_offset"], r["model"]["version"]) for r in receipts]
 
 
@@ -232,7 +232,7 @@ def _accepted(outcome: Outcome) -> list[tuple[int, Command, str]]:
         for name in what.commands if isinstance(what, Committed) else ():
             if sent[name].verb in ("accept", "label"):
                 found.append((what.position, sent[name], version))
-            elif sent[name].verb in ("swap", "rollback"):
+            elif sent[name].verb in ("swap", "rollback", "promote"):
                 version = str(outcome.saved.commands[name]["model"]["version"])
     return found
 

@@ -58,7 +58,7 @@ class Command(msgspec.Struct, frozen=True):
     """A control message at a virtual second."""
 
     at: float
-    verb: Literal["swap", "rollback", "pause", "resume", "accept", "label", "status"]
+    verb: Literal["swap", "rollback", "shadow", "promote", "pause", "resume", "accept", "label", "status"]
     id: str
     issued: float
     """When it was decided; it may have been long on its way."""
@@ -209,10 +209,15 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         issued = at - rng.choice((0.0, 0.0, 0.0, 0.0, rng.uniform(0.0, 2.0)))
         roll = rng.random()
         if roll < 0.45:
+            verb: Literal["swap", "shadow"] = "swap" if roll < 0.33 else "shadow"
             model = f"models:/scale/{rng.randrange(1, 9)}"
-            found.append(Command(at, "swap", name, issued, model, "scale"))
+            found.append(Command(at, verb, name, issued, model, "scale"))
+            if verb == "shadow" and rng.random() < 0.7:
+                when = at + rng.uniform(0.0, 1.0)
+                found.append(Command(when, "promote", f"{name}p", when, detector="scale"))
         elif roll < 0.55:
-            found.append(Command(at, "rollback", name, issued, detector="scale"))
+            back: Literal["rollback", "promote"] = "rollback" if roll < 0.53 else "promote"
+            found.append(Command(at, back, name, issued, detector="scale"))
         elif roll < 0.75:
             raised = rng.choice(_raising(readings) or [readings[0]])  # soon after it, while its alert is open
             at, issued = raised.at + rng.choice((0.0, 0.001, 0.05)), raised.at

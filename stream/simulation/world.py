@@ -95,6 +95,8 @@ class World:
         self.disk = Disk()
         self.outcome = Outcome(plan, self.topology, [])
         self.dead = False
+        self.champion = 1
+        """The version that the registry's alias means."""
         self._faults: dict[tuple[Op, int, bool], Fault] = {(f.op, f.nth, f.after): f for f in plan.faults}
         self._times: dict[tuple[Op, bool], int] = {}
         self._rng = random.Random(plan.seed)

@@ -350,6 +350,30 @@ MUTANTS = (
         "replayed=(), careful",
     ),
     Mutant(
+        "a shadow ends with its process",
+        "stream.runtimes.local:Worker._shadows",
+        "            scorer.shadow(name, model, info_of(ref), **settings)",
+        "            scorer.beside.end(name)",
+    ),
+    Mutant(
+        "a promotion puts the champion in place again",
+        "stream.verbs:Verbs._promoted",
+        "ref = msgspec.convert(plain, ModelRef)",
+        "ref = self._models[detector].current",
+    ),
+    Mutant(
+        "a promoted shadow does not score",
+        "stream.scorer:Scorer.promote",
+        "lane.model, lane.info, lane.threshold = shadow.lane.model, shadow.lane.info, shadow.lane.threshold",
+        "lane.info = shadow.lane.info",
+    ),
+    Mutant(
+        "a shadow takes its champion's place at once",
+        "stream.shadows:Beside.begin",
+        "        lane = self._lane(detector, model, info)\n",
+        "        lane = self._lane(detector, model, info)\n        self._lanes[detector].model = model\n",
+    ),
+    Mutant(
         "a receipt names another place",
         "stream.verbs:Verbs._swap",
         '{"first_offset": self._engine.position.next_offset}',
