@@ -80,7 +80,7 @@ class Verbs:
         lanes = engine.scorer.lanes
         return {
             "paused": engine.paused,
-            "consuming": engine.consuming,
+            "consuming": engine.consuming and not engine.paused,
             "next_offset": engine.position.next_offset,
             "lag": engine.lag,
             "machines": engine.ledger.machines,
