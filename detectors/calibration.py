@@ -20,7 +20,8 @@ _REFITS = 100
 """The tail is fitted anew this often while the history is replaced once."""
 _LEAST_EXCESSES = 5
 _FINE = 2e-3
-"""Least scale of a tail where limits are asked for, as a share of where it begins: the same score again is no news."""
+"""Least scale of a tail where limits are asked for, as a share of where it begins: a score that comes again is no
+news."""
 _MOST = 1.25
 """Times the limit that a score counts at most where limits are asked for."""
 

@@ -15,6 +15,11 @@ __all__ = ["Column", "Table"]
 
 _STEP = 2**19
 """Bytes by which a table grows at most, once it has as many: short enough not to be noticed."""
+_MOVED = 2**22
+"""Bytes up to which an array is moved to a place of twice its size: a moment's work."""
+_RESERVED = 2**32
+"""Bytes of address space that a larger array gets at once, so that it need not be moved again. What nobody has
+written to takes no memory."""
 
 
 class Column(NamedTuple):
@@ -37,6 +42,8 @@ class Table:
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self._columns = dict(columns)
         self._arrays = {name: self._fresh(name, 0) for name in columns}
+        self._places = dict(self._arrays)
+        """Where the arrays are, with room to grow."""
         self._size = 0
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -85,17 +92,34 @@ class Table:
             array[slots] = self._fresh(name, len(slots))
 
     def _grow(self, name: str, size: int) -> None:
-        """Memory is enlarged in place where it can be: a copy of all slots would take long, again and again."""
-        array, fresh = self._arrays.pop(name), self._columns[name].fresh
-        try:
-            if array.dtype == object:
-                raise ValueError("holds references")
-            array.resize((size, *array.shape[1:]))  # with zeros; refuses while anybody has a view of it
-            if fresh != 0:
-                array[self._size :] = fresh
-        except ValueError:
-            array = np.concatenate([array, self._fresh(name, size - len(array))])
-        self._arrays[name] = array
+        fresh, place = self._columns[name].fresh, self._places[name]
+        if size > len(place):
+            place = self._places[name] = self._moved(place, size)
+        if fresh != 0 and place.dtype != object:
+            place[self._size : size] = fresh
+        self._arrays[name] = place[:size]
+
+    @staticmethod
+    def _moved(array: NDArray[Any], size: int) -> NDArray[Any]:
+        """The array in a place with room for this size, and more. Zeros follow, or None."""
+        shape, room = array.shape[1:], max(size, 2 * len(array))
+        row = max(array.dtype.itemsize * math.prod(shape), 1)
+        if array.dtype == object:
+            place = np.empty((room, *shape), object)
+            place[: len(array)] = array
+            return place
+        if room * row > _MOVED:
+            room = max(size, _RESERVED // row)
+        while True:
+            try:
+                place = np.zeros((room, *shape), array.dtype)
+                break
+            except MemoryError:  # the system grants less
+                if room == size:
+                    raise
+                room = max(size, room // 2)
+        place[: len(array)] = array
+        return place
 
     def _fresh(self, name: str, size: int) -> NDArray[Any]:
         dtype, shape, fresh = self._columns[name]

@@ -23,6 +23,8 @@ class EventKind(StrEnum):
     OPENED = "opened"
     UPDATED = "updated"
     CLOSED = "closed"
+    RELEASED = "released"
+    """Told nobody: what an operator closed as normal may be learned, or alert, again."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,8 @@ class Episode:
     alerts: float = 0.0
     """Alerts that were closed, those of long ago counted less."""
     accepted: int = 0
-    """1: an operator says that this is normal now; it is learned."""
+    """1: an operator says that this is normal now; it is learned. While closed it opens no alert until it has calmed
+    down, or is worse than before; 2: and until then it is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,29 @@ def close(rule: AlertRule, episode: Episode, reading: Judged) -> None:
 
 
 def _opens(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
+    if not episode.accepted:
+        return _may_open(rule, episode, reading)
+    if reading.score >= reading.threshold and _is_worse(rule, episode, reading):
+        episode.accepted = episode.calm = 0
+        return _may_open(rule, episode, reading) or EventKind.RELEASED
+    episode.calm = episode.calm + 1 if reading.score < reading.threshold * (1 - rule.hysteresis) else 0
+    if episode.calm < rule.close_after:
+        return None
+    episode.accepted = episode.calm = 0
+    return EventKind.RELEASED
+
+
+def _is_worse(rule: AlertRule, episode: Episode, reading: Judged) -> bool:
+    """Whether a reading is of a higher severity than what was closed."""
+    return _level(rule, reading.threshold, reading.score) > _level(rule, reading.threshold, episode.peak)
+
+
+def _may_open(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
     anomalous = reading.score >= reading.threshold
     resting = reading.time < episode.closed_at + rule.cooldown
-    if resting or reading.quiet or reading.number - episode.closed_number <= rule.cooldown_readings:
+    if rule.cooldown_readings:  # which readings that are not newer do not shorten
+        resting |= reading.number - episode.closed_number <= rule.cooldown_readings
+    if resting or reading.quiet:
         episode.recent = 0
         return None
     earlier = (episode.recent << 1) & ((1 << (rule.within or rule.hold)) - 1)
@@ -185,10 +208,13 @@ def _level(rule: AlertRule, threshold: float, peak: float) -> int:
 
 
 class AlertTable:
-    """The episodes of all keys for one decision: a table by slot, part of the checkpoint."""
+    """The episodes of all keys for one decision: a table by slot, part of the checkpoint.
 
-    def __init__(self, rule: AlertRule) -> None:
+    What an operator closes opens nothing for `silence` seconds at the most."""
+
+    def __init__(self, rule: AlertRule, silence: float = math.inf) -> None:
         self._rule = rule
+        self._silence = silence
         fresh = Episode()
         self._columns = Table(
             {name: Column(dtype, (), getattr(fresh, name)) for name, dtype in _DTYPES.items()}
@@ -208,11 +234,12 @@ class AlertTable:
         if not len(slots):
             return []
         self._columns.reserve(slots)
-        busy = (self._columns["severity"] >= 0) | (self._columns["recent"] != 0)
-        busy[slots[scores >= thresholds]] = True
+        columns = self._columns
+        busy = (columns["severity"][slots] >= 0) | (columns["recent"][slots] != 0)
+        busy |= (columns["accepted"][slots] != 0) | np.isin(slots, slots[scores >= thresholds])
         events: list[Event] = []
         touched: dict[int, Episode] = {}
-        for index in np.flatnonzero(busy[slots] & ~np.isnan(scores)).tolist():
+        for index in np.flatnonzero(busy & ~np.isnan(scores)).tolist():
             slot, time = int(slots[index]), float(times[index])
             if slot not in touched:
                 touched[slot] = self._load(slot)
@@ -233,23 +260,27 @@ class AlertTable:
 
     def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
         before = episode.severity
+        if before < 0 and reading.time - episode.closed_at >= self._silence:
+            episode.accepted = 0
         kind = step(self._rule, episode, reading)
         if kind is None:
             return
         names = list(self._rule.severities)
-        severity = names[before if kind is EventKind.CLOSED else episode.severity]
+        severity = names[before if kind is EventKind.CLOSED else max(episode.severity, 0)]
         yield Event(index, kind, _copy(episode), severity, reading.threshold)
         if kind is EventKind.OPENED and self._rule.close_after == 0:
             close(self._rule, episode, reading)
             yield Event(index, EventKind.CLOSED, _copy(episode), severity, reading.threshold)
 
     def is_open(self, slots: Slots, times: Floats, accept_after: float) -> Mask:
-        """Which readings (n,) meet an open alert that is not accepted, neither by time nor by an operator."""
+        """Which readings (n,) meet an open alert that is not accepted, neither by time nor by an operator; or one
+        that was closed by an operator, and is not learned until it has calmed down."""
         if not len(slots):
             return np.zeros(0, np.bool_)
         self._columns.reserve(slots)
         columns = self._columns
-        open_: Mask = (columns["severity"][slots] >= 0) & (columns["accepted"][slots] == 0)
+        accepted = columns["accepted"][slots]
+        open_: Mask = np.where(columns["severity"][slots] >= 0, accepted == 0, accepted == 2)
         recent: Mask = times - columns["first_seen"][slots] < accept_after
         return open_ & recent
 
@@ -259,6 +290,20 @@ class AlertTable:
         found = slots[self._columns["severity"][slots] >= 0]
         self._columns["accepted"][found] = 1
         return found
+
+    def close(self, slot: int, time: float, number: int, *, learned: bool) -> tuple[Episode, str] | None:
+        """An operator says that the open alert of a slot is none: it ends with the machine's reading of this time and
+        number. The episode as it was, with its severity; None where none is open."""
+        self._columns.reserve(np.array([slot]))
+        episode = self._load(slot)
+        if episode.severity < 0:
+            return None
+        before = _copy(episode)
+        close(self._rule, episode, Judged(time, 0.0, 0.0, -1, -1, number))
+        episode.accepted = 1 if learned else 2
+        for name in _DTYPES:
+            self._columns[name][slot] = getattr(episode, name)
+        return before, list(self._rule.severities)[before.severity]
 
     def open_slots(self) -> Slots:
         """The slots with an open alert."""

@@ -121,6 +121,8 @@ class CapturingStore:
             self._position = changes.position
             (self._metrics.captured if written else self._metrics.capture_dropped).inc(rows)
             self._note_versions(changes.models)
+            if any(name.startswith("untold:") for name in changes.models):  # an operator closed an alert
+                self._standing.resume([Group(changes.machines, changes.components)])
             if self._journal is not None and self._is_full(self._journal):
                 self._wake.set()
         return size

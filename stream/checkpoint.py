@@ -304,6 +304,10 @@ class Checkpoint:
                 tables.put("state", [(name, number, seen, row) for name, row in records], sums)
             models = changes.models.items()
             tables.put("models", [(d, json.dumps(c), json.dumps(p)) for d, (c, p) in models], sums)
+            gone = [name for name, (current, _) in models if current is None]
+            for start in range(0, len(gone), _AT_A_TIME):
+                names = gone[start : start + _AT_A_TIME]
+                tables.forget("models", f"detector IN ({','.join('?' * len(names))})", names, sums)
             tables.put("commands", [(key, at, json.dumps(r)) for key, r in changes.commands.items()], sums)
             tables.put("replays", [(letter, at) for letter in changes.replays], sums)
             if changes.audit:

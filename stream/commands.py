@@ -33,6 +33,7 @@ Verb = Literal[
     "resume",
     "accept",
     "train",
+    "label",
 ]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 MODEL_VERBS: tuple[Verb, ...] = ("swap", "rollback", "shadow", "promote")
@@ -51,15 +52,22 @@ _LARGEST_WITH_DATA = 8_388_608
 _TAKES = {
     "model": ("swap", "shadow", "predict"),
     "digest": ("swap", "shadow"),
-    "machine": ("accept",),
+    "machine": ("accept", "label"),
     "stop": ("shadow",),
     "force": ("promote",),
     "alias": ("train",),
     "source": ("train",),
     "options": ("train",),
     "rows": ("predict",),
+    "alert": ("label",),
+    "label": ("label",),
+    "since": ("label",),
+    "until": ("label",),
+    "learn": ("label",),
 }
 """Verbs that take a field; the others do not."""
+_CALLED = {"since": "from", "until": "to"}
+"""Fields whose names are words of Python."""
 _REMEMBERED = 10_000
 """Receipts of commands carried out, as many as the checkpoint keeps; and of refused ones a tenth of it."""
 
@@ -68,7 +76,7 @@ Receipt = dict[str, Any]
 also `running` and then `failed`), and `reason` or what was done."""
 
 
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_CALLED):
     """The body of a command. Those of verbs that change something need `id` and `issued`; over HTTP both are
     made where they are missing."""
 
@@ -78,10 +86,10 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: float | None = None
     """Seconds after `issued` for which it is good."""
     detector: str | None = None
-    """Which batch detector; may be left out where the topology has one. accept: whose alert; all where it is
+    """Which batch detector; may be left out where the topology has one. accept, label: whose alert; all where it is
     left out."""
     machine: str | None = None
-    """accept: the machine whose open alert is normal from now on, and is learned."""
+    """accept: the machine whose open alert is normal from now on, and is learned. label: whose alert, or time."""
     model: str | None = None
     """swap, shadow: `models:/name@alias`, or `models:/name/version`."""
     digest: str | None = None
@@ -95,9 +103,19 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alias: str | None = None
     """train: what to call the new version, `challenger` where it is left out."""
     options: TrainingOptions | None = None
-    """train: `rows`, `timeout`."""
+    """train: `rows`, `newest`, `since`, `timeout`."""
     rows: list[Row] | None = None
     """predict: what to score."""
+    alert: str | None = None
+    """label: the id of an alert."""
+    label: str | None = None
+    """label: of an alert `true` or `false`, of a time `anomaly` or `normal`."""
+    since: str | int | float | None = None
+    """label, `from`: when a machine was so; RFC 3339, or epoch seconds."""
+    until: str | int | float | None = None
+    """label, `to`."""
+    learn: bool | None = None
+    """label, of an alert that was none: whether it is learned, online and in the next training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +213,7 @@ class Docket:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
         for field, verbs in _TAKES.items():
             if asked.verb not in verbs and getattr(command, field) not in (None, False):
-                raise CommandRefused(f'{asked.verb} takes no "{field}"')
+                raise CommandRefused(f'{asked.verb} takes no "{_CALLED.get(field, field)}"')
         if command.issued is not None:
             try:
                 issued = round(epoch_seconds(command.issued), 6)  # microseconds, as RFC 3339 texts have them

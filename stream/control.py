@@ -32,6 +32,7 @@ from stream.errors import (
     Unroutable,
 )
 from stream.metrics import TopologyMetrics
+from stream.retrainer import Retrainer
 from stream.shelf import Shelf
 from stream.state import Changes, Saved
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
@@ -78,6 +79,9 @@ class Control:
         self._verbs = Verbs(
             topology, engine, shelf=shelf, models=models, metrics=metrics, clock=clock, trainer=trainer
         )
+        self._retrainer = Retrainer(
+            topology, engine.scorer.beside, self._serve, metrics=metrics, clock=clock, busy=_busy(trainer)
+        )
         self._docket = Docket(topology.operators, saved.commands, saved.audit)
         self._audit = Audit(saved.audit, clock)
         self._metrics = metrics
@@ -100,6 +104,7 @@ class Control:
                 tasks.create_task(self._serve_broker(intake))
                 tasks.create_task(self._serve_asked())
                 tasks.create_task(self._serve_verdicts())
+                tasks.create_task(self._retrainer.run())
         finally:
             self._ended = True
             for answer in self._answers:
@@ -288,7 +293,7 @@ class Control:
             changes.audit = lines
             return changes
 
-        learned = asked.verb in (*MODEL_VERBS, "accept")
+        learned = asked.verb in (*MODEL_VERBS, "accept", "label")
         pause = await self._engine.between_batches(act, settled=learned)
         self._audit.written(lines)
         self._docket.applied(dict(receipt))
@@ -321,6 +326,10 @@ class Control:
             await self._broker.publish([answer])
         except (Unroutable, BrokerRefused):
             log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
+
+
+def _busy(trainer: Trainer | None) -> Callable[[], bool]:
+    return lambda: trainer is not None and trainer.running is not None
 
 
 async def _tell(answer: asyncio.Future[Receipt | None], receipt: Receipt | None) -> None:

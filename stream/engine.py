@@ -24,8 +24,10 @@ from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
 from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
+from stream.feedback import Raised
 from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
+from stream.pace import Pace, breathe
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
@@ -113,6 +115,7 @@ class Engine:
         self._suspects = suspects
         self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
+        self._pace = Pace(topology.source.max_batch)
         self._replays = set(saved.replays)
         self._turns: list[_Turn] = []
         self._looks: list[tuple[Sequence[str], asyncio.Future[list[Group]]]] = []
@@ -147,6 +150,7 @@ class Engine:
                 self._floor = self.position.last_offset + rule.after + source.max_batch
                 self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
             await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
+            await self._tell()
             self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
@@ -156,7 +160,7 @@ class Engine:
                     await self._settle(intake)
                     await asyncio.sleep(_IDLE)
                     continue
-                most = self._suspects.most(self.position.next_offset, source.max_batch)
+                most = self._suspects.most(self.position.next_offset, self._pace.most)
                 if not deliveries:
                     deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
                     if not deliveries and not self._stream and self._again and not await intake.end():
@@ -235,6 +239,18 @@ class Engine:
         self.ledger.touch(slots)
         return Changes(self.position)
 
+    def close_alert(self, raised: Raised, *, learned: bool) -> bool:
+        """End an alert because an operator says that it is none (within an act for `between_batches`); it is told
+        once that is committed. False where it is not open any more."""
+        alert = self.scorer.close_alert(raised.machine, raised.detector, learned=learned)
+        if alert is None:
+            self.scorer.beside.feedback.gone(raised)
+            return False
+        told = msgspec.structs.replace(alert, threshold=raised.threshold)
+        self.scorer.beside.feedback.closed([told])
+        self.ledger.touch(self.scorer.residents.slots([raised.machine]))
+        return True
+
     async def state_of(self, machines: Sequence[str]) -> list[Group]:
         """Copies of the state of those of these machines that are known, as it is between two batches."""
         looked: asyncio.Future[list[Group]] = asyncio.get_running_loop().create_future()
@@ -290,7 +306,7 @@ class Engine:
         decoded, rejected = self._decoder.decode(
             [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
         )
-        await asyncio.sleep(0)  # whoever else waits for the loop need not wait for the whole batch
+        await breathe()
         if twice:
             decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
             rejected = [item for item in rejected if item[0] not in twice]
@@ -298,6 +314,7 @@ class Engine:
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
         offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
         careful = self._suspects.careful
+        before = self._clock.monotonic()
         try:
             scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
@@ -306,7 +323,8 @@ class Engine:
                 await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
             self._suspects.detector_failed(self.ledger.messages + len(fresh))
             raise Poison(str(error)) from error
-        await asyncio.sleep(0)
+        self._pace.took(len(fresh), self._clock.monotonic() - before)
+        await breathe()
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
@@ -314,7 +332,7 @@ class Engine:
         self._enter(fresh, batch, scored, refused, origins, twice)
         for observe in self._observers:
             observe(scored)
-        await asyncio.sleep(0)
+        await breathe()
         if careful or trying is not None:
             await self._settle(intake)
 
@@ -436,7 +454,9 @@ class Engine:
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
+        await breathe()
         self._show_state()
+        await breathe()
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)
@@ -472,7 +492,19 @@ class Engine:
                 self.paused = changes.paused
                 self._metrics.paused.set(self.paused)
             await self._settle(intake, changes)
+            await self._tell()
             turn.done.set_result(self._clock.monotonic() - before)
+
+    async def _tell(self) -> None:
+        """Publish what operators closed. It is committed by now, so it comes again after a crash, the same."""
+        feedback = self.scorer.beside.feedback
+        if not (alerts := feedback.untold):
+            return
+        await self._broker.publish([alert_message(alert, self.topology.sink.exchange) for alert in alerts])
+        feedback.told()
+        for alert in alerts:
+            self._metrics.alerted(alert.detector, alert.event)
+            _log_alert(alert)
 
     async def _first(self, intake: Intake) -> list[Delivery]:
         """The first deliveries from the position on, once the stream is proven to be the same."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from time import perf_counter
 from typing import NamedTuple, Protocol
@@ -37,6 +38,8 @@ _LARGEST = 30.0
 """As improbable as a calibrated score says."""
 _SHORTEST = 8
 """Readings tried at once, at least, where alerts open and close all the time."""
+_TURNS, _COPIED = 4, 2**20
+"""Turns that are judged rather than to copy state of more bytes than this."""
 
 
 class DetectorFailed(Exception):
@@ -180,6 +183,12 @@ class Decision:
     info: ModelInfo
     """Which model decided: of several, those that score the machine."""
     unhealthy: Sequence[str] = ()
+    released: Sequence[int] = ()
+    """Rows after which other readings of the key are learned than before, without an event."""
+    raw: Mapping[str, Floats] = field(default_factory=dict)
+    """Scores (n,) of the trained detectors before calibration."""
+    learned: Mask | None = None
+    """Which readings (n,) were learned: no alert is open, and nobody works on the machine."""
 
 
 class Ensemble:
@@ -208,7 +217,7 @@ class Ensemble:
     ) -> None:
         self.name = name
         self.lanes = tuple(lanes)
-        self.alerts = AlertTable(rule)
+        self.alerts = AlertTable(rule, learning.accept_after)
         self._rule = rule
         self._learning = learning
         self._floors = floors
@@ -292,8 +301,9 @@ class Ensemble:
 
     def _judge(self, part: Part, careful: bool) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         rows = np.arange(len(part.slots))
-        repeated = self._protects() and len(np.unique(part.slots)) < len(rows)
-        if repeated and self._dear():
+        counts = np.unique(part.slots, return_counts=True)[1]
+        repeated = self._protects() and len(counts) < len(rows)
+        if repeated and self._dear(len(counts), int(counts.max())):
             for turn in _turns(part.slots):
                 yield rows[turn], self._attempt(part.select(turn), careful)
             return
@@ -306,7 +316,7 @@ class Ensemble:
             piece = part.select(head)
             before = self._snapshot(piece.slots)
             decision = self._attempt(piece, careful)
-            beyond = _after_a_change(piece.slots, decision.events)
+            beyond = _after_a_change(piece.slots, decision.events, decision.released)
             if beyond.any():
                 self._restore(piece.slots, before)
                 decision = self._attempt(piece.select(~beyond), careful)
@@ -321,9 +331,12 @@ class Ensemble:
         learns = any(state for _, state in self._states())
         return learns and not self._learning.while_open and self._rule.close_after > 0
 
-    def _dear(self) -> bool:
-        """Whether state is dear to copy: objects of somebody's library, pickled one by one."""
-        return any(array.dtype == object for _, state in self._states() for array in state.values())
+    def _dear(self, machines: int, turns: int) -> bool:
+        """Whether the state of so many machines is dear to copy: objects of somebody's library, pickled one by one;
+        or more than it costs to judge the batch in so many turns."""
+        arrays = [array for _, state in self._states() for array in state.values()]
+        size = machines * sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+        return any(array.dtype == object for array in arrays) or (turns <= _TURNS and size > _COPIED)
 
     def _states(self) -> Iterator[tuple[str, Rows]]:
         """What is learned, of no key: names, types and shapes."""
@@ -336,7 +349,7 @@ class Ensemble:
         if not self._learning.while_open:
             learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
-        scores, unhealthy, unknown = {}, [], np.zeros(len(slots), np.bool_)
+        scores, raw, unhealthy, unknown = {}, {}, [], np.zeros(len(slots), np.bool_)
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
             try:
@@ -352,6 +365,8 @@ class Ensemble:
                 unhealthy.append(lane.name)
                 scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
             else:
+                if lane.trained:
+                    raw[lane.name] = scores[lane.name]
                 limits = np.maximum(limits, lane.limits(slots, scores[lane.name], learn, part.numbers))
                 scores[lane.name], early = lane.calibrated(slots, scores[lane.name], learn, limits)
                 unknown |= early
@@ -365,11 +380,21 @@ class Ensemble:
             limits = np.where(unknown, limits, kept)
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
-        events = self.alerts.decide(limits, slots, batch.times, counted, place)
+        told = self.alerts.decide(limits, slots, batch.times, counted, place)
+        events = [event for event in told if event.kind is not EventKind.RELEASED]
+        released = [event.index for event in told if event.kind is EventKind.RELEASED]
         rows = np.array([event.index for event in events], dtype=np.int64)
         reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
         return Decision(
-            scores, decided, limits, list(zip(events, reasons, strict=True)), self.info, unhealthy
+            scores,
+            decided,
+            limits,
+            list(zip(events, reasons, strict=True)),
+            self.info,
+            unhealthy,
+            released,
+            raw,
+            learn,
         )
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
@@ -479,12 +504,12 @@ def _turns(slots: Slots) -> Iterator[NDArray[np.int64]]:
     return (np.flatnonzero(rank == turn) for turn in range(int(sizes.max())))
 
 
-def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]]) -> Mask:
-    """Which readings come after one that opened or closed an alert of their key."""
+def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]], released: Sequence[int]) -> Mask:
+    """Which readings come after one that opened or closed an alert of their key, or ended what it was closed with."""
     first: dict[int, int] = {}
-    for event, _ in events:
-        if event.kind is not EventKind.UPDATED:
-            first.setdefault(int(slots[event.index]), event.index)
+    changes = [event.index for event, _ in events if event.kind is not EventKind.UPDATED]
+    for index in sorted([*changes, *released]):
+        first.setdefault(int(slots[index]), index)
     beyond = np.zeros(len(slots), np.bool_)
     for slot, index in first.items():
         beyond |= (slots == slot) & (np.arange(len(slots)) > index)

@@ -75,9 +75,9 @@ class Kin:
 
     def warming(self, needed: Iterable[int]) -> list[int]:
         """How many machines in memory have fewer readings behind them than each of these."""
-        slots = self._residents.occupied
-        self._table.reserve(slots)
-        readings = self._table["readings"][slots]
+        taken = self._residents.taken
+        self._table.reserve(np.array([len(taken) - 1]) if len(taken) else np.zeros(0, np.int64))
+        readings = self._table["readings"][: len(taken)][taken]
         return [int(np.count_nonzero(readings < count)) for count in needed]
 
     def snapshot(self, slots: Slots) -> Rows:

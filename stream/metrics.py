@@ -6,6 +6,7 @@ enumerations below. A machine or sensor name is never a label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
@@ -22,7 +23,17 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from detectors.health import Ailment
 from stream.agreement import Tally
 
-__all__ = ["CONTENT_TYPE", "Cause", "Metrics", "Policy", "Reason", "TopologyMetrics"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Cause",
+    "Metrics",
+    "Policy",
+    "QualityMetric",
+    "Reason",
+    "TopologyMetrics",
+    "TrainingResult",
+    "TriggerOutcome",
+]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, used by nobody
@@ -58,6 +69,14 @@ Policy = Literal["replayed", "returned", "duplicate", "late"]
 Cause = Literal["broker", "stalled", "checkpoint", "registry", "detector"]
 """What made a topology start anew from its checkpoint; `stalled`: connected, but nothing was delivered."""
 
+TriggerOutcome = Literal["started", "running", "cooldown", "limit", "no_data", "refused"]
+"""What became of a trigger: a training started; or one runs already, the last began too short ago, there were too
+many in seven days, there is nothing to train on yet, or the command was refused."""
+
+TrainingResult = Literal["trained", "failed", "shadowed", "promoted"]
+
+QualityMetric = Literal["precision", "recall", "f1", "false_alarms_per_day"]
+
 _VERBS = (
     "status",
     "audit",
@@ -70,7 +89,10 @@ _VERBS = (
     "resume",
     "accept",
     "train",
+    "label",
 )
+_LABELS = ("true", "false", "anomaly", "normal")
+_TRIGGERS = ("schedule", "drift", "quality")
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
@@ -272,6 +294,35 @@ class Metrics:
             "topology",
             "detector",
         )
+        self.labels = counter("mmlw_labels_total", "Labels that came, by what they say.", "topology", "label")
+        self.label_quality = gauge(
+            "mmlw_label_quality",
+            "How good the alerts of late were by the labels that came; NaN where that is not known.",
+            "topology",
+            "detector",
+            "metric",
+        )
+        self.retrain_triggers = counter(
+            "mmlw_retrain_triggers_total",
+            "Trainings that the topology's rule asked for, and whether they began or why not.",
+            "topology",
+            "detector",
+            "trigger",
+            "outcome",
+        )
+        self.retrainings = counter(
+            "mmlw_retrain_results_total",
+            "What came of trainings by rule: trained, failed; shadowed, promoted.",
+            "topology",
+            "detector",
+            "outcome",
+        )
+        self.retrained_time = gauge(
+            "mmlw_retrain_timestamp_seconds",
+            "When the last training of a detector with a retrain rule succeeded; 0 before the first.",
+            "topology",
+            "detector",
+        )
         self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
         self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
         self.restarts = counter(
@@ -351,6 +402,16 @@ class TopologyMetrics:
             metrics.shadows_dropped.labels(topology, detector)
             metrics.rollbacks.labels(topology, detector)
             self.compared(detector, None, None)
+            metrics.retrained_time.labels(topology, detector)
+            for trigger in _TRIGGERS:
+                for outcome in get_args(TriggerOutcome):
+                    metrics.retrain_triggers.labels(topology, detector, trigger, outcome)
+            for result in get_args(TrainingResult):
+                metrics.retrainings.labels(topology, detector, result)
+            for name in get_args(QualityMetric):
+                metrics.label_quality.labels(topology, detector, name).set(math.nan)
+        for label in _LABELS:
+            metrics.labels.labels(topology, label)
         for verb in (*_VERBS, "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
@@ -435,6 +496,26 @@ class TopologyMetrics:
     def rolled_back(self, detector: str) -> None:
         """Count a swap that the topology's rule took back."""
         self._metrics.rollbacks.labels(self._topology, detector).inc()
+
+    def labelled(self, label: str) -> None:
+        """Count a label."""
+        self._metrics.labels.labels(self._topology, label).inc()
+
+    def quality(self, detector: str, metric: QualityMetric, value: float) -> None:
+        """Set how good the alerts of a detector were by their labels."""
+        self._metrics.label_quality.labels(self._topology, detector, metric).set(value)
+
+    def retrain_asked(self, detector: str, trigger: str, outcome: TriggerOutcome) -> None:
+        """Count what became of a trigger, `schedule`, `drift` or `quality`."""
+        self._metrics.retrain_triggers.labels(self._topology, detector, trigger, outcome).inc()
+
+    def retrained(self, detector: str, result: TrainingResult) -> None:
+        """Count what came of a training by rule, or of the model that it gave."""
+        self._metrics.retrainings.labels(self._topology, detector, result).inc()
+
+    def last_trained(self, detector: str, time: float) -> None:
+        """Set when a training succeeded last."""
+        self._metrics.retrained_time.labels(self._topology, detector).set(time)
 
     def swapped(self, detector: str, status: str) -> None:
         """Count a swap by outcome, `applied` or `refused`."""

@@ -20,6 +20,7 @@ class Residents:
         self._names: list[str] = []
         self._free: list[int] = []
         self._seen: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._taken: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
         self._tick = 0
 
     def __len__(self) -> int:
@@ -34,6 +35,11 @@ class Residents:
     def occupied(self) -> Slots:
         """Their slots, (n,), in the same order."""
         return np.fromiter(self._slot_of.values(), dtype=np.int64, count=len(self._slot_of))
+
+    @property
+    def taken(self) -> NDArray[np.bool_]:
+        """By slot: whether a machine is in it."""
+        return self._taken[: len(self._names)]
 
     def name(self, slot: int) -> str:
         """Who is in a slot."""
@@ -63,11 +69,14 @@ class Residents:
         fresh = range(start, start + len(machines) - count)
         self._names += [""] * len(fresh)
         if (more := len(self._names) - len(self._seen)) > 0:
-            self._seen = np.concatenate([self._seen, np.zeros(max(more, len(self._seen)), dtype=np.int64)])
+            room = max(more, len(self._seen))
+            self._seen = np.concatenate([self._seen, np.zeros(room, dtype=np.int64)])
+            self._taken = np.concatenate([self._taken, np.zeros(room, dtype=np.bool_)])
         slots = [*used, *fresh]
         for machine, slot in zip(machines, slots, strict=True):
             self._slot_of[machine] = slot
             self._names[slot] = machine
+        self._taken[slots] = True
         return np.array(slots, dtype=np.int64), np.array(used, dtype=np.int64)
 
     def evict(self, count: int, keep: Slots) -> Slots:
@@ -81,5 +90,6 @@ class Residents:
                 del self._slot_of[self._names[slot]]
                 self._names[slot] = ""
                 self._free.append(slot)
+                self._taken[slot] = False
                 count -= 1
         return np.array(self._free[free:], dtype=np.int64)

@@ -25,7 +25,7 @@ from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Win
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
 from stream.binding import Binding
-from stream.ensemble import DetectorFailed, Ensemble, Lane, Part, Stateful, Why
+from stream.ensemble import Decision, DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
 from stream.health import HealthCheck
 from stream.inputs import units_of
@@ -66,6 +66,7 @@ class _Found:
     days: float = 0.0
     parts: list[tuple[NDArray[np.int64], Part]] = field(default_factory=list)
     opened: dict[str, list[int]] = field(default_factory=dict)
+    watched: dict[str, list[tuple[NDArray[np.int64], Floats]]] = field(default_factory=dict)
 
     def put(self, name: str, rows: NDArray[np.int64], scores: Floats, thresholds: Floats) -> None:
         """Enter a piece."""
@@ -104,6 +105,8 @@ class Scored:
     """The rows that opened an alert, by what decides."""
     parts: Sequence[tuple[NDArray[np.int64], Part]] = ()
     """The readings as they were judged, by their rows; only where something runs beside."""
+    watched: Mapping[str, Sequence[tuple[NDArray[np.int64], Floats]]] = field(default_factory=dict)
+    """By detector, rows that show whether it is still fit, and what is looked at of them."""
 
 
 def online_info(recipe: Detector) -> ModelInfo:
@@ -233,6 +236,7 @@ class Scorer:
             found.unhealthy,
             found.opened,
             found.parts,
+            found.watched,
         )
 
     def _score_part(
@@ -255,6 +259,7 @@ class Scorer:
                 for name, scores in decision.scores.items():
                     found.put(name, rows[piece], scores, np.full(len(piece), self.lanes[name].threshold))
                 found.put(ensemble.name, rows[piece], decision.decided, decision.thresholds)
+                self._watch(decision, part, piece, rows, found)
                 found.unhealthy += [
                     (name, batch.machines[i]) for name in decision.unhealthy for i in piece.tolist()
                 ]
@@ -266,6 +271,18 @@ class Scorer:
                     alert = self._alert(ensemble, decision.info, event, why, part, i, score)
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
+
+    def _watch(
+        self, decision: Decision, part: Part, piece: NDArray[np.int64], rows: NDArray[np.int64], found: _Found
+    ) -> None:
+        """Note what is watched for drift: what was learned, for a fault is none."""
+        for name, watch in self.beside.retraining.watches.items():
+            if name not in decision.raw or decision.learned is None:
+                continue
+            kept = np.flatnonzero(decision.learned)
+            scores = decision.raw[name][kept, None]
+            values = scores if watch.of_scores else self.lanes[name].shown(part.columns[piece[kept]])
+            found.watched.setdefault(name, []).append((rows[piece[kept]], values))
 
     def _part(
         self, batch: Batch, columns: Floats, slots: Slots, offsets: NDArray[np.int64]
@@ -344,8 +361,14 @@ class Scorer:
         lane.model, lane.info, lane.threshold = shadow.lane.model, shadow.lane.info, shadow.lane.threshold
         lane.calibrator = shadow.lane.calibrator
         self.beside.end(detector)
-        self.beside.swapped(detector, back=False)
+        self._began_beside(detector, back=False)
         return self.residents.occupied
+
+    def _began_beside(self, detector: str, *, back: bool) -> None:
+        """Tell what runs beside that the detector has another model."""
+        self.beside.swapped(detector, back=back)
+        if (watch := self.beside.retraining.watches.get(detector)) is not None:
+            self._fresh[watch.table] = watch.snapshot(np.zeros(1, dtype=np.int64))
 
     def swap(self, detector: str, model: Model, info: ModelInfo, *, back: bool = False) -> Slots:
         """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
@@ -357,7 +380,7 @@ class Scorer:
         if lane.info.digest != info.digest:
             lane.calibrator = fresh.calibrator
         lane.model, lane.info, lane.threshold = model, info, fresh.threshold
-        self.beside.swapped(detector, back=back)
+        self._began_beside(detector, back=back)
         for name, table in self._tables():
             if name in (f"model:{detector}", f"calibration:{detector}"):
                 self._fresh[name] = table.snapshot(np.zeros(1, dtype=np.int64))
@@ -378,6 +401,49 @@ class Scorer:
         if self._health is not None and detector in (None, HEALTH):
             found.append(self._health.accept(slots))
         return np.unique(np.concatenate(found))
+
+    def close_alert(self, machine: str, detector: str, *, learned: bool) -> Alert | None:
+        """End a machine's open alert because an operator says that it is none; the event, None where none is open.
+
+        `learned`: what the machine does now is learned; else it is not, until it has calmed down."""
+        if self.residents.missing([machine]):  # with an open alert it would be in memory
+            return None
+        ensemble, slot = self._ensembles[detector], self.residents.find(machine)
+        nothing = np.zeros(0, dtype=np.int64)
+        times, window = self._recent.window(slot, nothing, np.zeros((0, len(self._names))), np.zeros(0), -1)
+        number = int(self._rates.snapshot(np.array([slot]))["count"][0])
+        ended = ensemble.alerts.close(slot, float(times[-1]), number, learned=learned)
+        if ended is None:
+            return None
+        for shadow in self.beside.shadows.values():
+            if shadow.ensemble.name == detector:
+                shadow.ensemble.alerts.close(slot, float(times[-1]), number, learned=learned)
+        episode, severity = ended
+        here = (self._topology.name, machine, detector, 0)
+        return Alert(
+            id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
+            event=EventKind.CLOSED.value,
+            type=PROCESS,
+            sequence=episode.updates + 1,
+            topology=self._topology.name,
+            machine=machine,
+            detector=detector,
+            severity=severity,
+            score=episode.peak,
+            threshold=ensemble.threshold,
+            probability=10.0**-episode.peak if self._topology.gives_probabilities else None,
+            peak_score=episode.peak,
+            anomalous_readings=episode.readings,
+            first_seen=rfc3339(episode.first_seen),
+            last_seen=rfc3339(episode.last_seen),
+            time=rfc3339(float(times[-1])),
+            reason="Closed by an operator: this was normal"
+            + (", and is learned." if learned else ", and is not learned."),
+            contributions=[],
+            model=ensemble.info,
+            position=Position(0, episode.offset, episode.row),
+            window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
+        )
 
     def chosen(self, most: int = 20) -> dict[str, dict[str, str]]:
         """What detectors that choose by a machine's first readings chose, and why, for so many machines in memory."""

@@ -1,4 +1,5 @@
-"""What runs beside the champions and alerts nowhere: shadow models, and the watch over one that was swapped in."""
+"""What runs beside the champions and alerts nowhere: shadow models, the watch over one that was swapped in, what is
+known of alerts, and whether models are to be trained anew."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from stream.agreement import Comparison, Readings
 from stream.alerting import EventKind
 from stream.alerts import ModelInfo
 from stream.ensemble import Ensemble, Lane, Part, Stateful
+from stream.feedback import Feedback
 from stream.probation import Probation
+from stream.retraining import Retraining
 from stream.rules import COMBINED
 from stream.topology import Topology
 
@@ -92,6 +95,10 @@ class Beside:
             for name, spec in topology.registry_models.items()
             if spec.rollback_when is not None
         }
+        rules = (spec.retrain for spec in topology.registry_models.values())
+        self.feedback = Feedback(follows=any(rule is not None for rule in rules))
+        trained = {name: lanes[name].info.digest for name in topology.registry_models}
+        self.retraining = Retraining(topology, self.feedback, trained)
         self._ended: set[str] = set()
         self._dropped: list[tuple[str, str]] = []
 
@@ -151,11 +158,14 @@ class Beside:
                 probation.rolled_back()
             else:
                 probation.swapped()
+        self.retraining.swapped(detector, self._lanes[detector].info.digest)
 
     def tables(self) -> Iterator[tuple[str, Stateful]]:
-        """The shadows' tables of state."""
+        """The tables of state of shadows, and of what watches for drift."""
         for shadow in self.shadows.values():
             yield from shadow.tables()
+        for watch in self.retraining.watches.values():
+            yield watch.table, watch
 
     def rows(self) -> dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]:
         """What the checkpoint keeps beside tables, by name; None where a shadow has ended."""
@@ -167,10 +177,12 @@ class Beside:
             found[f"{_SHADOW}{name}"] = (kept, shadow.comparison.saved())
         for name, probation in self.probations.items():
             found[f"{_PROBATION}{name}"] = ({}, probation.saved())
-        return found
+        return {**found, **self.retraining.rows(), **self.feedback.rows()}
 
     def restore(self, saved: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-        """Put probations back; the shadows that ran, by detector, for whoever can load their models."""
+        """Put back what is kept; the shadows that ran, by detector, for whoever can load their models."""
+        self.feedback.restore(saved)
+        self.retraining.restore(saved)
         for name in self.probations:
             if row := saved.get(f"{_PROBATION}{name}"):
                 rule = self._topology.registry_models[name].rollback_when
@@ -202,6 +214,8 @@ class Beside:
     def observe(self, scored: Scored) -> None:
         """Have the shadows judge readings that the champions have judged, and compare. Never raises."""
         n = len(scored.batch)
+        self.feedback.observe(scored.alerts, scored.batch.times)
+        self._watch_drift(scored)
         for detector in [*self.probations, *(set(self.shadows) - set(self.probations))]:
             lane = self._lanes[detector]
             seconds, lane.seconds = lane.seconds, 0.0
@@ -218,6 +232,18 @@ class Beside:
                     Exception
                 ) as error:  # a shadow may be anybody's: whatever it raises ends it, and nothing else
                     self.drop(detector, f"{type(error).__name__}: {error}")
+
+    def _watch_drift(self, scored: Scored) -> None:
+        for detector, pieces in scored.watched.items():
+            for rows, values in pieces:
+                machines = [scored.batch.machines[i] for i in rows.tolist()]
+                try:
+                    self.retraining.watches[detector].add(
+                        scored.slots[rows], machines, scored.batch.times[rows], values
+                    )
+                except Exception as error:  # it, too, may be anybody's
+                    self.retraining.end_watch(detector, f"{type(error).__name__}: {error}")
+                    break
 
     def _compare(self, shadow: Shadow, scored: Scored, opened: Mask, seconds: float) -> None:
         n, decides = len(scored.batch), shadow.ensemble.name

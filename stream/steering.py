@@ -62,32 +62,14 @@ def _steering(
         as_json: bool,
         **arguments: Any,
     ) -> None:
-        from stream.config import load
-        from stream.control import request
         from stream.references import parse_uri
-        from stream.watch import show_audit, show_receipt
 
         if (address := arguments.get("model")) is not None:
             try:
                 parse_uri(address)
             except ValueError as error:
                 raise ConfigError([Problem("MODEL", str(error))]) from None
-        name = load(topology).name if topology.endswith((".yaml", ".yml", ".py")) else topology
-        connect = connector(broker)
-
-        async def send() -> Any:
-            async with connect() as link:
-                return await request(link, name, verb, user=connect.user, timeout=timeout, **arguments)
-
-        receipt = asyncio.run(send())
-        if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode())
-        elif "audit" in receipt:
-            show_audit(receipt["audit"])
-        else:
-            show_receipt(receipt)
-        if receipt["status"] != "applied":
-            sys.exit(1)
+        _send(topology, verb, broker, timeout, as_json=as_json, **arguments)
 
     command.__doc__ = text
     wrapped: Command = command
@@ -110,6 +92,32 @@ def _steering(
         wrapped = click.argument("machine")(wrapped)
     wrapped = click.argument("topology")(wrapped)
     _COMMANDS.append(click.command(verb)(wrapped))
+
+
+def _send(
+    topology: str, verb: str, broker: BrokerOptions, timeout: float, *, as_json: bool, **arguments: Any
+) -> None:
+    """Send a command and show its receipt; whatever is not applied ends with 1."""
+    from stream.config import load
+    from stream.control import request
+    from stream.watch import show_audit, show_receipt
+
+    name = load(topology).name if topology.endswith((".yaml", ".yml", ".py")) else topology
+    connect = connector(broker)
+
+    async def send() -> Any:
+        async with connect() as link:
+            return await request(link, name, verb, user=connect.user, timeout=timeout, **arguments)
+
+    receipt = asyncio.run(send())
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode())
+    elif "audit" in receipt:
+        show_audit(receipt["audit"])
+    else:
+        show_receipt(receipt)
+    if receipt["status"] != "applied":
+        sys.exit(1)
 
 
 _steering(
@@ -146,6 +154,46 @@ _steering(
 _steering("rollback", "Go back to the model that scored before the last swap.", detector=True)
 _steering("pause", "Stop reading; what arrives waits in the stream.")
 _steering("resume", "Go on reading where it was paused.")
+
+
+@click.command()
+@click.argument("topology")
+@click.argument("label", type=click.Choice(["true", "false", "anomaly", "normal"]))
+@click.option("--alert", help="The alert's id, as mmlw alerts --json shows it.")
+@click.option("--machine", help="Or a machine: its open alerts, or with --from and --to a time of it.")
+@click.option("--detector", help="Whose open alerts.  [default: all of the machine's]")
+@click.option("--from", "since", help="When that time began: RFC 3339, such as 2024-05-01T06:00:00Z.")
+@click.option("--to", "until", help="And ended.")
+@click.option("--learn", is_flag=True, help="What was no fault is learned, online and in the next training.")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+@broker_options("an operator")
+def label(
+    topology: str,
+    label: str,
+    learn: bool,
+    broker: BrokerOptions,
+    timeout: float,
+    as_json: bool,
+    **arguments: str | None,
+) -> None:
+    """Say whether an alert was one, or what a time of a machine was.
+
+    \b
+    mmlw label pumps false --alert 4f0c…          this was normal: an open alert is closed
+    mmlw label pumps false --machine pump-7 --learn
+    mmlw label pumps true --alert 4f0c…
+    mmlw label pumps anomaly --machine pump-7 --from 2024-05-01T06:00Z --to 2024-05-01T07:30Z
+
+    true and false are said of alerts, anomaly and normal of a time. What was a fault is left out when models are
+    trained, and so is what was none but is not to be learned. mmlw status counts the labels.
+    """
+    called = {"since": "from", "until": "to"}
+    given = {called.get(name, name): value for name, value in arguments.items()}
+    _send(topology, "label", broker, timeout, as_json=as_json, label=label, learn=learn or None, **given)
+
+
+_COMMANDS.append(label)
 _steering(
     "accept",
     "Take a machine's open alert for its new normal.\n\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -66,13 +66,15 @@ async def read_stream(
     span: Span,
     progress: Callable[[int, int], None] = lambda done, of: None,
     *,
+    newest: int | None = None,
     at_a_time: int = _AT_A_TIME,
     breath: float = 0.0,
 ) -> History:
     """The readings of a part of the topology's stream, decoded as its worker does; what it refuses is left out.
 
     A consumer of its own, from the first message of the part (found by the time of its arrival) to what was the
-    last when it began. `progress` is told how many messages of how many were read. Where others need the event
+    last when it began; with `newest` only the messages that hold the last so many readings, and a few more.
+    `progress` is told how many messages of how many were read. Where others need the event
     loop, so many messages `at_a_time` are read, and `breath` seconds are theirs after each. Raises BrokerError,
     ConfigError.
     """
@@ -80,7 +82,9 @@ async def read_stream(
     if queue.kind != "stream":
         hint = "an existing queue keeps nothing that was read; use --input with its capture"
         raise ConfigError([Problem(topology.name, f'reads the queue "{queue.name}"; {hint}')])
-    gathered = _Gathered(topology.source)
+    gathered = _Gathered(topology.source, newest)
+    if newest is not None:
+        span = await _latest(broker, topology, span, newest)
     intake = await broker.consume(queue, offset=_begin(topology.source, span), prefetch=4 * at_a_time)
     try:
         end = await intake.end()
@@ -111,10 +115,26 @@ def _begin(source: Source, span: Span) -> int | datetime | None:
     return datetime.fromtimestamp(max(span.since - source.max_ahead, 0.0), UTC)
 
 
+async def _latest(broker: Broker, topology: Topology, span: Span, newest: int) -> Span:
+    """The part of the span that holds its newest so many readings, found without reading what is before."""
+    source, queue = topology.source, readings_queue(topology)
+    intake = await broker.consume(queue, offset=_begin(source, span), prefetch=1)
+    try:
+        end = await intake.end()
+        first = await intake.receive(1, 0.0, _SILENCE) if end else []
+    finally:
+        await intake.close()
+    last = end if span.last is None else min(span.last, end)
+    begin = first[0].offset if first else last
+    return replace(span, first=max(begin, last - newest, 0))
+
+
 class _Gathered:
     """Decoded batches, with what the engine would number them by."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, newest: int | None) -> None:
+        self._newest = newest
+        self._rows = 0
         self._decoder = Decoder(source, time.time)
         self._narrow = source.layout == "narrow"
         self._batches: list[Batch] = []
@@ -137,6 +157,9 @@ class _Gathered:
         batch, _ = self._decoder.decode(fresh)
         batch.messages[:] += len(self._offsets) - len(fresh)
         self._batches.append(batch)
+        self._rows += len(batch)
+        while self._newest is not None and self._rows - len(self._batches[0]) >= self._newest:
+            self._rows -= len(self._batches.pop(0))
 
     def history(self, name: str, span: Span) -> History:
         """All of it, within the span's times."""

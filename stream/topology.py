@@ -23,6 +23,7 @@ from stream.capture_rule import CaptureRule, reserved
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.inputs import expanded, feature_problems
 from stream.references import Pin, is_digest, parse_uri
+from stream.retrain_rule import Retrain, retrain_problems
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
 from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
 
@@ -200,6 +201,8 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What a shadow must have shown before it may take this place; None: `promote` is enough."""
     rollback_when: RollbackWhen | None = None
     """When the model before takes over again by itself."""
+    retrain: Retrain | None = None
+    """When it is trained anew by itself: a challenger, never what serves."""
     trust: str | tuple[str, ...] = ()
     """Digests (`sha256:...`) of registered models that are code (pickled, or any that MLflow loads) and may run, in a
     process of their own. None: only weights that are data."""
@@ -226,6 +229,11 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 yield f'trust: "{digest}" is not sha256: and 64 hexadecimal digits'
         if trust and settings.get("anomalous", "") is None:
             yield "anomalous: say high or low: which scores of the trusted model are anomalous"
+        if settings.get("retrain") is not None:
+            if settings.get("fit", "") is None:
+                yield "retrain: add fit: {kind: …} to say how it is trained"
+            if str(settings.get("model", "")).endswith("@challenger"):
+                yield "retrain: what is trained is called challenger; name another alias in model, such as champion"
 
     @property
     def pin(self) -> Pin:
@@ -315,6 +323,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 yield f'detectors: "{name}" {rule}'
         yield from feature_problems(settings)
         yield from binding_problems(settings)
+        yield from retrain_problems(settings)
         if HEALTH in settings.get("detectors", ()):
             yield f'detectors: "{HEALTH}" is the name of what sick sensors raise; choose another'
         yield from _calibrated(settings)

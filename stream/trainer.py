@@ -23,7 +23,7 @@ from stream.rules import AlertRule
 from stream.threads import in_thread
 from stream.topology import Topology
 from stream.training import CHALLENGER, batch_detector
-from stream.training_data import TrainingOptions, TrainingSource, frame_table, stream_table, within
+from stream.training_data import Marked, TrainingOptions, TrainingSource, frame_table, stream_table, within
 from stream.training_process import Event, Job, write_table
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
@@ -47,6 +47,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     source: TrainingSource
     alias: str = CHALLENGER
     options: TrainingOptions = TrainingOptions()
+    marked: Sequence[Marked] = ()
 
 
 class Trainer:
@@ -106,7 +107,9 @@ class Trainer:
         if source.stream is not None:
             await pulse.phase("reading")
             async with self._connect() as broker:
-                table = await stream_table(broker, topology, source.stream.span(), pulse.share)
+                newest = training.options.rows if training.options.newest else None
+                span = source.stream.span()
+                table = await stream_table(broker, topology, span, pulse.share, newest=newest)
         elif source.frame is not None:
             try:
                 frame = pd.DataFrame(dict(source.frame))
@@ -118,6 +121,9 @@ class Trainer:
             registry=self._registry,
             alias=training.alias,
             rows=training.options.rows,
+            newest=training.options.newest,
+            since=training.options.since,
+            marked=tuple(msgspec.structs.astuple(mark) for mark in training.marked),
             file=None if source.capture is None else str(within(source.capture, self._folders)),
             table="" if table is None else table.name,
             sensors=() if table is None else table.sensors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +20,9 @@ from stream.errors import ConfigError, ModelNotFound, Problem
 from stream.models import ModelRef, Registry
 from stream.tables import Table
 from stream.topology import RegistryModel, Topology
+from stream.training_data import Marked, kept_rows
 
-__all__ = ["CHALLENGER", "Phase", "Trained", "batch_detector", "train_detector"]
+__all__ = ["CHALLENGER", "Choice", "Phase", "Trained", "batch_detector", "train_detector"]
 
 CHALLENGER = "challenger"
 """The alias of a model that was trained and has not proved itself."""
@@ -31,6 +32,17 @@ _HIGHEST = 0.01
 """Share of the rows, those with the highest scores, whose contributions are shown."""
 
 Phase = Literal["reading", "preparing", "fitting", "scoring", "registering"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows are trained on: the first so many or the `newest`, from a time on, without what is marked as not to
+    be trained on."""
+
+    rows: int | None = None
+    newest: bool = False
+    since: float | None = None
+    marked: Sequence[Marked] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +86,10 @@ def train_detector(
     *,
     rows: int | None = None,
     alias: str | None,
+    choice: Choice | None = None,
     told: Callable[[Phase], None] = lambda phase: None,
 ) -> Trained:
-    """Fit on the first `rows` rows, register the version with figures, move the alias.
+    """Fit on the first `rows` rows, or as `choice` says; register the version with figures, move the alias.
 
     Where the alias that the topology names means nothing yet, it is set, too: there is nothing to be challenged.
     `told` is called as each phase begins. Raises ConfigError, ModelError.
@@ -84,7 +97,7 @@ def train_detector(
     spec = topology.registry_models[batch_detector(topology, detector)]
     assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
     told("preparing")
-    shown = _shown(topology, detector, table, rows)
+    shown = _shown(topology, detector, table, choice or Choice(rows))
     frame = pd.DataFrame(shown.values, columns=list(topology.inputs(detector)))
     told("fitting")
     try:
@@ -111,8 +124,8 @@ def train_detector(
     return Trained(ref, weights, metrics, tuple(aliases))
 
 
-def _shown(topology: Topology, detector: str, table: Table, rows: int | None) -> _Shown:
-    """What the detector will be shown of the first rows of its machines: features as they run live, by machine.
+def _shown(topology: Topology, detector: str, table: Table, choice: Choice) -> _Shown:
+    """What the detector will be shown of those rows of its machines: features as they run live, by machine.
 
     Raises ConfigError where there is too little."""
     if missing := [name for name in topology.source.names if name not in table.sensors]:
@@ -126,10 +139,16 @@ def _shown(topology: Topology, detector: str, table: Table, rows: int | None) ->
         if not len(taken):
             problem = f"has no machine that {detector} scores ({', '.join(patterns_of(machines))})"
             raise ConfigError([Problem(table.name, problem)])
-    taken = taken[:rows]
+    if choice.since is not None:
+        taken = taken[table.times[taken] >= choice.since]
+    taken = taken[-choice.rows :] if choice.newest and choice.rows else taken[: choice.rows]
     times, slots = table.times[taken], slots[taken].astype(np.int64)
     features = FeatureTable(topology.source.names, topology.features)
     wide = features.compute(slots, table.values[taken][:, columns], times)
+    kept = kept_rows([table.machines[i] for i in taken.tolist()], times, choice.marked)
+    if not len(kept):
+        raise ConfigError([Problem(table.name, "holds no readings to train on, or all are marked as faults")])
+    wide, times, slots = wide[kept], times[kept], slots[kept]
     inputs = topology.inputs(detector)
     values = np.ascontiguousarray(wide[:, [topology.columns.index(name) for name in inputs]])
     if empty := [name for name, column in zip(inputs, values.T, strict=True) if np.isnan(column).all()]:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from detectors.base import Floats
 from stream.align import Aligner
@@ -22,10 +23,12 @@ from stream.topology import Topology
 
 __all__ = [
     "Frame",
+    "Marked",
     "StreamRange",
     "TrainingOptions",
     "TrainingSource",
     "frame_table",
+    "kept_rows",
     "read_file",
     "stream_table",
     "within",
@@ -73,6 +76,38 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only so many rows, the first ones."""
     timeout: float = 3600.0
     """Seconds."""
+    newest: bool = False
+    """The last `rows`, not the first ones."""
+    since: float | None = None
+    """Only readings from this time on, in epoch seconds."""
+
+
+class Marked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A time of a machine, both ends in it, of which somebody said whether it is to be trained on."""
+
+    machine: str
+    start: float
+    end: float | None
+    """None: it lasts."""
+    keep: bool
+
+
+def kept_rows(machines: Sequence[str], times: Floats, marked: Sequence[Marked]) -> NDArray[np.int64]:
+    """Which readings (n machines, times (n,)) are trained on: all that nobody marked, and else by the last word.
+
+    >>> kept_rows(["a", "b"], np.array([1.0, 1.0]), [Marked("a", 0.0, None, False)]).tolist()
+    [1]
+    """
+    keep = np.ones(len(times), np.bool_)
+    rows: dict[str, NDArray[np.int64]] = {}
+    if marked:
+        names, places = np.unique(np.array(machines, dtype=np.str_), return_inverse=True)
+        rows = {str(name): np.flatnonzero(places == i) for i, name in enumerate(names)}
+    for mark in marked:
+        own = rows.get(mark.machine, np.zeros(0, np.int64))
+        inside = (times[own] >= mark.start) & (times[own] <= (np.inf if mark.end is None else mark.end))
+        keep[own[inside]] = mark.keep
+    return np.flatnonzero(keep)
 
 
 def within(path: str, folders: Sequence[Path]) -> Path:
@@ -113,17 +148,27 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
 
 
 async def stream_table(
-    broker: Broker, topology: Topology, span: Span, told: Callable[[float], None] = lambda share: None
+    broker: Broker,
+    topology: Topology,
+    span: Span,
+    told: Callable[[float], None] = lambda share: None,
+    *,
+    newest: int | None = None,
 ) -> Table:
     """The readings of a part of the topology's stream, beside whoever else uses the event loop.
 
-    `told` is given the share that was read. Raises ConfigError, BrokerError.
+    `told` is given the share that was read; `newest`: only the last so many rows are needed. Raises ConfigError,
+    BrokerError.
     """
 
     def progress(done: int, of: int) -> None:
         told(done / max(of, 1))
 
-    history = await read_stream(broker, topology, span, progress, at_a_time=_AT_A_TIME, breath=_BREATH)
+    if newest is not None and topology.source.layout == "narrow":  # a row is of several messages
+        newest *= len(topology.source.sensors)
+    history = await read_stream(
+        broker, topology, span, progress, newest=newest, at_a_time=_AT_A_TIME, breath=_BREATH
+    )
     return _table(f"stream of {topology.name}", topology, [history])
 
 

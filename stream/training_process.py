@@ -29,6 +29,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     registry: str
     alias: str | None
     rows: int | None = None
+    newest: bool = False
+    since: float | None = None
+    marked: tuple[tuple[str, float, float | None, bool], ...] = ()
+    """As `Marked` in `stream.training_data`."""
     file: str | None = None
     """A file or folder of readings; None: the table in the job's folder."""
     dataset: str | None = None
@@ -87,8 +91,8 @@ def _train(folder: Path, out: BinaryIO) -> dict[str, Any]:
     from stream.config import load
     from stream.models import Registry
     from stream.tables import from_dataset
-    from stream.training import train_detector
-    from stream.training_data import read_file
+    from stream.training import Choice, train_detector
+    from stream.training_data import Marked, read_file
 
     _say(out, Event(phase="reading"))
     topology = load(folder / "topology.yaml")
@@ -102,8 +106,8 @@ def _train(folder: Path, out: BinaryIO) -> dict[str, Any]:
         job.detector,
         table,
         Registry(job.registry),
-        rows=job.rows,
         alias=job.alias,
+        choice=Choice(job.rows, job.newest, job.since, [Marked(*mark) for mark in job.marked]),
         told=lambda phase: _say(out, Event(phase=phase)),
     )
     ref = trained.ref

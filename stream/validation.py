@@ -81,6 +81,8 @@ class Reader:
                 return self.read(members[0], data, place)
         if kind is Feature:
             return self._feature(data, place)
+        if kind is Detector:
+            return self._online(data, place)
         if kind is TrainableDetector:
             return self._recipe(registry.TRAINABLE, data, place)
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -188,8 +190,12 @@ class Reader:
             return None
         if chosen[0] == "model":
             return self._struct(RegistryModel, data, place)
-        if chosen[0] in registry.ADAPTERS:
-            return self._struct(registry.ONLINE[chosen[0]], data, place)
+        return self._online(data, place)
+
+    def _online(self, data: Any, place: str) -> Any:
+        adapters = [key for key in sorted(registry.ADAPTERS) if isinstance(data, dict) and key in data]
+        if adapters:
+            return self._struct(registry.ONLINE[adapters[0]], data, place)
         native = {kind: recipe for kind, recipe in registry.ONLINE.items() if kind not in registry.ADAPTERS}
         return self._recipe(native, data, place)
 

@@ -16,6 +16,7 @@ from stream.clock import Clock
 from stream.commands import Command, Receipt
 from stream.engine import Engine, Swap
 from stream.errors import CommandRefused, ModelError
+from stream.labelling import labelled
 from stream.metrics import TopologyMetrics
 from stream.predicting import Prediction, alone, copied_scorer, predict, rows_of
 from stream.references import ModelRef, check_names, parse_uri
@@ -79,7 +80,7 @@ class Verbs:
         lanes = engine.scorer.lanes
         return {
             "paused": engine.paused,
-            "consuming": engine.consuming,
+            "consuming": engine.consuming and not engine.paused,
             "next_offset": engine.position.next_offset,
             "lag": engine.lag,
             "machines": engine.ledger.machines,
@@ -90,6 +91,11 @@ class Verbs:
             "models": {name: msgspec.to_builtins(lane.info) for name, lane in lanes.items()},
             "shadows": {
                 name: self._compared(shadow) for name, shadow in engine.scorer.beside.shadows.items()
+            },
+            "retrain": engine.scorer.beside.retraining.status(self._clock.now()),
+            "labels": {
+                **engine.scorer.beside.feedback.counts(),
+                "latest": engine.scorer.beside.feedback.latest(),
             },
         }
 
@@ -128,9 +134,12 @@ class Verbs:
             return Prepared(lambda: Changes(self._engine.position, paused=verb == "pause"))
         if verb == "accept":
             return self._accepted(command, receipt)
+        if verb == "label":
+            act = await labelled(self._engine, command, receipt, self._clock.now())
+            return Prepared(act, partial(self._metrics.labelled, str(command.label)))
         receipt["detector"] = detector = self._detector(command)
         if verb == "train":
-            return self._training(command, detector)
+            return self._training(command, detector, by_rule="note" in receipt)
         if verb == "shadow" and command.stop:
             return self._stopped(detector, command)
         if verb == "promote":
@@ -158,7 +167,7 @@ class Verbs:
             receipt["detector"] = detector
         return Prepared(lambda: self._engine.accept(machine, detector))
 
-    def _training(self, command: Command, detector: str) -> Prepared:
+    def _training(self, command: Command, detector: str, *, by_rule: bool) -> Prepared:
         if self._trainer is None:
             raise CommandRefused("this worker runs without a model registry")
         trainer, alias = self._trainer, command.alias or CHALLENGER
@@ -172,14 +181,28 @@ class Verbs:
             source=command.source or TrainingSource(),
             alias=alias,
             options=command.options or TrainingOptions(),
+            marked=self._engine.scorer.beside.feedback.marked(),
         )
         trainer.check(training)
         begun = partial(
             log.get().info, "training_started", topology=self._topology.name, detector=detector, alias=alias
         )
-        return Prepared(
-            lambda: Changes(self._engine.position), done=begun, work=partial(trainer.train, training)
-        )
+        retraining = self._engine.scorer.beside.retraining
+
+        def act() -> Changes:
+            retraining.began(detector, self._clock.now(), by_rule=by_rule)
+            return Changes(self._engine.position)
+
+        async def work(told: Told) -> Receipt:
+            try:
+                result = await trainer.train(training, told)
+            except Exception as error:
+                retraining.failed(detector, str(error) or repr(error), self._clock.now())
+                raise
+            retraining.trained(detector, str(result["model"]["version"]), self._clock.now())
+            return result
+
+        return Prepared(act, done=begun, work=work)
 
     def serving(self, detector: str) -> ModelRef:
         """The registered version that scores now."""
@@ -219,6 +242,7 @@ class Verbs:
             settings = {"reference": reference(ref, declared), "identity": identity}
             slots = self._engine.scorer.shadow(detector, model, info_of(ref), **settings)
             self._engine.ledger.touch(slots)
+            self._engine.scorer.beside.retraining.shadowed(detector, str(ref.version))
             return Changes(self._engine.position)
 
         return Prepared(act)

@@ -180,6 +180,46 @@ def panels() -> Iterator[Any]:
         grown("mmlw_automatic_rollbacks_total", "detector"),
     )
 
+    yield board.Row("Retraining")
+    yield graph(
+        "Quality by labels",
+        "Precision, recall and F1 of the alerts of late, as far as somebody said what they were.",
+        (
+            f'max by (topology, detector, metric) (mmlw_label_quality{{{CHOSEN}, metric!="false_alarms_per_day"}})',
+            legend(("detector", "metric")),
+        ),
+    )
+    yield graph(
+        "False alarms a day, labels",
+        "Said to be false, of all machines together; and labels that came in five minutes.",
+        (
+            f'max by (topology, detector) (mmlw_label_quality{{{CHOSEN}, metric="false_alarms_per_day"}})',
+            legend(("detector",)),
+        ),
+        grown("mmlw_labels_total", "label"),
+    )
+    yield graph(
+        "Trainings asked for",
+        "In five minutes, by what asked: begun, or held back and why.",
+        grown("mmlw_retrain_triggers_total", "detector", "trigger", "outcome"),
+    )
+    yield graph(
+        "What came of them",
+        "In five minutes: models trained, failures, challengers that became shadows and were promoted.",
+        grown("mmlw_retrain_results_total", "detector", "outcome"),
+        width=12,
+    )
+    yield graph(
+        "Age of the last training",
+        "Of detectors that are trained by rule.",
+        (
+            f"time() - max by (topology, detector) (mmlw_retrain_timestamp_seconds{{{CHOSEN}}} > 0)",
+            legend(("detector",)),
+        ),
+        unit="s",
+        width=12,
+    )
+
     yield board.Row("State")
     yield graph(
         "Checkpoint duration", "One transaction.", *halves("mmlw_checkpoint_duration_seconds"), unit="s"

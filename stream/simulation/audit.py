@@ -23,6 +23,8 @@ __all__ = ["audit"]
 
 _LATENESS = 10.0
 _THRESHOLDS = {"spike": 6.0, "scale": 60.0}
+_NOTHING = (-np.inf, -1)
+"""Newest time and highest sequence number of a machine that has sent nothing."""
 
 
 def audit(outcome: Outcome) -> list[str]:
@@ -92,10 +94,17 @@ class _Life:
 
     open: bool = False
     accepted: bool = False
+    silent: bool = False
+    """An operator closed it: until it has calmed down, or is worse, it opens no more."""
+    held_back: bool = False
+    """And is not learned."""
     calm: int = 0
     level: int = 0
     updates: int = 0
     closed_at: float = -np.inf
+    peak: float = 0.0
+    position: int = -1
+    """Of the reading that opened it."""
 
 
 @dataclass
@@ -107,41 +116,61 @@ class _Reference:
     bad: list[Delivery] = field(default_factory=list)
     rows: dict[str, dict[str, bytes]] = field(default_factory=dict)
     arrivals: dict[str, tuple[float, int]] = field(default_factory=dict)
+    back: set[str] = field(default_factory=set)
+    """Dead letters that were sent back and were of use."""
 
     def process(self, messages: Sequence[tuple[int, Delivery]], found: list[str]) -> _Reference:
         """Read these, each at its place, with the models that the receipts name and what operators accepted."""
         detector: Any = self.outcome.topology.detectors["spike"]
         spike = detector.build(("a",))
         swaps, accepted = _swaps(self.outcome), _accepted(self.outcome)
+        latest: dict[str, float] = {}
         slots: dict[str, int] = {}
         lives: dict[tuple[str, str], _Life] = {}
         for place, message in messages:
             while accepted and accepted[0][0] < place:
-                found += _accept(lives, accepted.pop(0)[1])
+                found += self._accept(lives, latest, *accepted.pop(0)[1:])
+            letter = "" if message.exchange else str(message.message_id)
+            if letter in self.back:
+                continue
             reading = _parsed(message.body)
             if reading is None:
-                self.bad.append(message)
+                self._refuse(message, letter)
                 continue
             machine, time, seq, value = reading
-            if value == KILLER and self._is_new(machine, time, seq, looking=True):
-                self.bad.append(message)
+            if value == KILLER and (letter or not self._verdict(machine, time, seq)[0]):
+                self._refuse(message, letter)
+                continue
+            if machine not in slots and len(slots) >= self.outcome.schedule.most:
+                self._refuse(message, letter)
                 continue
             slot = slots.setdefault(machine, len(slots))
-            if not self._is_new(machine, time, seq):
-                continue
+            if letter:
+                self.back.add(letter)
+            else:
+                verdict, self.arrivals[machine] = self._verdict(machine, time, seq)
+                if verdict == "late" and self.outcome.schedule.late == "deadletter":
+                    self._refuse(message, letter)
+                if verdict:
+                    continue
             alert = lives.setdefault((machine, "spike"), _Life())
-            learn = np.array([not alert.open or alert.accepted])
+            learn = np.array([alert.accepted if alert.open else not (alert.silent and alert.held_back)])
+            latest[machine] = time
             row = np.array([slot]), np.array([[value]]), np.array([time]), learn
             version = next((v for at, v in reversed(swaps) if at <= place), 1)
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
             position = message.offset if self.outcome.schedule.source == "stream" else seq
             for name, score in scores.items():
-                told = _step(lives.setdefault((machine, name), _Life()), score / _THRESHOLDS[name], time)
+                life = lives.setdefault((machine, name), _Life())
+                told = _step(life, score / _THRESHOLDS[name], time)
+                if told == ("opened", 0):
+                    life.peak, life.position = score, position
+                life.peak = max(life.peak, score) if score >= _THRESHOLDS[name] else life.peak
                 if told is not None:
                     model = str(version) if name == "scale" else "online"
                     self.events.append((machine, name, *told, score, position, model))
-        for _, command in accepted:
-            found += _accept(lives, command)
+        for _, command, served in accepted:
+            found += self._accept(lives, latest, command, served)
         for machine, slot in slots.items():
             state = spike.snapshot(np.array([slot]))
             self.rows[machine] = {
@@ -149,46 +178,63 @@ class _Reference:
             }
         return self
 
-    def _is_new(self, machine: str, time: float, seq: int, *, looking: bool = False) -> bool:
-        newest, highest = self.arrivals.get(machine, (-np.inf, -1))
+    def _accept(
+        self,
+        lives: Mapping[tuple[str, str], _Life],
+        latest: Mapping[str, float],
+        command: Command,
+        version: str,
+    ) -> list[str]:
+        """Take a machine's open alerts for normal, or close them; what is wrong with that."""
+        names = ("spike", "scale") if command.detector is None else (command.detector,)
+        machine = str(command.machine)
+        alerts = [(name, lives[machine, name]) for name in names if (machine, name) in lives]
+        alerts = [(name, alert) for name, alert in alerts if alert.open]
+        for name, alert in alerts:
+            if command.verb == "accept":
+                alert.accepted = True
+                continue
+            alert.open, alert.calm, alert.closed_at = False, 0, latest[machine]
+            alert.silent, alert.held_back = True, not command.learn
+            model = version if name == "scale" else "online"
+            told = ("closed", alert.updates + 1, alert.peak, alert.position, model)
+            self.events.append((machine, name, *told))
+        return [] if alerts else [f"{command.id}: accepted an alert that was not open"]
+
+    def _refuse(self, message: Delivery, letter: str) -> None:
+        """It is a dead letter; one that was sent back is the same one again."""
+        if not letter:
+            self.bad.append(message)
+
+    def _verdict(self, machine: str, time: float, seq: int) -> tuple[str, tuple[float, int]]:
+        """What a reading is, `duplicate` or `late` or nothing of it, and the machine's newest and highest with it."""
+        newest, highest = self.arrivals.get(machine, _NOTHING)
         if 0 <= seq <= highest and time <= newest:
-            return False
+            return "duplicate", (newest, highest)
         late = time < newest - _LATENESS
-        if looking:
-            return not late
         newest = max(newest, time)
         if seq >= 0 and (seq > highest or time >= newest):
             highest = seq
-        self.arrivals[machine] = (newest, highest)
-        return not late
+        return "late" if late else "", (newest, highest)
 
 
 def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
     """The place of the first reading of each version that was put in place, and the version."""
-    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback")]
+    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback", "promote")]
     return [(r["partitions"]["0"]["first_offset"], r["model"]["version"]) for r in receipts]
 
 
-def _accepted(outcome: Outcome) -> list[tuple[int, Command]]:
-    """What operators accepted, and the last place before it."""
+def _accepted(outcome: Outcome) -> list[tuple[int, Command, str]]:
+    """What operators said of alerts, the last place before it, and the version of the model that served."""
     sent = {command.id: command for command in outcome.schedule.commands}
-    committed = [what for what in outcome.story if isinstance(what, Committed)]
-    return [
-        (what.position, sent[name])
-        for what in committed
-        for name in what.commands
-        if sent[name].verb == "accept"
-    ]
-
-
-def _accept(lives: Mapping[tuple[str, str], _Life], command: Command) -> list[str]:
-    """Take a machine's open alerts for normal; what is wrong with that."""
-    asked = ("spike", "scale") if command.detector is None else (command.detector,)
-    alerts = [lives[command.machine, name] for name in asked if (command.machine, name) in lives]  # type: ignore[index]
-    alerts = [alert for alert in alerts if alert.open]
-    for alert in alerts:
-        alert.accepted = True
-    return [] if alerts else [f"{command.id}: accepted an alert that was not open"]
+    found, version = [], "1"
+    for what in outcome.story:
+        for name in what.commands if isinstance(what, Committed) else ():
+            if sent[name].verb in ("accept", "label"):
+                found.append((what.position, sent[name], version))
+            elif sent[name].verb in ("swap", "rollback", "promote"):
+                version = str(outcome.saved.commands[name]["model"]["version"])
+    return found
 
 
 def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
@@ -198,6 +244,11 @@ def _step(life: _Life, ratio: float, time: float) -> tuple[str, int] | None:
     level = 2 if ratio >= 2.0 else 1
     if not life.open:
         life.accepted = False
+        if life.silent and (ratio < 1.0 or level <= life.level):
+            life.calm = life.calm + 1 if ratio < 0.9 else 0
+            life.silent = life.calm < 2
+            return None
+        life.silent = False
         if ratio < 1.0 or time < life.closed_at:
             return None
         life.open, life.calm, life.level, life.updates = True, 0, level, 0
@@ -281,8 +332,6 @@ def _compare_state(outcome: Outcome, expected: _Reference) -> list[str]:
     for machine in kept.keys() & expected.rows.keys():
         if kept[machine] != expected.rows[machine]:
             found.append(f"the state of {machine} differs: a reading was learned twice, or not at all")
-        if seen[machine] != expected.arrivals[machine]:
-            found.append(
-                f"{machine}: newest and highest are {seen[machine]}, expected {expected.arrivals[machine]}"
-            )
+        if seen[machine] != (wanted := expected.arrivals.get(machine, _NOTHING)):
+            found.append(f"{machine}: newest and highest are {seen[machine]}, expected {wanted}")
     return found

@@ -28,32 +28,37 @@ def _first(outcome: Outcome) -> list[Command]:
 
 
 def _check_decisions(outcome: Outcome) -> list[str]:
-    """Which were carried out, and which model each swap and rollback put in place."""
+    """Which were carried out, and which model each put in place, or beside the one that scores."""
     found: list[str] = []
     kept = outcome.saved.commands
-    current, before, last = "1", None, float("-inf")
+    current, before, shadow, last = "1", None, None, float("-inf")
     for command in _first(outcome):
         if command.verb == "status":
             continue
-        version = before if command.verb == "rollback" else str(command.model).rpartition("/")[2]
+        back = {"rollback": before, "promote": shadow}
+        version = back.get(command.verb, str(command.model).rpartition("/")[2])
         stale = command.issued < last
         refused = stale or command.model in _MISSING or version is None
         done = command.id in kept
         if done and refused:
             why = "out of order" if stale else "impossible"
             found.append(f"{command.id}: {command.verb} was carried out, and is {why}")
-        if not done and not refused and command.verb != "accept":  # whose alert may have closed
+        if (
+            not done and not refused and command.verb not in ("accept", "label")
+        ):  # whose alert may have closed
             found.append(f"{command.id}: {command.verb} was not carried out")
         if not done:
             continue
         last = max(last, command.issued)
-        if command.verb in ("swap", "rollback"):
+        if command.verb in ("swap", "shadow", *back):
             told = str(kept[command.id]["model"]["version"])
             if told != version:
                 found.append(
                     f"{command.id}: {command.verb} put version {told} in place, not {version or 'nothing'}"
                 )
-            if told != current:
+            if command.verb in ("shadow", "promote"):
+                shadow = told if command.verb == "shadow" else None
+            if command.verb != "shadow" and told != current:
                 current, before = told, current
     return found
 

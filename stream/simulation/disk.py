@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,9 +79,11 @@ class SimulatedStore:
         world.outcome.used_damage |= disk.damaged
         saved = copy.copy(disk.saved)
         saved.position, saved.trying = changes.position, changes.trying
-        for detector, (current, previous) in changes.models.items():
-            kept = (dict(current or {}), dict(previous) if previous else None)
-            saved.models = {**saved.models, detector: kept}
+        models = {
+            **saved.models,
+            **{name: tuple(map(_copied, pair)) for name, pair in changes.models.items()},
+        }
+        saved.models = {name: pair for name, pair in models.items() if pair[0] is not None}
         saved.commands = {**saved.commands, **{key: dict(value) for key, value in changes.commands.items()}}
         saved.audit = [*saved.audit, *map(dict, changes.audit)]
         saved.replays = saved.replays | set(changes.replays)
@@ -104,3 +106,7 @@ class SimulatedStore:
 
     def close(self) -> None:
         """See `Store`."""
+
+
+def _copied(row: Mapping[str, Any] | None) -> Any:
+    return None if row is None else dict(row)

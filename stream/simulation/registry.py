@@ -53,12 +53,17 @@ class SimulatedShelf:
     def resolve(self, uri: str) -> ModelRef:
         """See `Shelf`."""
         self._world.fail_if_dead()
-        version = 1 if uri.endswith("@champion") else int(uri.rpartition("/")[2])
+        version = self._world.champion if uri.endswith("@champion") else int(uri.rpartition("/")[2])
         if version == 7:
             raise ModelNotFound("simulated: no such version")
         if version == 8:
             raise RegistryUnreachable("simulated: the registry does not answer")
         return ModelRef("scale", version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")
+
+    def point(self, ref: ModelRef, alias: str) -> None:
+        """See `Shelf`."""
+        self._world.fail_if_dead()
+        self._world.champion = ref.version
 
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         """See `Shelf`."""

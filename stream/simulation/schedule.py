@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 __all__ = ["KILLER", "START", "Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
 
-Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack"]
+Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer"]
 """A place where the worker touches the world."""
 Kind = Literal["crash", "disconnect", "fail", "full", "torn", "relapse", "silent", "deaf", "part"]
 """What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a
@@ -27,6 +27,7 @@ _KINDS: dict[Op, tuple[Kind, ...]] = {
     "receive": ("crash", "disconnect", "silent", "deaf"),
     "publish": ("crash", "disconnect", "part", "relapse"),
     "ack": ("crash", "disconnect", "relapse"),
+    "answer": ("crash", "disconnect", "relapse"),
 }
 _MACHINES = 4
 START = 1_722_988_800.0
@@ -57,13 +58,15 @@ class Command(msgspec.Struct, frozen=True):
     """A control message at a virtual second."""
 
     at: float
-    verb: Literal["swap", "rollback", "pause", "resume", "accept", "status"]
+    verb: Literal["swap", "rollback", "shadow", "promote", "pause", "resume", "accept", "label", "status"]
     id: str
     issued: float
     """When it was decided; it may have been long on its way."""
     model: str | None = None
     detector: str | None = None
     machine: str | None = None
+    label: str | None = None
+    learn: bool | None = None
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -78,9 +81,15 @@ class Schedule(msgspec.Struct, frozen=True):
     """Messages after which the stream skips an offset; 0: never."""
     resident: int
     """Machines that fit in memory."""
+    most: int
+    """Machines that are taken at all."""
+    late: Literal["drop", "deadletter"]
+    """What becomes of a late reading."""
     readings: tuple[Reading, ...]
     commands: tuple[Command, ...]
     faults: tuple[Fault, ...]
+    replays: tuple[float, ...] = ()
+    """Virtual seconds at which an operator sends all dead letters back that killed nobody."""
     retention: tuple[tuple[float, int], ...] = ()
     """At a virtual second, the broker forgets all but so many of the newest messages."""
     down: float = 0.05
@@ -94,12 +103,14 @@ class Schedule(msgspec.Struct, frozen=True):
         """A few lines for a person."""
         lines = [
             f"seed {self.seed}: {self.source}, {len(self.readings)} readings, batches of {self.max_batch}, "
-            f"commit every {self.every} s or {self.after}, segment {self.segment}, {self.resident} in memory"
+            f"commit every {self.every} s or {self.after}, segment {self.segment}, {self.resident} in memory, "
+            f"{self.most} at most, late: {self.late}"
         ]
         lines += [
             f"  {'after' if fault.after else 'before'} {fault.op} number {fault.nth}: {fault.kind}"
             for fault in self.faults
         ]
+        lines += [f"  at {at:.2f} s: dead letters are sent back" for at in self.replays]
         lines += [f"  at {at:.2f} s: retention keeps {keep} messages" for at, keep in self.retention]
         lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or c.machine or ''} ({c.id})" for c in self.commands]
         return "\n".join(lines)
@@ -119,6 +130,11 @@ def schedule(seed: int) -> Schedule:
     retention: tuple[tuple[float, int], ...] = ()
     if source == "stream" and rng.random() < 0.15:
         retention = ((rng.uniform(0.1, last), rng.randrange(1, 12)),)
+    late: Literal["drop", "deadletter"] = rng.choice(("drop", "deadletter"))
+    most = rng.choice((100, 100, 100, _MACHINES - 1, _MACHINES - 2))
+    replays: tuple[float, ...] = ()
+    if source == "stream" and rng.random() < 0.3:
+        replays = tuple(sorted(rng.uniform(0.1, last + 0.5) for _ in range(rng.choice((1, 2, 2)))))
     return Schedule(
         seed=seed,
         source=source,
@@ -127,6 +143,9 @@ def schedule(seed: int) -> Schedule:
         after=rng.choice((1, 4, 20, 1000)),
         segment=segment,
         resident=rng.choice((2, 3, 100)),
+        most=most,
+        late=late,
+        replays=replays,
         readings=readings,
         commands=commands,
         faults=_faults(rng, deadly=not killing),
@@ -190,27 +209,49 @@ def _commands(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Comman
         issued = at - rng.choice((0.0, 0.0, 0.0, 0.0, rng.uniform(0.0, 2.0)))
         roll = rng.random()
         if roll < 0.45:
+            verb: Literal["swap", "shadow"] = "swap" if roll < 0.33 else "shadow"
             model = f"models:/scale/{rng.randrange(1, 9)}"
-            found.append(Command(at, "swap", name, issued, model, "scale"))
+            found.append(Command(at, verb, name, issued, model, "scale"))
+            if verb == "shadow" and rng.random() < 0.7:
+                when = at + rng.uniform(0.0, 1.0)
+                found.append(Command(when, "promote", f"{name}p", when, detector="scale"))
         elif roll < 0.55:
-            found.append(Command(at, "rollback", name, issued, detector="scale"))
+            back: Literal["rollback", "promote"] = "rollback" if roll < 0.53 else "promote"
+            found.append(Command(at, back, name, issued, detector="scale"))
         elif roll < 0.75:
-            high = [r.machine for r in readings if r.at <= at and '{"a": 2' in r.body] or ["m0"]
-            machine, detector = high[-1], rng.choice((None, "spike", "spike", "scale"))
-            found.append(Command(at, "accept", name, issued, detector=detector, machine=machine))
+            raised = rng.choice(_raising(readings) or [readings[0]])  # soon after it, while its alert is open
+            at, issued = raised.at + rng.choice((0.0, 0.001, 0.05)), raised.at
+            machine, detector = raised.machine, rng.choice((None, "spike", "spike", "scale"))
+            asked: dict[str, Any] = {"verb": "accept"}
+            if rng.random() < 0.5:
+                asked = {"verb": "label", "label": "false", "learn": rng.random() < 0.5}
+            found.append(Command(at, id=name, issued=issued, detector=detector, machine=machine, **asked))
         elif roll < 0.9:
             until = at + rng.uniform(0.1, 2.0)
             found.append(Command(at, "pause", name, issued))
             found.append(Command(until, "resume", f"{name}r", until))
             if rng.random() < 0.5:
-                asked = rng.uniform(at, until)
-                found.append(Command(asked, "status", f"{name}s", asked))
+                when = rng.uniform(at, until)
+                found.append(Command(when, "status", f"{name}s", when))
         else:
             found.append(Command(at, "status", name, issued))
     if found and rng.random() < 0.3:  # the same command once more
         again = rng.choice(found)
         found.append(msgspec.structs.replace(again, at=again.at + rng.uniform(0.0, 1.0)))
     return tuple(sorted(found, key=lambda command: command.at))
+
+
+def _raising(readings: tuple[Reading, ...]) -> list[Reading]:
+    """The first spike of each machine that was seen often enough before."""
+    seen: dict[str, int] = {}
+    found = []
+    for reading in readings:
+        count = seen.get(reading.machine, 0)
+        spike = '{"a": 2' in reading.body and '{"a": 2.' not in reading.body
+        if spike and count >= 3:
+            found.append(reading)
+        seen[reading.machine] = -len(readings) if spike else count + 1
+    return found
 
 
 def _faults(rng: random.Random, *, deadly: bool) -> tuple[Fault, ...]:

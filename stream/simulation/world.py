@@ -17,6 +17,7 @@ from stream import log
 from stream.brokers.base import Delivery, Message, Queue
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.clock import Clock
+from stream.deadletters import replay
 from stream.errors import BrokerUnreachable, CheckpointError, CheckpointFull, MmlwError
 from stream.metrics import Metrics
 from stream.rules import AlertRule
@@ -65,9 +66,10 @@ def _topology(plan: Schedule) -> Topology:
             sensors=(Sensor("a"),),
             max_batch=plan.max_batch,
             linger=0.0,
-            late="drop",
+            late=plan.late,
             lateness=10.0,
             resident_machines=plan.resident,
+            max_machines=plan.most,
             **source,
         ),
         detectors={
@@ -93,9 +95,13 @@ class World:
         self.disk = Disk()
         self.outcome = Outcome(plan, self.topology, [])
         self.dead = False
+        self.champion = 1
+        """The version that the registry's alias means."""
         self._faults: dict[tuple[Op, int, bool], Fault] = {(f.op, f.nth, f.after): f for f in plan.faults}
         self._times: dict[tuple[Op, bool], int] = {}
         self._rng = random.Random(plan.seed)
+        self._sending = 2
+        """Those who may send something yet: the machines, and who replays dead letters."""
         self._counted = -1
         """The position up to which this process has committed."""
         self._done = 0
@@ -206,6 +212,7 @@ class World:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._machines(plant))
                 tasks.create_task(self._operator())
+                tasks.create_task(self._replayer(plant))
                 for at, keep in plan.retention:
                     tasks.create_task(self._forget(at, keep))
                 await self._worker()
@@ -253,22 +260,38 @@ class World:
             await plant.declare(broker_plan(self.topology), mode="declare")
 
     async def _machines(self, plant: MemoryBroker) -> None:
-        for number, reading in enumerate(self.schedule.readings):
+        for reading in self.schedule.readings:
             await _until(self.loop, reading.at)
             key, body = f"sensor.{reading.machine}.readings", reading.body.encode()
-            headers = {"number": number} if self.schedule.source == "queue" else {}
-            message = Message(exchange="mmlw.sensors", routing_key=key, body=body, headers=headers)
-            await plant.publish([message])
-            self.outcome.published.append(
-                Delivery(
-                    body=body,
-                    exchange=message.exchange,
-                    routing_key=key,
-                    offset=self.offset(number),
-                    tag=number,
-                    received=self.loop.now,
-                )
+            await self._send(plant, Message(exchange="mmlw.sensors", routing_key=key, body=body))
+        self._sending -= 1
+
+    async def _replayer(self, plant: MemoryBroker) -> None:
+        """An operator sends dead letters back, as `mmlw deadletters replay` does."""
+        queue = readings_queue(self.topology)
+        for at in self.schedule.replays:
+            await _until(self.loop, at)
+            for letter in await self._kept("mmlw.deadletters"):
+                if letter.headers["mmlw-reason"] != "killed_worker":
+                    await self._send(plant, replay(letter, queue))
+        self._sending -= 1
+
+    async def _send(self, plant: MemoryBroker, message: Message) -> None:
+        number = len(self.outcome.published)
+        if self.schedule.source == "queue":
+            message = msgspec.structs.replace(message, headers={"number": number})
+        self.outcome.published.append(
+            Delivery(
+                body=message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                message_id=message.message_id,
+                offset=self.offset(number),
+                tag=number,
+                received=self.loop.now,
             )
+        )
+        await plant.publish([message])
 
     async def _operator(self) -> None:
         async with MemoryBroker(self.server, user="operator") as broker:
@@ -278,6 +301,7 @@ class World:
                 await self._time_for(command)
                 body: dict[str, Any] = {"id": command.id, "issued": START + command.issued}
                 body |= {"model": command.model, "machine": command.machine, "detector": command.detector}
+                body |= {"label": command.label, "learn": command.learn}
                 await broker.publish(
                     [
                         Message(
@@ -375,7 +399,7 @@ class World:
 
     def _drained(self) -> bool:
         """Every reading was processed and committed, every command answered."""
-        if len(self.outcome.published) < len(self.schedule.readings):
+        if self._sending:
             return False
         answered = {reply.get("command") for reply in self.outcome.replies}
         if {command.id for command in self.schedule.commands} - answered:
@@ -386,7 +410,7 @@ class World:
         if self.schedule.source == "queue":
             return store.idle
         position: StreamPosition = self.disk.saved.position
-        return position.last_offset >= self.offset(len(self.schedule.readings) - 1)
+        return position.last_offset >= self.offset(len(self.outcome.published) - 1)
 
 
 def _bound(source: Source) -> Source:

@@ -265,6 +265,9 @@ def test_the_command_line_and_http_steer_a_worker_and_show_the_audit(site: Site,
         status, receipt = post("resume", f"Bearer {secret}")
         assert (status, receipt["status"]) == (200, "applied")
         assert "refused" in said("swap", "models:/forest/2", "--digest=sha256:0", code=1)
+        assert "has no open alert" in said("label", "false", "--machine=pump", "--learn", code=1)
+        times = ("--from=2024-05-01T06:00Z", "--to=2024-05-01T07:00Z")
+        assert 'no machine "pump" is known' in said("label", "anomaly", "--machine=pump", *times, code=1)
         receipt = json.loads(said("status", "--json"))
         assert receipt["paused"] is False
         lines = json.loads(said("audit", "--json"))["audit"]
@@ -272,6 +275,8 @@ def test_the_command_line_and_http_steer_a_worker_and_show_the_audit(site: Site,
             ("operator", "pause", "applied"),
             ("http", "resume", "applied"),
             ("operator", "swap", "refused"),
+            ("operator", "label", "refused"),
+            ("operator", "label", "refused"),
             ("operator", "status", "applied"),
         ]
         table = said("audit")

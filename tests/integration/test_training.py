@@ -423,6 +423,12 @@ def test_stream_is_read_by_offset_and_by_time(tmp_path: Path) -> None:
             inside = (every.times >= 1_722_988_860.0) & (every.times < 1_722_988_920.0)
             np.testing.assert_array_equal(timed.times, every.times[inside])
             assert inside.any()
+            last = await stream_table(broker, plant.topology, StreamRange().span(), newest=100)
+            assert 90 <= len(last.times) < 100 + 64
+            np.testing.assert_array_equal(last.times, every.times[-len(last.times) :])
+            span = StreamRange("2024-08-07T00:04:30Z").span()
+            few = await stream_table(broker, plant.topology, span, newest=100)
+            np.testing.assert_array_equal(few.times, every.times[every.times >= START + 270])
             with pytest.raises(ConfigError, match="or none of that range"):
                 await read(StreamRange("2030-01-01"))
 

@@ -127,14 +127,26 @@ def fresh(wanted: Topology, rule: str) -> Scorer:
 
 
 def process(
-    deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool, rule: str = "plain"
+    deliveries: list[Delivery],
+    cuts: list[int],
+    *,
+    narrow: bool,
+    restart: bool,
+    rule: str = "plain",
+    closed: frozenset[int] = frozenset(),
 ) -> tuple[Any, ...]:
+    """Scores, alerts and refusals. At the offsets of `closed` an operator closes every open alert."""
     wanted = topology(narrow=narrow, rule=rule)
     decoder, scorer = Decoder(wanted.source, lambda: 1_722_999_000.0), fresh(wanted, rule)
     scores: dict[str, list[float]] = defaultdict(list)
     alerts: list[Alert] = []
     refused: list[int] = []
+    cuts = sorted([*cuts, *closed])
     for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
+        if start in closed:
+            whose = [(machine, by) for machine in scorer.residents.names for by in scorer.open_alerts()]
+            ended = [scorer.close_alert(*one, learned=start % 2 == 0) for one in whose]
+            alerts += [alert for alert in ended if alert is not None]
         part = deliveries[start:stop]
         batch, rejected = decoder.decode(part)
         assert not rejected
@@ -169,6 +181,30 @@ def test_cuts_and_restarts_change_nothing(
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    cuts=st.lists(st.integers(0, N), max_size=6),
+    closed=st.frozensets(st.integers(20, N - 1), min_size=1, max_size=8),
+    restart=st.booleans(),
+    rule=st.sampled_from(["plain", "accepted", "calibrated", "mean", "two"]),
+)
+def test_cuts_change_nothing_where_operators_close_alerts(
+    seed: int, cuts: list[int], closed: frozenset[int], *, restart: bool, rule: str
+) -> None:
+    deliveries = stream(seed, narrow=False)
+    asked: dict[str, Any] = {"narrow": False, "rule": rule, "closed": closed}
+    cuts = sorted(set(cuts) - closed)
+    whole = process(deliveries, [], restart=False, **asked)
+    assert process(deliveries, cuts, restart=restart, **asked) == whole
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for alert in whole[1]:
+        kinds[alert.machine, alert.detector].append(alert.event)
+    for events in kinds.values():
+        turns = [event for event in events if event != "updated"]
+        assert turns == [("opened", "closed")[i % 2] for i in range(len(turns))]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_batch_gives_what_reading_after_reading_gives(rule: str) -> None:
     deliveries = stream(1, narrow=False)
@@ -177,6 +213,18 @@ def test_a_batch_gives_what_reading_after_reading_gives(rule: str) -> None:
     assert {alert.event for alert in whole[1]} >= {"opened", "closed"}
     seen = {alert.detector for alert in whole[1]}
     assert seen == {"combined"} if "combine" in RULES[rule] else seen <= set(recipes(rule))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_state_that_is_dear_to_copy_is_judged_turn_by_turn_with_the_same_outcome(
+    monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    deliveries = stream(2, narrow=False)
+    cuts = list(range(0, N, 8))[1:]
+    by_copies = process(deliveries, cuts, narrow=False, restart=False, rule=rule)
+    monkeypatch.setattr("stream.ensemble._COPIED", -1)
+    monkeypatch.setattr("stream.ensemble._TURNS", N)
+    assert process(deliveries, cuts, narrow=False, restart=False, rule=rule) == by_copies
 
 
 def test_the_streams_compared_do_have_alerts_and_refusals() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stream.alerting import AlertTable, Event, Place
@@ -101,3 +103,16 @@ def test_who_cried_wolf_is_heard_less_until_it_is_long_ago() -> None:
     assert [index for index, kind in kinds(decide(rule, scores)) if kind == "opened"] == [0, 3, 5]
     soon = AlertRule(close_after=0, escalation=10.0, escalation_memory=1e-3)
     assert [index for index, kind in kinds(decide(soon, scores)) if kind == "opened"] == [0, 2, 3, 4, 5]
+
+
+def test_a_reading_that_is_not_newer_may_open_an_alert_again() -> None:
+    table = AlertTable(AlertRule(close_after=1))
+    counts = np.array([7, 7, 7])  # of a replayed message, or in the same second: no newer reading to count
+    events = table.decide(
+        np.full(3, 10.0),
+        np.zeros(3, np.int64),
+        np.zeros(3),
+        np.array([11.0, 1.0, 11.0]),
+        replace(place(3), numbers=counts),
+    )
+    assert kinds(events) == [(0, "opened"), (1, "closed"), (2, "opened")]

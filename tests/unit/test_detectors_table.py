@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from detectors.table import Column, Table
 
@@ -42,3 +43,19 @@ def test_table_grows_by_steps_and_not_to_twice_its_size() -> None:
     rows.reserve(np.arange(1000))
     rows.reserve(np.array([1000]))
     assert 1001 <= len(rows["count"]) <= 1200
+
+
+def test_large_array_is_not_moved_when_it_grows() -> None:
+    rows = table()
+    rows.reserve(np.arange(300))
+    before = rows["wide"]
+    rows.reserve(np.array([3000]))
+    assert np.shares_memory(before, rows["wide"])
+
+
+def test_table_grows_where_the_system_grants_little_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detectors.table._RESERVED", 2**62)
+    rows = table()
+    rows.reserve(np.array([300]))
+    rows["wide"][300] = 1.0
+    assert rows["wide"][300].sum() == WIDE

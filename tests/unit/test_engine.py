@@ -356,7 +356,7 @@ def test_pause_holds_readings_until_resume_even_over_a_restart(tmp_path: Path) -
         plant.metrics = Metrics()
         async with plant.running() as worker:
             status = await plant.ask("status")
-            assert (status["paused"], status["next_offset"]) == (True, 0)
+            assert (status["paused"], status["consuming"], status["next_offset"]) == (True, False, 0)
             assert plant.value("mmlw_paused") == 1
             await plant.ask("resume")
             await plant.reached(worker, 50)

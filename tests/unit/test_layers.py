@@ -50,6 +50,7 @@ ONE_PLACE = {  # the modules of its adapter, and no others
         "stream.brokers.rabbitmq_intake",
     },
     "aiormq": {"stream.brokers.rabbitmq"},
+    "croniter": {"stream.cron"},
     "mlflow": {"stream.models", "stream.outside_child"},
     "starlette": {"stream.http"},
     "uvicorn": {"stream.http"},

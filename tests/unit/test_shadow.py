@@ -14,11 +14,13 @@ import pytest
 from detectors import AdaptiveZ
 from detectors.base import Floats, Mask, Model, Slots
 from detectors.calibration import Calibration
+from detectors.registry import TRAINABLE
 from stream.alerts import ModelInfo
 from stream.errors import ModelError
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.models import ModelRef
 from stream.readings import Batch
+from stream.retrain_rule import Drift, Retrain
 from stream.rules import AlertRule, Combination
 from stream.scorer import Scorer, online_info
 from stream.topology import RegistryModel, Sensor, Source, Topology
@@ -334,13 +336,13 @@ TOGETHER = Topology(
 )
 
 
-def together() -> Scorer:
-    online = TOGETHER.detectors["z"]
+def together(wanted: Topology = TOGETHER) -> Scorer:
+    online = wanted.detectors["z"]
     models = {
         "z": (online.build(("a", "b")), online_info(online)),  # type: ignore[union-attr,arg-type]
         "m": (Scale(1.0), ModelInfo("m", "1", "sha256:1", "scale")),
     }
-    found = Scorer(TOGETHER, models)
+    found = Scorer(wanted, models)
     found.admit(["m0", "m1"], {})
     return found
 
@@ -404,3 +406,36 @@ def test_the_state_of_a_shadow_goes_to_the_disk_with_its_machine() -> None:
         read(each, 300, 300)
     one, two = (each.beside.shadows["m"].comparison.total for each in (found, other))
     assert (one.both, one.neither, one.shadow.scores) == (two.both, two.neither, two.shadow.scores)
+
+
+class Broken(AdaptiveZ, frozen=True, kw_only=True):
+    """A drift detector that fails on the first reading."""
+
+    kind = "broken"
+
+    def build(self, sensors: tuple[str, ...]) -> Any:
+        return Failing(1.0)
+
+
+def test_a_watch_for_drift_that_fails_ends_and_harms_nobody() -> None:
+    rule = Retrain(drift=Drift(of="inputs", every=1, detector=Broken()))
+    fit = TRAINABLE["isolation_forest"]()
+    detectors = {**TOGETHER.detectors, "m": RegistryModel(model="models:/m@champion", fit=fit, retrain=rule)}
+    watched = msgspec.structs.replace(TOGETHER, detectors=detectors)
+    plain, found = together(), together(watched)
+    assert found.beside.retraining.watches
+    for scorer in (plain, found):
+        scorer.admit(["loud"], {})
+    loud = [read_loud(scorer) for scorer in (plain, found)]
+    assert loud[0].scores["m"].tolist() == loud[1].scores["m"].tolist()
+    assert found.beside.retraining.watches == {}
+    assert found.beside.retraining.take_ended() == [("m", "ValueError: too large for me")]
+    assert not found.beside.take_dropped()
+
+
+def read_loud(found: Scorer) -> Any:
+    none = np.full(1, -1, np.int64)
+    batch = Batch(["loud"], np.array([1.7e9]), np.array([[30.0, 30.0]]), none + 1, none + 1, none)
+    scored = found.process(batch, np.array([0]))
+    found.beside.observe(scored)
+    return scored

@@ -1,0 +1,273 @@
+"""What people said of alerts: recent alerts and their labels, labelled windows, and how good the alerts were by them.
+
+All of it is in the checkpoint, each alert and window a row that is written when it changes, in the transaction of the
+readings or of the command that changed it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from detectors.base import Floats
+from stream.alerts import PROCESS, Alert
+from stream.readings import epoch_seconds
+from stream.training_data import Marked
+
+__all__ = ["Feedback", "Found", "Raised", "Window"]
+
+_ALERT, _WINDOW, _UNTOLD, _SPAN = "raised:", "labelled:", "untold:", "seen:"
+_KEPT = 2000
+"""Alerts without a label that are known, alerts with one, and windows: so many of each, the newest."""
+_SHOWN = 20
+_DAY = 86400.0
+
+
+class Raised(msgspec.Struct):
+    """An alert that was raised, and what was said of it. Times are the readings'."""
+
+    id: str
+    machine: str
+    detector: str
+    threshold: float
+    first_seen: float
+    opened: float
+    closed: float | None = None
+    label: Literal["true", "false"] | None = None
+    learned: bool = False
+    """Said to be false, and to be learned."""
+    at: float = 0.0
+    """When it was labelled."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A time of a machine that somebody labelled; both ends are in it."""
+
+    machine: str
+    start: float
+    end: float
+    label: Literal["anomaly", "normal"]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How good alerts were, of which so many were labelled; NaN where that is not known."""
+
+    labels: int
+    precision: float
+    recall: float
+    f1: float
+    false_alarms_per_day: float
+
+    def of(self, metric: str) -> float:
+        """One of them by its name."""
+        value: float = getattr(self, metric)
+        return value
+
+
+_Item = TypeVar("_Item", Raised, Window)
+
+
+class Feedback:
+    """The alerts of a topology and their labels.
+
+    `follows`: with every commit it is written down up to when readings were seen, not only with other changes."""
+
+    def __init__(self, *, follows: bool = False) -> None:
+        self.seen: float | None = None
+        """The time of the first reading, and of the newest."""
+        self.newest: float | None = None
+        self._follows = follows
+        self.alerts: dict[str, Raised] = {}
+        """Those of which nobody said anything, by id, the newest last."""
+        self.labelled: dict[str, Raised] = {}
+        self.windows: dict[str, Window] = {}
+        """By the command that marked them."""
+        self.version = 0
+        """Changes with each label."""
+        self._untold: dict[str, Alert] = {}
+        self._rows: dict[str, dict[str, Any] | None] = {}
+
+    def rows(self) -> dict[str, tuple[dict[str, Any] | None, None]]:
+        """What the next commit writes of it, by name; None where something is gone."""
+        rows, self._rows = self._rows, {}
+        if rows or self._follows:
+            rows[_SPAN] = {"seen": self.seen, "newest": self.newest}
+        return {name: (row, None) for name, row in rows.items()}
+
+    def restore(self, saved: Mapping[str, tuple[Any, Any]]) -> None:
+        """Take over what a checkpoint holds."""
+        span = (saved.get(_SPAN) or ({},))[0] or {}
+        self.seen, self.newest = span.get("seen"), span.get("newest")
+        for alert in sorted(_saved(saved, _ALERT, Raised), key=lambda alert: alert.opened):
+            (self.labelled if alert.label else self.alerts)[alert.id] = alert
+        names = (name for name, row in saved.items() if name.startswith(_WINDOW) and row[0])
+        windows = {name.removeprefix(_WINDOW): msgspec.convert(saved[name][0], Window) for name in names}
+        self.windows = dict(sorted(windows.items(), key=lambda item: item[1].at))
+        self._untold = {alert.id: alert for alert in _saved(saved, _UNTOLD, Alert)}
+        self.version += 1
+
+    def find(self, name: str) -> Raised | None:
+        """The alert of an id, where it is known."""
+        return self.alerts.get(name) or self.labelled.get(name)
+
+    def observe(self, alerts: Iterable[Alert], times: Floats) -> None:
+        """Alert events in order, and the times (n,) of the readings of which they came."""
+        if len(times):
+            first, newest = float(times.min()), float(times.max())
+            self.seen = first if self.seen is None else min(self.seen, first)
+            self.newest = newest if self.newest is None else max(self.newest, newest)
+        for alert in alerts:
+            if alert.type != PROCESS:
+                continue
+            time = epoch_seconds(alert.time)
+            if alert.event == "opened":
+                raised = Raised(
+                    id=alert.id,
+                    machine=alert.machine,
+                    detector=alert.detector,
+                    threshold=alert.threshold,
+                    first_seen=epoch_seconds(alert.first_seen),
+                    opened=time,
+                )
+                self.alerts[alert.id] = raised
+                self._write(raised)
+                self._forget(_ALERT, self.alerts)
+            elif alert.event == "closed" and (known := self.find(alert.id)) is not None:
+                known.closed = time
+                self._write(known)
+
+    def label(self, raised: Raised, label: Literal["true", "false"], *, learned: bool, at: float) -> None:
+        """Somebody says whether an alert was one; the last word counts."""
+        raised.label, raised.learned, raised.at = label, learned, at
+        self.alerts.pop(raised.id, None)
+        self.labelled.pop(raised.id, None)
+        self.labelled[raised.id] = raised
+        self._write(raised)
+        self._forget(_ALERT, self.labelled)
+        self.version += 1
+
+    def mark(self, name: str, window: Window) -> None:
+        """Somebody says what a time of a machine was. `name` is that of the command."""
+        self.windows[name] = window
+        self._rows[_WINDOW + name] = msgspec.to_builtins(window)
+        self._forget(_WINDOW, self.windows)
+        self.version += 1
+
+    def gone(self, raised: Raised) -> None:
+        """It is not open any more, and nobody told when that ended."""
+        raised.closed = raised.opened
+        self._write(raised)
+
+    def closed(self, alerts: Iterable[Alert]) -> None:
+        """These were closed by an operator, and are to be told once that is committed."""
+        for alert in alerts:
+            self._untold[alert.id] = alert
+            self._rows[_UNTOLD + alert.id] = msgspec.to_builtins(alert)
+            if (known := self.find(alert.id)) is not None:
+                known.closed = epoch_seconds(alert.time)
+                self._write(known)
+
+    @property
+    def untold(self) -> list[Alert]:
+        """Alerts that were closed by operators, of which nobody knows whether that was told."""
+        return list(self._untold.values())
+
+    def told(self) -> None:
+        """They were told."""
+        self._rows |= {_UNTOLD + name: None for name in self._untold}
+        self._untold.clear()
+
+    def found(self, detector: str, since: float, until: float) -> Found:
+        """How good the alerts were that a detector opened between two times, by what is said of them.
+
+        An alert is what its own label says; else what the window says in which it opened. An event is a window of an
+        anomaly, or an alert that is said to be true and opened in none; it is found where an alert opened in it.
+        False alarms a day are those of all machines together.
+        """
+        if not self.labelled and not self.windows:
+            return Found(0, math.nan, math.nan, math.nan, math.nan)
+        windows: dict[str, list[Window]] = defaultdict(list)
+        for window in self.windows.values():
+            windows[window.machine].append(window)
+        true = false = found = single = 0
+        seen: set[int] = set()
+        for alert in (*self.alerts.values(), *self.labelled.values()):
+            if alert.detector != detector or not since <= alert.opened <= until:
+                continue
+            around = [w for w in windows[alert.machine] if w.start <= alert.opened <= w.end]
+            anomalies = [w for w in around if w.label == "anomaly"]
+            seen.update(map(id, anomalies))
+            said = alert.label or (around and ("true" if around[-1].label == "anomaly" else "false"))
+            if said == "true":
+                true += 1
+                single += not anomalies
+            elif said == "false":
+                false += 1
+        late = [
+            w for w in self.windows.values() if w.label == "anomaly" and since <= w.end and w.start <= until
+        ]
+        found = sum(id(window) in seen for window in late) + single
+        precision, recall = _share(true, true + false), _share(found, len(late) + single)
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        days = (until - since) / _DAY
+        missed = len(late) + single - found
+        return Found(true + false + missed, precision, recall, f1, false / days if days > 0 else math.nan)
+
+    def marked(self) -> list[Marked]:
+        """What a training leaves out, and what it keeps, the last word last."""
+        found = [
+            (window.at, Marked(window.machine, window.start, window.end, window.label == "normal"))
+            for window in self.windows.values()
+        ]
+        for alert in self.labelled.values():
+            found.append((alert.at, Marked(alert.machine, alert.first_seen, alert.closed, alert.learned)))
+        return [marked for _, marked in sorted(found, key=lambda item: item[0])]
+
+    def counts(self) -> dict[str, int]:
+        """How many labels are kept, by what they say."""
+        said = [alert.label for alert in self.labelled.values()]
+        marked = [window.label for window in self.windows.values()]
+        names = ("true", "false", "anomaly", "normal")
+        return {name: said.count(name) + marked.count(name) for name in names}  # type: ignore[arg-type]
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The last labels, the newest last."""
+        alerts = [(alert.at, {"alert": alert.id, **_plain(alert)}) for alert in self.labelled.values()]
+        windows = [(window.at, _plain(window)) for window in self.windows.values()]
+        return [plain for _, plain in sorted([*alerts, *windows], key=lambda item: item[0])[-_SHOWN:]]
+
+    def _write(self, raised: Raised) -> None:
+        self._rows[_ALERT + raised.id] = msgspec.to_builtins(raised)
+
+    def _forget(self, prefix: str, items: dict[str, _Item]) -> None:
+        while len(items) > _KEPT:
+            over = (name for name, item in items.items() if getattr(item, "closed", 0.0) is not None)
+            oldest = next(over, next(iter(items)))
+            del items[oldest]
+            self._rows[prefix + oldest] = None
+
+
+_Kind = TypeVar("_Kind", Raised, Alert)
+
+
+def _saved(saved: Mapping[str, tuple[Any, Any]], prefix: str, kind: type[_Kind]) -> Iterator[_Kind]:
+    return (
+        msgspec.convert(row[0], kind) for name, row in saved.items() if name.startswith(prefix) and row[0]
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _plain(item: Raised | Window) -> dict[str, Any]:
+    hidden: Sequence[str] = ("id", "threshold", "first_seen")
+    found: dict[str, Any] = msgspec.to_builtins(item)
+    return {name: value for name, value in found.items() if name not in hidden}
