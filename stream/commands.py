@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -107,12 +107,17 @@ class Asked:
     verb: str
     body: bytes
     by: str | None
-    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token."""
-    via: Literal["broker", "http"] = "broker"
+    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token,
+    `registry` for an alias that is followed."""
+    via: Literal["broker", "http", "registry"] = "broker"
     id: str | None = None
     """The id of a command that brings none."""
     note: str | None = None
     """Why, for the audit: of what the topology's own rules ask for."""
+    kept: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = field(
+        default_factory=dict
+    )
+    """What the checkpoint is to hold once it is decided (see `Changes.models`)."""
 
     @property
     def digest(self) -> str:
@@ -201,7 +206,7 @@ class Docket:
                 issued = round(epoch_seconds(command.issued), 6)  # microseconds, as RFC 3339 texts have them
             except ReadingRejected as error:
                 raise CommandRefused(f'"issued": {error.detail}') from None
-        elif asked.via == "http":
+        elif asked.via != "broker":
             issued = max(now, self._last)
         else:
             raise CommandRefused('a command needs "issued": when it was decided, RFC 3339 or epoch seconds')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,7 +64,12 @@ class Verbs:
         metrics: TopologyMetrics,
         clock: Clock,
         trainer: Trainer | None = None,
+        pointing: Callable[
+            [str, int], Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
+        ] = lambda detector, version: {},
     ) -> None:
+        """`pointing` tells what to commit with a promotion that is about to point its alias at a version."""
+        self._pointing = pointing
         self._topology = topology
         self._trainer = trainer
         self._engine = engine
@@ -257,7 +262,9 @@ class Verbs:
                 if not force:
                     raise CommandRefused(f"promote_when is not met: {'; '.join(unmet)}")
                 receipt["note"] = f"forced: {'; '.join(unmet)}"
-            return prepared.act()
+            changes = prepared.act()
+            changes.models = {**changes.models, **self._pointing(detector, ref.version)}
+            return changes
 
         async def after() -> None:
             if spec.alias is not None and self._shelf is not None:
