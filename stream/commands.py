@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from stream.errors import CommandRefused, ReadingRejected
 from stream.predicting import Row
 from stream.readings import epoch_seconds
+from stream.state import ModelRows
 from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
@@ -114,9 +115,7 @@ class Asked:
     """The id of a command that brings none."""
     note: str | None = None
     """Why, for the audit: of what the topology's own rules ask for."""
-    kept: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = field(
-        default_factory=dict
-    )
+    kept: ModelRows | None = None
     """What the checkpoint is to hold once it is decided (see `Changes.models`)."""
 
     @property

@@ -33,10 +33,10 @@ from stream.errors import (
     RegistryUnreachable,
     Unroutable,
 )
-from stream.following import Due, Follower, Kept
+from stream.following import Due, Follower
 from stream.metrics import TopologyMetrics
 from stream.shelf import Shelf
-from stream.state import Changes, Saved
+from stream.state import Changes, ModelRows, Saved
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
 from stream.trainer import Told, Trainer
 from stream.verbs import ModelHistory, Verbs
@@ -289,7 +289,7 @@ class Control:
         fields |= {"verb": asked.verb[:64], "command": receipt["command"], "reason": receipt.get("reason")}
         log.get().info(event, **fields, status=receipt["status"])
 
-    async def _write(self, kept: Kept = MappingProxyType({})) -> None:
+    async def _write(self, kept: ModelRows = MappingProxyType({})) -> None:
         """Have the audit's lines committed between two batches, with these rows; nothing where there is none."""
         lines = self._audit.take()
         if lines or kept:
@@ -318,7 +318,7 @@ class Control:
                 self._audit.take(self._audit.line(asked, receipt["command"], status, receipt.get("note")))
             )
             changes.audit = lines
-            changes.models = {**changes.models, **asked.kept}
+            changes.models = {**changes.models, **(asked.kept or {})}
             return changes
 
         learned = asked.verb in (*MODEL_VERBS, "accept")

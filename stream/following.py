@@ -13,7 +13,6 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -23,17 +22,15 @@ from stream.errors import MmlwError, ModelError
 from stream.metrics import TopologyMetrics, Way
 from stream.references import ModelVersion, parse_uri
 from stream.shelf import Shelf
+from stream.state import ModelRows
 from stream.topology import Topology
 from stream.verbs import ModelHistory
 
-__all__ = ["Due", "Follower", "Kept", "Seen", "Turn"]
+__all__ = ["Due", "Follower", "Seen", "Turn"]
 
 _KEY = "follow:"
 _LONGEST = 300.0
 """Seconds between two attempts at a registry that does not answer, at the most (or `poll`, where that is more)."""
-
-Kept = Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
-"""Rows of the checkpoint's table of models."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -59,7 +56,7 @@ class Due:
     """What came of a look: a command, or None where there is only something to remember."""
 
     asked: Asked | None
-    kept: Kept
+    kept: ModelRows
     """What to commit with it."""
     done: Callable[[], None] = lambda: None
     """Called when that is committed."""
@@ -78,7 +75,7 @@ class Follower:
         *,
         shelf: Shelf | None,
         models: Mapping[str, ModelHistory],
-        saved: Kept,
+        saved: ModelRows,
         metrics: TopologyMetrics,
     ) -> None:
         self._topology = topology.name
@@ -105,7 +102,7 @@ class Follower:
             self._fresh[name] = msgspec.structs.replace(seen, declared="")  # what moves now is no event later
 
     def _begin(self, name: str) -> None:
-        """A model that was never swapped is what its alias meant; after a swap nobody knows, and the first look tells."""
+        """A model that was never swapped is what its alias meant; of one that was, the first look tells."""
         history = self._models[name]
         if history.previous is None:
             now = history.current
@@ -118,7 +115,7 @@ class Follower:
             if (spec.name, spec.alias) == (model, alias):
                 self._hints[name].set()
 
-    def pointing(self, detector: str, version: int) -> Kept:
+    def pointing(self, detector: str, version: int) -> ModelRows:
         """What to commit with a promotion: it is about to have the alias mean this version."""
         if (seen := self._seen.get(detector)) is None:
             return {}
@@ -194,8 +191,8 @@ class Follower:
 
         return Due(asked, kept, done)
 
-    def _asked(self, name: str, found: ModelVersion, now: Seen, kept: Kept, way: Way) -> Asked:
-        """The command. Its id and body are made of the event alone: told twice, or after a crash, it is the same one."""
+    def _asked(self, name: str, found: ModelVersion, now: Seen, kept: ModelRows, way: Way) -> Asked:
+        """The command. Id and body are made of the event alone: told twice, or after a crash, it is the same."""
         spec = self._specs[name]
         identity = f"registry-{name}-v{now.version}-{now.moves}"
         body = {"id": identity, "detector": name, "model": f"models:/{spec.name}/{found.version}"}
@@ -206,7 +203,7 @@ class Follower:
         return Asked("swap", encoded, "registry", "registry", identity, note, kept)
 
 
-def _kept(seen: Mapping[str, Seen]) -> Kept:
+def _kept(seen: Mapping[str, Seen]) -> ModelRows:
     return {f"{_KEY}{name}": (msgspec.to_builtins(item), None) for name, item in seen.items()}
 
 

@@ -47,7 +47,9 @@ def bind(address: str) -> socket.socket:
 
 
 def read_token(file: Path, option: str = "--http-token-file") -> str:
-    """The token or secret in a file that an option names. Raises ConfigError on a file that is empty, or open to others."""
+    """The token or secret in a file that an option names.
+
+    Raises ConfigError on a file that is empty, or open to others."""
     problem = f"{file} is empty: write a long random text into it"
     try:
         with file.open(encoding="utf-8") as opened:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from stream.predicting import Prediction, alone, copied_scorer, predict, rows_of
 from stream.references import ModelRef, check_names, parse_uri
 from stream.shadows import Shadow
 from stream.shelf import Shelf, info_of
-from stream.state import Changes
+from stream.state import Changes, ModelRows
 from stream.topology import HEALTH, Topology
 from stream.trainer import Told, Trainer, Training
 from stream.training import CHALLENGER
@@ -64,9 +64,7 @@ class Verbs:
         metrics: TopologyMetrics,
         clock: Clock,
         trainer: Trainer | None = None,
-        pointing: Callable[
-            [str, int], Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
-        ] = lambda detector, version: {},
+        pointing: Callable[[str, int], ModelRows] = lambda detector, version: {},
     ) -> None:
         """`pointing` tells what to commit with a promotion that is about to point its alias at a version."""
         self._pointing = pointing

@@ -1,8 +1,8 @@
 """MLflow's webhooks: which requests it has signed, and which alias they tell of.
 
 The signature is HMAC-SHA256 over `DELIVERY.TIMESTAMP.BODY` with the webhook's secret, as `v1,BASE64` in
-`X-MLflow-Signature`; a delivery's id and the epoch seconds of its sending are headers, too (`mlflow/webhooks/delivery.py`,
-after standardwebhooks.com). A repetition by MLflow bears the same id, time and signature.
+`X-MLflow-Signature`; a delivery's id and the epoch seconds of its sending are headers, too
+(`mlflow/webhooks/delivery.py`). Where MLflow tries again, it sends the same id, time and signature.
 """
 
 from __future__ import annotations
