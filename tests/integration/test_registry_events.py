@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,12 @@ from stream.runtimes.local import Worker
 from stream.shelf import Shelf
 from stream.topology import RegistryModel, Topology
 from stream.webhooks import Webhooks
-from tests.aio import run
+from tests import aio
 from tests.mlflow_server import mlflow_server
 from tests.plant import Plant, Scale, readings, topology
 from tests.unit.test_webhooks import SECRET, event, signed
 
+run = partial(aio.run, seconds=120.0)
 EXAMPLE = pd.DataFrame({"a": [1.0, 2.0], "b": [0.0, 1.0]})
 
 
@@ -225,14 +228,14 @@ def test_a_webhook_that_never_came_and_a_server_that_stands_still_are_healed_by_
         async with found.running() as worker:
             await asyncio.to_thread(registry.set_alias, "scale", "champion", versions[1])
             await until(found, versions[1])
-            process.send_signal(signal.SIGSTOP)
+            os.killpg(process.pid, signal.SIGSTOP)
             try:
                 while not found.value("mmlw_registry_polls_failed_total", detector="scale"):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 await found.publish(readings(10))
                 await found.reached(worker, 10)
             finally:
-                process.send_signal(signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGCONT)
             await asyncio.to_thread(registry.set_alias, "scale", "champion", versions[2])
             await until(found, versions[2])
             assert found.value("mmlw_registry_events_total", detector="scale", way="poll") == 2
