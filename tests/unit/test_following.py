@@ -352,6 +352,32 @@ def test_a_failure_around_the_commit_of_a_swap_leaves_one_command(
     run(story())
 
 
+def test_a_move_back_while_the_process_dies_after_the_swap_is_followed(tmp_path: Path) -> None:
+    """What was seen is committed with the swap: else the alias would seem never to have moved."""
+
+    async def story() -> None:
+        found = site(tmp_path)
+
+        def fail(changes: Changes, commit: Callable[[], int]) -> int:
+            size = commit()
+            if "registry-scale-v2-1" in changes.commands:
+                found.shelf.alias = 1
+                raise CheckpointError("the process dies here")
+            return size
+
+        found.fail = fail
+        await found.declare()
+        async with found.running():
+            found.shelf.alias = 2
+            while len(await found.events()) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            expected = [("registry-scale-v2-1", "applied"), ("registry-scale-v1-2", "applied")]
+            assert await found.events() == expected
+            assert await found.serving() == "1"
+
+    run(story())
+
+
 def test_a_version_that_does_not_fit_is_refused_once_and_the_old_one_serves_on(tmp_path: Path) -> None:
     async def story() -> None:
         found = site(tmp_path)
