@@ -196,6 +196,13 @@ def graph(file: Path) -> None:
     help="File with the token for commands over HTTP: POST /topologies/NAME/VERB.  [default: none are taken]",
 )
 @click.option(
+    "--webhook-secret-file",
+    type=click.Path(path_type=Path),
+    envvar="MMLW_WEBHOOK_SECRET_FILE",
+    show_envvar=True,
+    help="File with the secret of MLflow's webhooks: POST /webhooks/mlflow.  [default: none are taken]",
+)
+@click.option(
     "--log", "log_form", type=click.Choice(["auto", "console", "json"]), default="auto", show_default=True
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -216,6 +223,7 @@ def run(
     captures: Path | None,
     http: str,
     http_token_file: Path | None,
+    webhook_secret_file: Path | None,
     log_form: Any,
     log_level: str,
     wait: float,
@@ -230,13 +238,16 @@ def run(
     """
     from stream.config import load_all
     from stream.http import read_token
+    from stream.webhooks import Webhooks
 
     log.configure(log_form, log_level)
     topologies = tuple(topology for file in files for topology in load_all(file))
     connect = connector(broker)
     token = None if http_token_file is None else read_token(http_token_file)
+    secret = webhook_secret_file and read_token(webhook_secret_file, "--webhook-secret-file")
+    webhooks = Webhooks(secret) if secret else None
     shelf = shelf_of(registry_uri, data, topologies)
-    asyncio.run(_run(topologies, connect, shelf, data, captures, http, token, wait, grace))
+    asyncio.run(_run(topologies, connect, shelf, data, captures, http, token, webhooks, wait, grace))
 
 
 async def _run(
@@ -247,6 +258,7 @@ async def _run(
     captures: Path | None,
     http: str,
     token: str | None,
+    webhooks: Any,
     wait: float,
     grace: float,
 ) -> None:
@@ -283,7 +295,15 @@ async def _run(
         loop.add_signal_handler(number, leave)
     async with contextlib.AsyncExitStack() as web:
         if http != "off":
-            served = serving(bind(http), metrics, worker.problems, control=worker.control, token=token)
+            served = serving(
+                bind(http),
+                metrics,
+                worker.problems,
+                control=worker.control,
+                token=token,
+                webhooks=webhooks,
+                hint=worker.hint,
+            )
             await web.enter_async_context(served)
         steady()
         await worker.run(stop)

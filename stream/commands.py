@@ -16,6 +16,7 @@ import msgspec
 from stream.errors import CommandRefused, ReadingRejected
 from stream.predicting import Row
 from stream.readings import epoch_seconds
+from stream.state import ModelRows
 from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
@@ -125,12 +126,15 @@ class Asked:
     verb: str
     body: bytes
     by: str | None
-    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token."""
-    via: Literal["broker", "http"] = "broker"
+    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token,
+    `registry` for an alias that is followed."""
+    via: Literal["broker", "http", "registry"] = "broker"
     id: str | None = None
     """The id of a command that brings none."""
     note: str | None = None
     """Why, for the audit: of what the topology's own rules ask for."""
+    kept: ModelRows | None = None
+    """What the checkpoint is to hold once it is decided (see `Changes.models`)."""
 
     @property
     def digest(self) -> str:
@@ -219,7 +223,7 @@ class Docket:
                 issued = round(epoch_seconds(command.issued), 6)  # microseconds, as RFC 3339 texts have them
             except ReadingRejected as error:
                 raise CommandRefused(f'"issued": {error.detail}') from None
-        elif asked.via == "http":
+        elif asked.via != "broker":
             issued = max(now, self._last)
         else:
             raise CommandRefused('a command needs "issued": when it was decided, RFC 3339 or epoch seconds')

@@ -11,6 +11,7 @@ import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -29,12 +30,14 @@ from stream.errors import (
     CommandRefused,
     MmlwError,
     ModelError,
+    RegistryUnreachable,
     Unroutable,
 )
+from stream.following import Due, Follower
 from stream.metrics import TopologyMetrics
 from stream.retrainer import Retrainer
 from stream.shelf import Shelf
-from stream.state import Changes, Saved
+from stream.state import Changes, ModelRows, Saved
 from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
 from stream.trainer import Told, Trainer
 from stream.verbs import ModelHistory, Verbs
@@ -76,8 +79,16 @@ class Control:
         self._topology = topology
         self._engine = engine
         self._broker = broker
+        self._follower = Follower(topology, shelf=shelf, models=models, saved=saved.models, metrics=metrics)
         self._verbs = Verbs(
-            topology, engine, shelf=shelf, models=models, metrics=metrics, clock=clock, trainer=trainer
+            topology,
+            engine,
+            shelf=shelf,
+            models=models,
+            metrics=metrics,
+            clock=clock,
+            trainer=trainer,
+            pointing=self._follower.pointing,
         )
         self._retrainer = Retrainer(
             topology, engine.scorer.beside, self._serve, metrics=metrics, clock=clock, busy=_busy(trainer)
@@ -105,6 +116,7 @@ class Control:
                 tasks.create_task(self._serve_asked())
                 tasks.create_task(self._serve_verdicts())
                 tasks.create_task(self._retrainer.run())
+                tasks.create_task(self._follower.run(self._turn))
         finally:
             self._ended = True
             for answer in self._answers:
@@ -125,6 +137,10 @@ class Control:
             return await answer
         finally:
             self._answers.discard(answer)
+
+    def hint(self, model: str, alias: str) -> None:
+        """Somebody says that an alias has moved in the registry."""
+        self._follower.hint(model, alias)
 
     async def _serve_broker(self, intake: Intake) -> None:
         while True:
@@ -157,6 +173,17 @@ class Control:
                 await self._serve(asked, partial(self._told, detector, verdict))
             tried &= {f"{name}-{self._verbs.serving(name).version}" for name in beside.verdicts()}
             await asyncio.sleep(_WATCH)
+
+    async def _turn(self, find: Callable[[], Awaitable[Due | None]]) -> None:
+        """Carry out what is found to be due; nothing else is carried out from the finding on."""
+        async with self._one:
+            due = await find()
+            if due is None:
+                return
+            if due.asked is not None:
+                await self._handle(due.asked)
+            await self._write(due.kept)
+            due.done()
 
     async def _told(self, detector: str, verdict: str, receipt: Receipt | None) -> None:
         applied = receipt is not None and receipt["status"] == "applied"
@@ -230,6 +257,8 @@ class Control:
                 return first
             await self._carry_out(asked, command, receipt)
         except Exception as error:  # whatever a command brings up must not stop the topology, nor come again
+            if isinstance(error, RegistryUnreachable) and asked.via == "registry":
+                raise  # nothing is decided: the alias is looked at again
             if isinstance(error, MmlwError) and not isinstance(error, (CommandRefused, ModelError)):
                 raise  # broker or checkpoint: the runtime starts anew, and the command is delivered again
             if not isinstance(error, MmlwError):
@@ -265,10 +294,13 @@ class Control:
         fields |= {"verb": asked.verb[:64], "command": receipt["command"], "reason": receipt.get("reason")}
         log.get().info(event, **fields, status=receipt["status"])
 
-    async def _write(self) -> None:
-        """Have the audit's lines committed between two batches; nothing where there is none."""
-        if lines := self._audit.take():
-            await self._engine.between_batches(lambda: Changes(self._engine.position, audit=lines))
+    async def _write(self, kept: ModelRows = MappingProxyType({})) -> None:
+        """Have the audit's lines committed between two batches, with these rows; nothing where there is none."""
+        lines = self._audit.take()
+        if lines or kept:
+            await self._engine.between_batches(
+                lambda: Changes(self._engine.position, audit=lines, models=kept)
+            )
             self._audit.written(lines)
 
     async def _carry_out(self, asked: Asked, command: Command, receipt: Receipt) -> None:
@@ -291,6 +323,7 @@ class Control:
                 self._audit.take(self._audit.line(asked, receipt["command"], status, receipt.get("note")))
             )
             changes.audit = lines
+            changes.models = {**changes.models, **(asked.kept or {})}
             return changes
 
         learned = asked.verb in (*MODEL_VERBS, "accept", "label")

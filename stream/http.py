@@ -1,6 +1,7 @@
-"""The worker's HTTP: /metrics for Prometheus, /healthz (alive), /readyz (consuming), and commands.
+"""The worker's HTTP: /metrics for Prometheus, /healthz (alive), /readyz (consuming), commands, MLflow's webhooks.
 
-Everybody who reaches it may read. Only who has the token may change something, and without one nobody.
+Everybody who reaches it may read. Only who has the token may change something, and without one nobody. A webhook,
+signed with a secret, changes nothing: it has the registry asked.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hmac
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -24,7 +25,8 @@ from stream import log
 from stream.commands import Asked
 from stream.control import Control
 from stream.errors import ConfigError, Problem
-from stream.metrics import CONTENT_TYPE, Metrics
+from stream.metrics import CONTENT_TYPE, Metrics, WebhookOutcome
+from stream.webhooks import WebhookRefused, Webhooks
 
 __all__ = ["bind", "read_token", "serving"]
 
@@ -44,18 +46,20 @@ def bind(address: str) -> socket.socket:
         raise ConfigError([Problem("--http", f"cannot listen on {address}: {error}; {hint}")]) from error
 
 
-def read_token(file: Path) -> str:
-    """The token in a file. Raises ConfigError on a file that is empty, or open to others."""
+def read_token(file: Path, option: str = "--http-token-file") -> str:
+    """The token or secret in a file that an option names.
+
+    Raises ConfigError on a file that is empty, or open to others."""
     problem = f"{file} is empty: write a long random text into it"
     try:
         with file.open(encoding="utf-8") as opened:
             mode, token = os.fstat(opened.fileno()).st_mode, opened.read(_LARGEST).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("--http-token-file", str(error))]) from error
+        raise ConfigError([Problem(option, str(error))]) from error
     if mode & 0o007:
         problem, token = f"{file} is open to every user of this host: chmod 600 {file}", ""
     if not token:
-        raise ConfigError([Problem("--http-token-file", problem)])
+        raise ConfigError([Problem(option, problem)])
     return token
 
 
@@ -67,10 +71,13 @@ async def serving(
     *,
     control: Callable[[str], Control | None],
     token: str | None = None,
+    webhooks: Webhooks | None = None,
+    hint: Callable[[str, str], Sequence[str]] = lambda model, alias: (),
 ) -> AsyncIterator[None]:
     """Serve while the block runs. `problems` names what keeps the worker from being ready; empty means ready.
 
-    `control` finds who takes a topology's commands (see `Worker.control`).
+    `control` finds who takes a topology's commands (see `Worker.control`), `hint` has those ask the registry who
+    follow an alias (see `Worker.hint`).
     """
 
     def exposition(_: Request) -> Response:
@@ -103,11 +110,27 @@ async def serving(
             return _error(503, "the topology is starting, or busy: send the command again, with an id", wait)
         return JSONResponse(receipt, status_code={"applied": 200, "running": 202}.get(receipt["status"], 409))
 
+    async def webhook(request: Request) -> Response:
+        try:
+            woken = hint(*await _told(request, webhooks))
+        except WebhookRefused as refused:
+            metrics.webhooks.labels(refused.outcome).inc()
+            if refused.outcome == "ignored":
+                return JSONResponse({"woken": []})
+            peer = request.client.host if request.client else None
+            log.limited("webhook_refused", f"webhook/{refused.outcome}", peer=peer, reason=str(refused))
+            return _error(refused.status, str(refused))
+        metrics.webhooks.labels("woken" if woken else "unknown").inc()
+        if not woken:
+            return _error(404, "the signature is right, but no topology of this worker follows this alias")
+        return JSONResponse({"woken": list(woken)}, status_code=202)
+
     routes = [
         Route("/metrics", exposition),
         Route("/healthz", alive),
         Route("/readyz", ready),
         Route("/topologies/{topology}/{verb}", command, methods=["POST"]),
+        Route("/webhooks/mlflow", webhook, methods=["POST"]),
     ]
     config = uvicorn.Config(
         Starlette(routes=routes),
@@ -141,6 +164,24 @@ def _barred(request: Request, token: str | None) -> Response | None:
     return _error(401, "state the token: Authorization: Bearer TOKEN", challenge)
 
 
+async def _told(request: Request, webhooks: Webhooks | None) -> tuple[str, str]:
+    """The model and the alias that a webhook of MLflow's tells of. Raises WebhookRefused."""
+    if webhooks is None:
+        raise WebhookRefused(
+            "no_secret", 403, "this worker takes no webhooks: start it with --webhook-secret-file"
+        )
+    body = await _body(request)
+    if isinstance(body, Response):
+        outcome: WebhookOutcome = "too_large" if body.status_code == 413 else "incomplete"
+        raise WebhookRefused(
+            outcome, body.status_code, f"{outcome}: at most {_LARGEST} bytes, in {_PATIENCE:g} s"
+        )
+    moved = webhooks.check(request.headers, body)
+    if moved is None:
+        raise WebhookRefused("ignored", 200, "not of an alias that moved")
+    return moved.name, moved.alias
+
+
 async def _body(request: Request) -> bytes | Response:
     """The body, or why it is not taken."""
     body = b""
@@ -149,7 +190,7 @@ async def _body(request: Request) -> bytes | Response:
             async for part in request.stream():
                 body += part
                 if len(body) > _LARGEST:
-                    return _error(413, f"a command has at most {_LARGEST} bytes")
+                    return _error(413, f"a body has at most {_LARGEST} bytes")
     except TimeoutError:
         return _error(408, f"the body did not come within {_PATIENCE:g} s")
     return body

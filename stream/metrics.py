@@ -33,6 +33,8 @@ __all__ = [
     "TopologyMetrics",
     "TrainingResult",
     "TriggerOutcome",
+    "Way",
+    "WebhookOutcome",
 ]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -76,6 +78,22 @@ many in seven days, there is nothing to train on yet, or the command was refused
 TrainingResult = Literal["trained", "failed", "shadowed", "promoted"]
 
 QualityMetric = Literal["precision", "recall", "f1", "false_alarms_per_day"]
+Way = Literal["webhook", "poll"]
+"""What had the registry asked when it was found that an alias had moved."""
+
+WebhookOutcome = Literal[
+    "woken",
+    "ignored",
+    "unknown",
+    "forged",
+    "stale",
+    "repeated",
+    "malformed",
+    "too_large",
+    "incomplete",
+    "no_secret",
+]
+"""What became of a request to the webhooks' address; all but the first had no effect."""
 
 _VERBS = (
     "status",
@@ -323,6 +341,24 @@ class Metrics:
             "topology",
             "detector",
         )
+        self.alias_moves = counter(
+            "mmlw_registry_events_total",
+            "Moves of an alias that were followed by a swap, or by its refusal; by what had the registry asked.",
+            "topology",
+            "detector",
+            "way",
+        )
+        self.polls_failed = counter(
+            "mmlw_registry_polls_failed_total",
+            "Times that the registry did not tell what a followed alias means.",
+            "topology",
+            "detector",
+        )
+        self.webhooks = counter(
+            "mmlw_webhooks_total", "Requests to the address of MLflow's webhooks, by outcome.", "outcome"
+        )
+        for outcome in get_args(WebhookOutcome):
+            self.webhooks.labels(outcome)
         self.consuming = gauge("mmlw_consuming", "1 while the source is being read.", "topology")
         self.paused = gauge("mmlw_paused", "1 while paused by command.", "topology")
         self.restarts = counter(
@@ -401,6 +437,9 @@ class TopologyMetrics:
                 metrics.swaps.labels(topology, detector, status)
             metrics.shadows_dropped.labels(topology, detector)
             metrics.rollbacks.labels(topology, detector)
+            metrics.polls_failed.labels(topology, detector)
+            for way in get_args(Way):
+                metrics.alias_moves.labels(topology, detector, way)
             self.compared(detector, None, None)
             metrics.retrained_time.labels(topology, detector)
             for trigger in _TRIGGERS:
@@ -516,6 +555,14 @@ class TopologyMetrics:
     def last_trained(self, detector: str, time: float) -> None:
         """Set when a training succeeded last."""
         self._metrics.retrained_time.labels(self._topology, detector).set(time)
+
+    def alias_moved(self, detector: str, way: Way) -> None:
+        """Count an alias that moved and was followed."""
+        self._metrics.alias_moves.labels(self._topology, detector, way).inc()
+
+    def poll_failed(self, detector: str) -> None:
+        """Count a look at the registry that it did not answer."""
+        self._metrics.polls_failed.labels(self._topology, detector).inc()
 
     def swapped(self, detector: str, status: str) -> None:
         """Count a swap by outcome, `applied` or `refused`."""

@@ -166,6 +166,12 @@ class Registry:
                     )
             return self._ref(self._version(client, wanted.name, version))
 
+    def meaning(self, name: str, alias: str) -> ModelVersion:
+        """The version that an alias stands for now, by one request. Raises ModelError where it stands for none."""
+        client = self._client()
+        with self._answers():
+            return _listed(client.get_model_version_by_alias(name, alias), {})
+
     def load(self, ref: ModelRef) -> Weights:
         """Download the weights of one version and verify them; only our two files are fetched.
 

@@ -12,7 +12,7 @@ from stream.alerts import ModelInfo
 from stream.errors import ForeignModel, ModelRejected
 from stream.models import ModelRef, Registry, build
 from stream.outside import PINNED, OutsideModel, folder_digest
-from stream.references import Pin
+from stream.references import ModelVersion, Pin
 from stream.weights import digest, read_weights, write_weights
 
 __all__ = ["Shelf", "info_of"]
@@ -40,6 +40,10 @@ class Shelf:
             return self.registry.resolve(uri)
         except ForeignModel as error:
             return self._pinned(uri, error)
+
+    def meaning(self, name: str, alias: str) -> ModelVersion:
+        """What an alias means now, by one request to the registry; nothing is downloaded. Raises ModelError."""
+        return self.registry.meaning(name, alias)
 
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         """A fresh model of this very content for these sensors. Raises ModelRejected, RegistryUnreachable."""

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 from detectors.base import Rows
 
-__all__ = ["Changes", "Group", "Saved", "Store", "StreamPosition", "Trying"]
+__all__ = ["Changes", "Group", "ModelRows", "Saved", "Store", "StreamPosition", "Trying"]
+
+
+ModelRows = Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
+"""Rows of the table of models, two documents by name; None forgets one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,9 @@ class Changes:
     position: StreamPosition
     machines: Sequence[str] = ()
     components: Mapping[str, Rows] = field(default_factory=dict)
-    models: Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]] = field(
-        default_factory=dict
-    )
+    models: ModelRows = field(default_factory=dict)
     """Detector -> (current, previous) model reference, where a swap changed it; and what `Beside.rows` tells of
-    shadows and probations."""
+    shadows and probations, and `Follower` of aliases that are followed."""
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Command id -> receipt, of commands carried out."""
     audit: Sequence[Mapping[str, Any]] = ()

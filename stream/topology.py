@@ -20,6 +20,7 @@ from detectors.registry import ONLINE
 from stream.binding import binding_problems
 from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
+from stream.follow_rule import Follow
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.inputs import expanded, feature_problems
 from stream.references import Pin, is_digest, parse_uri
@@ -203,6 +204,8 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """When the model before takes over again by itself."""
     retrain: Retrain | None = None
     """When it is trained anew by itself: a challenger, never what serves."""
+    follow: Follow | None = None
+    """Another version is swapped in when the alias moves in the registry; None: only by command."""
     trust: str | tuple[str, ...] = ()
     """Digests (`sha256:...`) of registered models that are code (pickled, or any that MLflow loads) and may run, in a
     process of their own. None: only weights that are data."""
@@ -220,9 +223,12 @@ class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def check(settings: Settings) -> Iterator[str]:
         """See `Settings`."""
         try:
-            parse_uri(settings.get("model", "models:/x/1"))
+            address = parse_uri(settings.get("model", "models:/x@alias"))
         except ValueError as error:
             yield f"model: {error}"
+        else:
+            if address.alias is None and settings.get("follow") is not None:
+                yield "follow: the model is one version, which does not move; name an alias: models:/NAME@ALIAS"
         trust = settings.get("trust", ())
         for digest in (trust,) if isinstance(trust, str) else trust:
             if not is_digest(digest):
@@ -374,6 +380,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def registry_models(self) -> Mapping[str, RegistryModel]:
         """The batch detectors by name."""
         return {name: spec for name, spec in self.detectors.items() if isinstance(spec, RegistryModel)}
+
+    def follows(self, model: str, alias: str) -> bool:
+        """Whether a batch detector follows this alias."""
+        specs = self.registry_models.values()
+        return any(spec.follow and (spec.name, spec.alias) == (model, alias) for spec in specs)
 
 
 def _calibrated(settings: Settings) -> Iterator[str]:

@@ -22,7 +22,7 @@ from stream.predicting import Prediction, alone, copied_scorer, predict, rows_of
 from stream.references import ModelRef, check_names, parse_uri
 from stream.shadows import Shadow
 from stream.shelf import Shelf, info_of
-from stream.state import Changes
+from stream.state import Changes, ModelRows
 from stream.topology import HEALTH, Topology
 from stream.trainer import Told, Trainer, Training
 from stream.training import CHALLENGER
@@ -65,7 +65,10 @@ class Verbs:
         metrics: TopologyMetrics,
         clock: Clock,
         trainer: Trainer | None = None,
+        pointing: Callable[[str, int], ModelRows] = lambda detector, version: {},
     ) -> None:
+        """`pointing` tells what to commit with a promotion that is about to point its alias at a version."""
+        self._pointing = pointing
         self._topology = topology
         self._trainer = trainer
         self._engine = engine
@@ -281,7 +284,9 @@ class Verbs:
                 if not force:
                     raise CommandRefused(f"promote_when is not met: {'; '.join(unmet)}")
                 receipt["note"] = f"forced: {'; '.join(unmet)}"
-            return prepared.act()
+            changes = prepared.act()
+            changes.models = {**changes.models, **self._pointing(detector, ref.version)}
+            return changes
 
         async def after() -> None:
             if spec.alias is not None and self._shelf is not None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,12 @@ __all__ = ["end", "mlflow_server"]
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Its address and process, on a copy of this migrated database; artifacts are in `folder/store`."""
+def mlflow_server(
+    folder: Path, database: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Its address and process, on a copy of this migrated database; artifacts are in `folder/store`.
+
+    `settings` are further variables of its environment."""
     shutil.copy(database, folder / "server.db")
     port = free_port()
     command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -31,7 +35,9 @@ def mlflow_server(folder: Path, database: Path) -> Iterator[tuple[str, subproces
     process = subprocess.Popen(
         [sys.executable, *command, *stores],
         cwd=folder,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ
+        | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        | dict(settings or {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

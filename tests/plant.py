@@ -20,7 +20,7 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.control import request
 from stream.errors import ModelNotFound, ModelRejected
 from stream.metrics import Metrics
-from stream.models import ModelRef
+from stream.models import ModelRef, ModelVersion
 from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.scorer import Scored
@@ -105,6 +105,10 @@ class ScaleShelf:
             raise ModelNotFound(f"{uri}: no such version")
         name = "other" if version == 80 else "scale"
         return ModelRef(name, version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")
+
+    def meaning(self, name: str, alias: str) -> ModelVersion:
+        ref = self.resolve(f"models:/{name}@{alias}")
+        return ModelVersion(ref.version, (alias,), 0.0, "", {}, ref)
 
     def point(self, ref: ModelRef, alias: str) -> None:
         if alias == "champion":

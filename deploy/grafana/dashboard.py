@@ -147,6 +147,19 @@ def panels() -> Iterator[Any]:
     yield models(width=12)
     yield graph("Swaps", "In five minutes.", grown("mmlw_swaps_total", "detector", "status"), width=6)
     yield graph("Commands", "In five minutes.", grown("mmlw_commands_total", "verb", "status"), width=6)
+    yield graph(
+        "Aliases followed",
+        "In five minutes: moves, by what had the registry asked; and times that it did not answer.",
+        grown("mmlw_registry_events_total", "detector", "way"),
+        grown("mmlw_registry_polls_failed_total", "detector"),
+        width=12,
+    )
+    yield graph(
+        "Webhooks",
+        "In five minutes: requests to the workers' address of MLflow's webhooks, by outcome; all topologies.",
+        ("sum by (outcome) (increase(mmlw_webhooks_total[5m]))", "{{outcome}}"),
+        width=12,
+    )
 
     yield board.Row("Shadows")
     yield graph("Shadow's version", "0: none runs.", total("mmlw_shadow_version", "detector"))

@@ -142,6 +142,16 @@ class Worker:
         running = {lane.topology.name: lane.control for lane in self._lanes}
         return {**dict.fromkeys(item.name for item in self._topologies), **running}[topology]
 
+    def hint(self, model: str, alias: str) -> list[str]:
+        """Have the topologies that follow this alias ask the registry what it means; which they are.
+
+        One that is starting asks anyway."""
+        found = [topology.name for topology in self._topologies if topology.follows(model, alias)]
+        for lane in self._lanes:
+            if lane.topology.name in found and lane.control is not None:
+                lane.control.hint(model, alias)
+        return found
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run every topology until `stop` is set and its last batch is committed.
 

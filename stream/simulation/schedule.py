@@ -135,7 +135,7 @@ def schedule(seed: int) -> Schedule:
     replays: tuple[float, ...] = ()
     if source == "stream" and rng.random() < 0.3:
         replays = tuple(sorted(rng.uniform(0.1, last + 0.5) for _ in range(rng.choice((1, 2, 2)))))
-    return Schedule(
+    plan = Schedule(
         seed=seed,
         source=source,
         max_batch=rng.choice((1, 2, 5, 16)),
@@ -156,6 +156,28 @@ def schedule(seed: int) -> Schedule:
         if source == "stream" and rng.random() < 0.1
         else "",
     )
+    return plan if killing else _pointed(rng, plan)
+
+
+def _pointed(rng: random.Random, plan: Schedule) -> Schedule:
+    """Some schedules put together what rarely meets by chance: swaps that come the moment something goes wrong, and
+    the death of a worker that has just said that an alert is taken for normal."""
+    roll, last = rng.random(), plan.readings[-1].at
+    if roll < 0.1:
+        times = sorted(rng.uniform(0.0, last) for _ in range(rng.randrange(1, 4)))
+        swaps = [
+            Command(at, "swap", f"c{i}", at, f"models:/scale/{rng.randrange(2, 7)}", "scale")
+            for i, at in enumerate(times)
+        ]
+        return msgspec.structs.replace(plan, commands=tuple(swaps), eager=True)
+    if roll < 0.2:
+        raised = rng.choice(_raising(plan.readings) or [plan.readings[0]])
+        at = raised.at + rng.choice((0.0, 0.001, 0.05))
+        accept = Command(at, "accept", "c0", raised.at, machine=raised.machine)
+        faults = tuple(fault for fault in plan.faults if fault.kind not in _DEADLY)
+        death = Fault("answer", 1, "crash", after=True)
+        return msgspec.structs.replace(plan, commands=(accept,), faults=(*faults, death), eager=False)
+    return plan
 
 
 def _readings(rng: random.Random, source: str) -> tuple[Reading, ...]:
