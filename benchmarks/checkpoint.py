@@ -35,11 +35,12 @@ from stream import log
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Checkpoint
+from stream.plan import broker_plan
 from stream.readings import Batch
 from stream.runtimes.local import Worker, steady
 from stream.scorer import Scorer, online_info
 from stream.state import Changes, StreamPosition
-from stream.topology import CheckpointRule, Sensor, Source, Topology, broker_plan
+from stream.topology import CheckpointRule, Sensor, Source, Topology
 
 SENSORS = ("vibration_mm_s", "temperature_c", "current_a")
 START = 1_722_988_800.0

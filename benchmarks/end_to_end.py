@@ -27,11 +27,12 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.config import load
 from stream.metrics import Metrics
 from stream.models import Registry
+from stream.plan import broker_plan
 from stream.publisher import messages, publish
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
 from stream.tables import from_dataset
-from stream.topology import Topology, broker_plan
+from stream.topology import Topology
 from stream.training import train_detector
 from tests.rabbitmq_node import rabbit_node
 

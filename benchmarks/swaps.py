@@ -24,11 +24,12 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.config import load
 from stream.control import request
 from stream.models import Registry
+from stream.plan import broker_plan
 from stream.publisher import messages, publish
 from stream.runtimes.local import Worker, steady
 from stream.shelf import Shelf
 from stream.tables import from_dataset
-from stream.topology import Topology, broker_plan
+from stream.topology import Topology
 from stream.training import train_detector
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,12 +33,13 @@ from stream.brokers.base import Broker
 from stream.config import load
 from stream.control import request
 from stream.models import Registry
+from stream.plan import broker_plan
 from stream.publisher import messages, publish
 from stream.runtimes.local import Worker, steady
 from stream.scorer import Scored
 from stream.shelf import Shelf
 from stream.tables import from_dataset
-from stream.topology import Topology, broker_plan
+from stream.topology import Topology
 from stream.trainer import Trainer
 from stream.training import train_detector
 from tests.rabbitmq_node import rabbit_node

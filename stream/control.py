@@ -35,10 +35,11 @@ from stream.errors import (
 )
 from stream.following import Due, Follower
 from stream.metrics import TopologyMetrics
+from stream.plan import CONTROL_EXCHANGE, control_queue
 from stream.retrainer import Retrainer
 from stream.shelf import Shelf
 from stream.state import Changes, ModelRows, Saved
-from stream.topology import CONTROL_EXCHANGE, Topology, control_queue
+from stream.topology import Topology
 from stream.trainer import Told, Trainer
 from stream.verbs import ModelHistory, Verbs
 

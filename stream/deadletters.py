@@ -10,8 +10,8 @@ import msgspec
 from stream import log
 from stream.brokers.base import Delivery, Message, Queue
 from stream.errors import ReadingRejected
+from stream.plan import DEADLETTER_EXCHANGE
 from stream.proof import fingerprint
-from stream.topology import DEADLETTER_EXCHANGE
 
 __all__ = ["Origin", "dead_letter", "replay", "replayed"]
 

@@ -28,13 +28,14 @@ from stream.feedback import Raised
 from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
 from stream.pace import Pace, breathe
+from stream.plan import readings_queue
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
 from stream.scorer import DetectorFailed, Scored, Scorer
 from stream.state import Changes, Group, Saved, Store, StreamPosition
 from stream.suspects import DEATHS, Suspects
 from stream.threads import in_thread
-from stream.topology import Topology, readings_queue
+from stream.topology import Topology
 
 __all__ = ["Engine", "Poison", "Swap"]
 

@@ -14,7 +14,7 @@ import msgspec
 from stream.brokers.base import Broker, Delivery, Message, Plan, Queue
 from stream.deadletters import replay
 from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
-from stream.topology import deadletter_queue
+from stream.plan import deadletter_queue
 
 __all__ = [
     "Letter",

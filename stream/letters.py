@@ -200,7 +200,7 @@ def _wanted(
     queues = {}
     if topology is not None and topology.endswith((".yaml", ".yml", ".py")):
         from stream.config import load
-        from stream.topology import readings_queue
+        from stream.plan import readings_queue
 
         declared = load(topology)
         topology, queues = declared.name, {declared.name: readings_queue(declared)}

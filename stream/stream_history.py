@@ -16,9 +16,10 @@ from stream.deadletters import replayed
 from stream.errors import ConfigError, Problem, Stalled
 from stream.histories import History, Order
 from stream.instants import nanoseconds
+from stream.plan import readings_queue
 from stream.readings import Batch, Decoder
 from stream.settings import epoch
-from stream.topology import Source, Topology, readings_queue
+from stream.topology import Source, Topology
 
 __all__ = ["Span", "parse_span", "read_stream"]
 

@@ -6,32 +6,28 @@ Python and YAML say the same thing and load as equal objects; see `stream.config
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, cast
+from typing import cast
 
 import msgspec
 from msgspec import structs
 from msgspec.structs import force_setattr
 
-from detectors.base import Detector, TrainableDetector
+from detectors.base import Detector
 from detectors.calibration import Calibration
 from detectors.features import Feature, columns_of
 from detectors.health import Health
 from detectors.registry import ONLINE
 from stream.binding import binding_problems
-from stream.brokers.base import Binding, Exchange, Plan, Queue
 from stream.capture_rule import CaptureRule, reserved
-from stream.follow_rule import Follow
-from stream.gates import PromoteWhen, RollbackWhen
 from stream.inputs import expanded, feature_problems
-from stream.references import Pin, is_digest, parse_uri
-from stream.retrain_rule import Retrain, retrain_problems
+from stream.registry_model import RegistryModel
+from stream.retrain_rule import retrain_problems
 from stream.rules import COMBINED, AlertRule, Combination, Learning, automatic_rule
-from stream.settings import Bytes, Count, Seconds, Settings, is_name, is_time, refuse
+from stream.settings import Bytes, Count, Seconds, Settings, is_name, refuse
+from stream.source import Fields, Sensor, Source
 
 __all__ = [
     "AUTO",
-    "CONTROL_EXCHANGE",
-    "DEADLETTER_EXCHANGE",
     "HEALTH",
     "CheckpointRule",
     "Fields",
@@ -40,221 +36,11 @@ __all__ = [
     "Sink",
     "Source",
     "Topology",
-    "broker_plan",
-    "control_queue",
-    "deadletter_queue",
-    "readings_queue",
 ]
 
 AUTO = "auto"
 HEALTH = "health"
 """The name under which sick sensors and machines raise alerts."""
-CONTROL_EXCHANGE = "mmlw.control"
-DEADLETTER_EXCHANGE = "mmlw.deadletters"
-
-
-class Sensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One column of a machine's readings. `minimum` and `maximum` bound what is physically possible."""
-
-    name: str
-    unit: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Deviations from the expected value smaller than this, in the sensor's unit, open no alert."""
-    stuck_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    """Readings at one value after which it is stuck, 0: it may stand still; None: as `health` says."""
-    path: str | None = None
-    """Where its value stands in a message of a foreign layout, as a dotted path (`payload.p1`)."""
-
-    def __post_init__(self) -> None:
-        refuse(self.check(structs.asdict(self)))
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Settings`."""
-        if settings.get("name") == "":
-            yield "name: a sensor needs a name"
-        low, high = settings.get("minimum"), settings.get("maximum")
-        if low is not None and high is not None and low >= high:
-            yield "minimum: must be below maximum"
-
-
-class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where things stand in a message, as dotted paths. The defaults are the product's own layout."""
-
-    machine: str = "machine"
-    time: str = "time"
-    values: str = "values"
-    """An object of sensor values; empty means the message itself is that object."""
-    seq: str = "seq"
-    """A whole number that rises with each reading of a machine: how a duplicate is known."""
-
-
-class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where readings come from and how a message becomes readings."""
-
-    sensors: tuple[Sensor, ...]
-    """The machine's sensors, in the order of the columns. A plain string names a sensor without limits."""
-    exchange: str = "mmlw.sensors"
-    bindings: tuple[str, ...] = ("sensor.#",)
-    queue: str | None = None
-    """An existing queue (classic or quorum) to read instead of the exchange: nothing is bound or declared for
-    it, and what is read is gone. Prefer the exchange: a stream of our own can be read again."""
-    exclusive: bool = True
-    """Nobody else may read that queue. Say false where it has `x-single-active-consumer`, or is shared."""
-    routing_key: str = "sensor.{machine}.*"
-    """How a routing key is read: `{machine}` and `{sensor}` name one word each, `*` any word."""
-    layout: Literal["auto", "narrow"] = "auto"
-    """`auto`: rows, columns, the column-wise table or the long form, told apart by their shape.
-    `narrow`: one sensor per message, aligned into rows by time."""
-    fields: Fields = Fields()
-    machine: str | None = None
-    """The machine of messages that name none, neither in the body nor in the routing key."""
-    machines: tuple[str, ...] = ("*",)
-    """Names of machines that may send, as patterns (`pump-*`)."""
-    unknown_sensor: Literal["deadletter", "ignore"] = "deadletter"
-    missing_sensor: Literal["accept", "deadletter"] = "accept"
-    not_finite: Literal["deadletter", "missing"] = "deadletter"
-    """What a NaN, an infinity or a null is: a reason to refuse the message, or a missing sensor."""
-    out_of_range: Literal["deadletter", "missing", "alert"] = "deadletter"
-    """What a value below `minimum` or above `maximum` is: a reason to refuse the message, a missing sensor, or a
-    missing sensor and an alert (`health` must not be null)."""
-    order_by: Literal["seq", "time"] = "seq"
-    """What tells a machine's readings apart: a sequence number, or its clock where that never goes back."""
-    duplicate: Literal["drop", "deadletter", "accept"] = "drop"
-    """What a reading is whose number is not above its machine's highest, and whose time is not newer."""
-    late: Literal["accept", "drop", "deadletter"] = "accept"
-    """What a reading is that is older than its machine's newest by more than `lateness`."""
-    lateness: Seconds = 0.0
-    align_within: Seconds = 1.0
-    """Narrow layout: values of one machine within this many seconds belong to one row."""
-    earliest: str = "1990-01-01T00:00:00Z"
-    """Readings before this instant are refused: a clock that was never set."""
-    max_ahead: Seconds = 86400.0
-    """Readings further in the future than this are refused."""
-    max_body: Bytes = 1_000_000
-    max_machines: Count = 1_000_000
-    """Machines that are known at the most; a message of one more is a dead letter."""
-    resident_machines: Count = 100_000
-    """Machines whose state is held in memory; the longest unseen wait in the checkpoint."""
-    max_batch: Count = 512
-    linger: Seconds = 0.002
-    """How long a batch that is not full waits for more readings."""
-    keep_age: Seconds = 7 * 86400.0
-    """How long our stream keeps readings: the horizon of a replay."""
-    keep_bytes: Bytes = 5_000_000_000
-
-    def __post_init__(self) -> None:
-        given: tuple[Sensor | str, ...] = tuple(self.sensors)
-        sensors = tuple(Sensor(item) if isinstance(item, str) else item for item in given)
-        force_setattr(self, "sensors", sensors)
-        force_setattr(self, "bindings", tuple(self.bindings))
-        force_setattr(self, "machines", tuple(self.machines))
-        refuse(self.check(structs.asdict(self)))
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Settings`."""
-        if "sensors" in settings:
-            names = [sensor.name for sensor in settings["sensors"]]
-            if not names:
-                yield "sensors: name at least one sensor"
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                yield f"sensors: named twice: {', '.join(twice)}"
-        if "bindings" in settings and not settings["bindings"]:
-            yield "bindings: name at least one, such as sensor.#"
-        if "machines" in settings and not settings["machines"]:
-            yield "machines: name at least one pattern, such as pump-*"
-        if settings.get("queue") == "":
-            yield "queue: name the queue, or leave it out to read the exchange"
-        if settings.get("queue") and settings.get("bindings", ("sensor.#",)) != ("sensor.#",):
-            yield "bindings: an existing queue has its own; remove either queue or bindings"
-        if "earliest" in settings and not is_time(settings["earliest"]):
-            yield f'earliest: "{settings["earliest"]}" is not an RFC 3339 time such as 1990-01-01T00:00:00Z'
-        words = str(settings.get("routing_key", "{sensor}")).split(".")
-        if unknown := [word for word in words if "{" in word and word not in ("{machine}", "{sensor}")]:
-            yield f'routing_key: "{unknown[0]}" is not known; a word may be {{machine}}, {{sensor}}, * or a text'
-        if settings.get("layout") == "narrow" and "{sensor}" not in words:
-            example = "sensor.{machine}.{sensor}"
-            yield f'routing_key: the narrow layout needs "{{sensor}}" as a word, such as {example}'
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The sensors' names, in the order of the columns."""
-        return tuple(sensor.name for sensor in self.sensors)
-
-
-class RegistryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A batch detector: trained before, its weights loaded from the model registry."""
-
-    model: str
-    """`models:/name@alias` or `models:/name/version`; resolved once, then pinned in the checkpoint."""
-    threshold: float | None = None
-    """None takes the threshold that was chosen while training."""
-    fit: TrainableDetector | None = None
-    """How `mmlw train` trains it."""
-    inputs: tuple[str, ...] = ()
-    """The sensors and features that it is trained on and shown, in this order; none named: all of them."""
-    machines: str | tuple[str, ...] = ()
-    """The machines that it is trained on and scores, as a pattern (`pump-*`) or several; none named: all of them."""
-    promote_when: PromoteWhen | None = None
-    """What a shadow must have shown before it may take this place; None: `promote` is enough."""
-    rollback_when: RollbackWhen | None = None
-    """When the model before takes over again by itself."""
-    retrain: Retrain | None = None
-    """When it is trained anew by itself: a challenger, never what serves."""
-    follow: Follow | None = None
-    """Another version is swapped in when the alias moves in the registry; None: only by command."""
-    trust: str | tuple[str, ...] = ()
-    """Digests (`sha256:...`) of registered models that are code (pickled, or any that MLflow loads) and may run, in a
-    process of their own. None: only weights that are data."""
-    method: Literal["predict", "decision_function", "score_samples"] = "predict"
-    """What is asked of such a model."""
-    anomalous: Literal["high", "low"] | None = None
-    """Which of its scores are anomalous. They are turned so that high ones are; what is then below 0 counts as 0."""
-
-    def __post_init__(self) -> None:
-        force_setattr(self, "trust", (self.trust,) if isinstance(self.trust, str) else tuple(self.trust))
-        force_setattr(self, "inputs", tuple(self.inputs))
-        refuse(self.check(structs.asdict(self)))
-
-    @staticmethod
-    def check(settings: Settings) -> Iterator[str]:
-        """See `Settings`."""
-        try:
-            address = parse_uri(settings.get("model", "models:/x@alias"))
-        except ValueError as error:
-            yield f"model: {error}"
-        else:
-            if address.alias is None and settings.get("follow") is not None:
-                yield "follow: the model is one version, which does not move; name an alias: models:/NAME@ALIAS"
-        trust = settings.get("trust", ())
-        for digest in (trust,) if isinstance(trust, str) else trust:
-            if not is_digest(digest):
-                yield f'trust: "{digest}" is not sha256: and 64 hexadecimal digits'
-        if trust and settings.get("anomalous", "") is None:
-            yield "anomalous: say high or low: which scores of the trusted model are anomalous"
-        if settings.get("retrain") is not None:
-            if settings.get("fit", "") is None:
-                yield "retrain: add fit: {kind: …} to say how it is trained"
-            if str(settings.get("model", "")).endswith("@challenger"):
-                yield "retrain: what is trained is called challenger; name another alias in model, such as champion"
-
-    @property
-    def pin(self) -> Pin:
-        """What the shelf must know to run it where it is code."""
-        return Pin(tuple(self.trust), self.method, self.anomalous or "high", self.threshold)
-
-    @property
-    def name(self) -> str:
-        """The registered model's name."""
-        return parse_uri(self.model).name
-
-    @property
-    def alias(self) -> str | None:
-        """The alias asked for, None where a version is named."""
-        return parse_uri(self.model).alias
 
 
 class CheckpointRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -420,46 +206,3 @@ def _calibrated(settings: Settings) -> Iterator[str]:
     for name in combine.weights:
         if name not in detectors:
             yield f'combine.weights: "{name}" is not a detector'
-
-
-def readings_queue(topology: Topology) -> Queue:
-    """The stream of our own that the sensor exchange is bound to, or the existing queue that is named."""
-    if topology.source.queue is not None:
-        return Queue(name=topology.source.queue, kind="existing", exclusive=topology.source.exclusive)
-    return Queue(
-        name=f"mmlw.readings.{topology.name}",
-        max_age=topology.source.keep_age,
-        max_bytes=topology.source.keep_bytes,
-        segment_bytes=max(1_000_000, min(500_000_000, topology.source.keep_bytes // 4)),
-    )
-
-
-def control_queue(topology_name: str) -> Queue:
-    """Where a topology's commands wait for it."""
-    return Queue(name=f"mmlw.control.{topology_name}", kind="classic")
-
-
-def deadletter_queue() -> Queue:
-    """The stream that keeps what could not be used, for all topologies."""
-    return Queue(name="mmlw.deadletters", max_age=30 * 86400.0, max_bytes=1_000_000_000)
-
-
-def broker_plan(topology: Topology) -> Plan:
-    """Every exchange, queue and binding this topology needs."""
-    readings, control = readings_queue(topology), control_queue(topology.name)
-    dead, sink = deadletter_queue(), topology.sink
-    queues = [readings, control, dead]
-    bindings = []
-    exchanges = [sink.exchange, CONTROL_EXCHANGE, DEADLETTER_EXCHANGE]
-    if topology.source.queue is None:
-        exchanges.insert(0, topology.source.exchange)
-        bindings += [Binding(readings.name, exchanges[0], pattern) for pattern in topology.source.bindings]
-    bindings.append(Binding(control.name, CONTROL_EXCHANGE, f"control.{topology.name}.*"))
-    bindings.append(Binding(dead.name, DEADLETTER_EXCHANGE, "deadletter.#"))
-    if sink.queue is not None:
-        queues.append(Queue(name=sink.queue, max_age=sink.keep_age, max_bytes=sink.keep_bytes))
-        bindings.append(Binding(sink.queue, sink.exchange, "alert.#"))
-    names = dict.fromkeys(exchanges)
-    return Plan(
-        exchanges=tuple(Exchange(name) for name in names), queues=tuple(queues), bindings=tuple(bindings)
-    )

@@ -21,10 +21,11 @@ from stream.control import request
 from stream.errors import ModelNotFound, ModelRejected
 from stream.metrics import Metrics
 from stream.models import ModelRef, ModelVersion
+from stream.plan import broker_plan
 from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.scorer import Scored
-from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology, broker_plan
+from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["Plant", "Scale", "ScaleShelf", "readings", "topology"]
 

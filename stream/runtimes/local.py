@@ -41,12 +41,13 @@ from stream.errors import (
 )
 from stream.metrics import Cause, Metrics, TopologyMetrics
 from stream.models import ModelRef
+from stream.plan import broker_plan, readings_queue
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects
 from stream.threads import in_thread
-from stream.topology import RegistryModel, Topology, broker_plan, readings_queue
+from stream.topology import RegistryModel, Topology
 from stream.trainer import Trainer
 from stream.trial import build_online
 from stream.verbs import ModelHistory, reference

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from stream.brokers.base import Delivery, Intake, Message, Plan, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.errors import BrokerUnreachable
+from stream.plan import readings_queue
 from stream.simulation.outcome import Reading
-from stream.topology import readings_queue
 
 if TYPE_CHECKING:
     from stream.simulation.world import World

@@ -20,6 +20,7 @@ from stream.clock import Clock
 from stream.deadletters import replay
 from stream.errors import BrokerUnreachable, CheckpointError, CheckpointFull, MmlwError
 from stream.metrics import Metrics
+from stream.plan import CONTROL_EXCHANGE, broker_plan, readings_queue
 from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.simulation.disk import Disk, SimulatedStore
@@ -29,16 +30,7 @@ from stream.simulation.outcome import Committed, Outcome
 from stream.simulation.registry import SimulatedShelf
 from stream.simulation.schedule import START, Command, Fault, Op, Schedule
 from stream.state import StreamPosition
-from stream.topology import (
-    CONTROL_EXCHANGE,
-    CheckpointRule,
-    RegistryModel,
-    Sensor,
-    Source,
-    Topology,
-    broker_plan,
-    readings_queue,
-)
+from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
 
 __all__ = ["World", "run"]
 

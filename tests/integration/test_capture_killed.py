@@ -11,7 +11,8 @@ import pandas as pd
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.capture_rule import CaptureRule, Rotation
 from stream.config import dump_yaml
-from stream.topology import CheckpointRule, broker_plan
+from stream.plan import broker_plan
+from stream.topology import CheckpointRule
 from tests.aio import run
 from tests.integration.test_worker_rabbitmq import Service, wait_for
 from tests.plant import START, readings, topology

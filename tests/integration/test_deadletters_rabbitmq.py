@@ -356,7 +356,7 @@ def test_mistakes_get_one_clear_line(rabbitmq: RabbitNode, tmp_path: Path) -> No
 
     async def declare() -> None:
         from stream.brokers.rabbitmq import RabbitBroker
-        from stream.topology import broker_plan
+        from stream.plan import broker_plan
 
         async with RabbitBroker(empty) as broker:
             await broker.declare(broker_plan(topology()), mode="declare")

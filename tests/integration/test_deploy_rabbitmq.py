@@ -27,9 +27,10 @@ from stream.brokers.rabbitmq import RabbitBroker
 from stream.config import load
 from stream.control import request
 from stream.errors import BrokerRefused, BrokerUnreachable
+from stream.plan import broker_plan, deadletter_queue
 from stream.runtimes.local import Worker
 from stream.tables import from_dataset
-from stream.topology import RegistryModel, Topology, broker_plan, deadletter_queue
+from stream.topology import RegistryModel, Topology
 from tests.aio import run
 from tests.rabbitmq_node import RabbitNode, free_port
 

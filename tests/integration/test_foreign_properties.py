@@ -16,8 +16,8 @@ from pamqp import encode
 
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.metrics import Cause, Metrics
+from stream.plan import broker_plan
 from stream.runtimes.local import Worker
-from stream.topology import broker_plan
 from tests.aio import run
 from tests.plant import START, topology
 

@@ -22,10 +22,11 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.checkpoint import Checkpoint
 from stream.errors import BrokerUnreachable
+from stream.plan import broker_plan, readings_queue
 from stream.runtimes.local import Worker
 from stream.scorer import Scorer
 from stream.state import Changes, Store
-from stream.topology import Topology, broker_plan, readings_queue
+from stream.topology import Topology
 from tests.aio import run
 from tests.plant import Plant, readings, topology
 from tests.rabbitmq_node import RabbitNode, rabbit_node

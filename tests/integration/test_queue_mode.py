@@ -22,9 +22,10 @@ from stream.checkpoint import Checkpoint
 from stream.control import request
 from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
 from stream.metrics import Metrics
+from stream.plan import readings_queue
 from stream.runtimes.local import Worker
 from stream.scorer import Scorer
-from stream.topology import Source, Topology, readings_queue
+from stream.topology import Source, Topology
 from tests.aio import run
 from tests.plant import ScaleShelf
 from tests.rabbitmq_node import RabbitNode

@@ -18,8 +18,9 @@ from deploy.rabbitmq.definitions import build
 from stream.brokers.base import Message
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.metrics import Metrics
+from stream.plan import broker_plan, readings_queue
 from stream.runtimes.local import Worker
-from stream.topology import Topology, broker_plan, readings_queue
+from stream.topology import Topology
 from tests.aio import run
 from tests.plant import readings, topology
 from tests.rabbitmq_node import RabbitNode

@@ -23,7 +23,8 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from stream.brokers.rabbitmq import RabbitBroker
-from stream.topology import CONTROL_EXCHANGE, Topology, broker_plan
+from stream.plan import CONTROL_EXCHANGE, broker_plan
+from stream.topology import Topology
 from tests.torture.audit import Evidence, Findings, audit, reference, state_of
 from tests.torture.hall import EXCHANGE, LAST, QUEUE, Mode, Sent, last, readings, topology
 from tests.torture.life import Orders, begin

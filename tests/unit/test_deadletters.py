@@ -29,9 +29,9 @@ from stream.letterbox import (
     survey,
 )
 from stream.metrics import Policy, Reason
+from stream.plan import deadletter_queue, readings_queue
 from stream.scorer import Scorer
 from stream.state import Changes
-from stream.topology import deadletter_queue, readings_queue
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology
 

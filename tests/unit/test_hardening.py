@@ -15,11 +15,12 @@ import pytest
 from stream.brokers.base import Delivery, Intake, Message, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
+from stream.plan import readings_queue
 from stream.runtimes.local import guarantee
 from stream.scorer import Scorer
 from stream.state import Saved, Trying
 from stream.suspects import DEATHS, Suspects
-from stream.topology import Topology, readings_queue
+from stream.topology import Topology
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology
 
