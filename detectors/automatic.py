@@ -59,9 +59,10 @@ class Auto(Detector, frozen=True, kw_only=True):
     and Shim, "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000; Yeh et al., "Matrix
     profile I", ICDM 2016; Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017.
 
-    Fails where the first readings are not like those that follow. With several sensors a single reading, however far
-    out, opens no alert, nor do two: the rule that comes with the word `auto` holds until three are anomalous. Short
-    faults of sensors with a memory are seen from about 9 of their sigmas, smaller ones once a chart has summed them.
+    Fails where the first readings are not like those that follow. With several sensors one or two readings open an
+    alert only where they are far out (three times the threshold: 27 sigmas where sensors have a memory): else the
+    rule that comes with the word `auto` holds until three are anomalous. Short faults of sensors with a memory are
+    seen from about 9 of their sigmas, smaller ones once a chart has summed them.
 
     >>> rng = np.random.default_rng(0)
     >>> model = Auto(look=100).build(("a", "b"))

@@ -32,6 +32,7 @@ class OpeningRule:
 
     hold: int = 1
     within: int = 1
+    at_once: float = np.inf
     close_after: int = 3
     hysteresis: float = 0.0
     cooldown: float = 0.0
@@ -106,6 +107,7 @@ class Openings:
             table["rest_number"],
             rule.hold,
             rule.within,
+            rule.at_once,
             rule.close_after,
             rule.hysteresis,
             rule.cooldown,
@@ -181,7 +183,7 @@ def _ones(bits: int) -> int:
 @compiled(
     "void(int64[::1], float64[::1], float64[::1], float64[::1], boolean[::1], float64[::1], int64[::1], int64[::1],"
     " int64[::1], float64[:,::1], float32[:,::1], int64[:,::1], int32[:,::1], float64[:,::1], int64[:,::1], int64,"
-    " int64, int64, float64, float64, int64, float64[::1])"
+    " int64, float64, int64, float64, float64, int64, float64[::1])"
 )
 def _thresholds(
     slots: Slots,
@@ -201,6 +203,7 @@ def _thresholds(
     rest_number: NDArray[np.int64],
     hold: int,
     within: int,
+    at_once: float,
     close_after: int,
     hysteresis: float,
     cooldown: float,
@@ -231,7 +234,7 @@ def _thresholds(
             else:
                 anomalous = score >= level
                 recent[slot, j] = ((recent[slot, j] << 1) & keep) | anomalous
-                if anomalous and _ones(recent[slot, j]) >= hold:
+                if anomalous and (_ones(recent[slot, j]) >= hold or score >= level * at_once):
                     counts[slot, j] += 1.0
                     recent[slot, j], calm[slot, j] = _OPEN, 0
                     closes = close_after == 0

@@ -182,7 +182,8 @@ def _may_open(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind |
     if not anomalous:
         return None
     _count(episode, reading)
-    if episode.recent.bit_count() < rule.hold:
+    at_once = rule.at_once is not None and reading.score >= reading.threshold * rule.at_once
+    if episode.recent.bit_count() < rule.hold and not at_once:
         return None
     episode.severity, episode.updates, episode.calm = _level(rule, reading.threshold, episode.peak), 0, 0
     episode.offset, episode.row = reading.offset, reading.row

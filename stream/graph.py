@@ -30,7 +30,8 @@ def mermaid(topology: Topology) -> str:
             lines.append(f"  mlflow[(MLflow)] -. weights .-> d{number}")
         else:
             lines.append(f'  {seen} --> d{number}["{name}<br/>{_text(spec.kind)}, learns"] --> rule')
-    after = f"open after {rule.hold}, close after {rule.close_after}"
+    at_once = "" if rule.at_once is None else f" (1 at {rule.at_once:g} times the threshold)"
+    after = f"open after {rule.hold}{at_once}, close after {rule.close_after}"
     lines += [
         f'  rule{{"{after}"}} --> alerts(["{_text(sink.exchange)}"])',
         f'  control(["mmlw.control"]) -. control.{topology.name}.* .-> rule',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -68,6 +69,8 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """An alert opens with this many anomalous readings."""
     within: Annotated[int, msgspec.Meta(ge=1, le=60)] | None = None
     """They lie among this many readings in a row; None: all of them are anomalous."""
+    at_once: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    """One reading that scores so many times the threshold opens an alert, whatever `hold` says; None: none does."""
     close_after: Annotated[int, msgspec.Meta(ge=0)] = 3
     """It closes after this many normal readings in a row; 0: an alert is a moment, over with its reading."""
     hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
@@ -125,6 +128,8 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             yield "budget: the threshold follows from it; remove either budget or probability"
         if within is None and hold is not None and hold > 60:
             yield "hold: at most 60"
+        if hold == 1 and settings.get("at_once") is not None:
+            yield "at_once: one reading opens an alert already; remove it, or let hold be 2 or more"
         if settings.get("budget_per", "machine") != "machine" and settings.get("budget", 1.0) is None:
             yield "budget_per: there is no budget to share; state one, such as budget: 2/day"
 
@@ -134,6 +139,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return OpeningRule(
             self.hold,
             self.within or self.hold,
+            self.at_once or math.inf,
             self.close_after,
             self.hysteresis,
             self.cooldown,
@@ -176,8 +182,9 @@ def automatic_rule(sensors: int) -> AlertRule:
 
     Of one sensor an alert is a moment and then rests for 120 readings: what is unlike the past soon is a part of it;
     and each alert must be rarer than those before.
-    Of several an alert opens with the third anomalous reading in a row, and lasts as long as the shift does.
+    Of several an alert opens with the third anomalous reading in a row, or with one at three times the threshold, and
+    lasts as long as the shift does.
     """
     if sensors == 1:
         return AlertRule(close_after=0, cooldown_readings=120, escalation=1.5)
-    return AlertRule(hold=3, close_after=10, hysteresis=0.2)
+    return AlertRule(hold=3, at_once=3.0, close_after=10, hysteresis=0.2)

@@ -25,9 +25,12 @@ class Seen:
 
 
 RULES = st.builds(
-    lambda hold, more, **rest: AlertRule(hold=hold, within=None if more is None else hold + more, **rest),
+    lambda hold, more, at_once, **rest: AlertRule(
+        hold=hold, within=None if more is None else hold + more, at_once=at_once if hold > 1 else None, **rest
+    ),
     hold=st.integers(1, 4),
     more=st.none() | st.integers(0, 4),
+    at_once=st.sampled_from([None, 1.5, 2.0]),
     close_after=st.integers(0, 4),
     hysteresis=st.sampled_from([0.0, 0.1, 0.5]),
     cooldown=st.sampled_from([0.0, 3.0, 20.0]),
@@ -70,7 +73,8 @@ def said(rule: AlertRule, readings: list[Seen]) -> list[Told]:
                 continue
             window = range(max(fresh, i - (rule.within or rule.hold) + 1), i + 1)
             hits = [j for j in window if readings[j].ratio >= 1.0]
-            if reading.ratio < 1.0 or len(hits) < rule.hold:
+            at_once = rule.at_once is not None and reading.ratio >= rule.at_once
+            if reading.ratio < 1.0 or (len(hits) < rule.hold and not at_once):
                 continue
             first = hits[0]
             while chain := [

@@ -11,7 +11,9 @@ from detectors.base import Floats
 from detectors.calibration import Calibration
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
+from stream.backtest import fresh_scorer
 from stream.config import dump_yaml
+from stream.readings import Batch
 from stream.rules import AlertRule
 from stream.topology import Sensor, Source, Topology
 
@@ -123,7 +125,7 @@ def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
     two = Topology(name="t", source=Source(sensors=(Sensor("a"), Sensor("b"))), detectors="auto")  # type: ignore[arg-type]
     assert one.detectors == two.detectors == {"auto": Auto()}
     assert (one.alert.close_after, one.alert.cooldown_readings, one.alert.escalation) == (0, 120, 1.5)
-    assert (two.alert.hold, two.alert.close_after) == (3, 10)
+    assert (two.alert.hold, two.alert.at_once, two.alert.close_after) == (3, 3.0, 10)
     assert "kind: auto" in dump_yaml(two)
     rule = AlertRule(hold=7)
     stated = Topology(name="t", source=one.source, detectors="auto", alert=rule)  # type: ignore[arg-type]
@@ -179,3 +181,23 @@ def test_short_fault_of_sensors_with_a_memory_is_found_whatever_its_size() -> No
             shares, expected = model.contributions(np.array([1202 if len(cuts) == 1 else 0]))
             assert shares[0, 1] > 0.8
             assert abs(expected[0, 1]) < 8.0
+
+
+def test_of_several_sensors_one_reading_far_out_opens_an_alert_and_two_less_far_do_not() -> None:
+    values = np.random.default_rng(0).normal(50.0, 1.0, (1200, 3))
+    values[600, 1] += 40.0
+    values[900:902, 2] += 6.0
+    source = Source(sensors=(Sensor("a"), Sensor("b"), Sensor("c")))
+    scorer = fresh_scorer(Topology(name="t", source=source, detectors="auto"))  # type: ignore[arg-type]
+    scorer.admit(["m"], {})
+    rows = np.arange(1200)
+    batch = Batch(
+        ["m"] * 1200,
+        np.asarray(rows * 60.0, np.float64),
+        values,
+        rows,
+        np.zeros(1200, np.int64),
+        np.full(1200, -1),
+    )
+    opened = [alert for alert in scorer.process(batch, rows).alerts if alert.event == "opened"]
+    assert [(alert.position.offset, alert.contributions[0].sensor) for alert in opened] == [(600, "b")]

@@ -99,6 +99,7 @@ def test_splits_keys_and_restores_change_nothing() -> None:
     times, wanted, learn = np.arange(3000.0), rng.uniform(1.0, 4.0, 3000), rng.random(3000) < 0.9
     for rule in (
         OpeningRule(hold=2, within=3),
+        OpeningRule(hold=3, within=3, at_once=1.5),
         OpeningRule(cooldown=5.0, cooldown_readings=2, close_after=0),
     ):
         whole = Openings(rule).thresholds(slots, scores, times, wanted, learn)
