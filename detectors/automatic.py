@@ -106,8 +106,9 @@ class _Family:
             ratios = np.stack([s / m.threshold for s, m in zip(scores, self.models, strict=True)])
             return ratios.max(axis=0), ratios.argmax(axis=0)
         mean = np.zeros(len(slots))
-        for calibrator, score in zip(self.calibrators, scores, strict=True):
-            mean += calibrator.score_learn(slots, score, learn) / len(self.calibrators)
+        for model, calibrator, score in zip(self.models, self.calibrators, scores, strict=True):
+            warm = counts > getattr(model, "warmup_readings", 0)
+            mean += calibrator.score_learn(slots, score, learn, warm=warm) / len(self.calibrators)
         limit = _IMPROBABLE + _RARER * np.log10(np.maximum(counts, _FEW) / 1000.0)
         return np.where(mean < limit, mean / limit, 1.0 + mean - limit), np.zeros(len(slots), np.int64)
 

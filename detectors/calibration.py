@@ -81,11 +81,19 @@ class Calibrator:
         self._table = Table(columns)
 
     def score_learn(
-        self, slots: Slots, scores: Floats, learn: Mask | None = None, *, unknown: float = 0.0
+        self,
+        slots: Slots,
+        scores: Floats,
+        learn: Mask | None = None,
+        *,
+        warm: Mask | None = None,
+        unknown: float = 0.0,
     ) -> Floats:
         """Surprise (n,) of scores (n,) in arrival order, each judged by its key's history, then added to it.
 
-        At least 0, at most 30; `unknown` while warming up. Splitting a call anywhere changes nothing; `learn` as in
+        At least 0, at most 30; `unknown` while warming up. Scores of 0 before a key's first other one are taken for
+        those of a detector's warm-up and left out, but where `warm` (n,) is set: a sensor that never moved scores 0
+        for ever, and is to be told when it does. Splitting a call anywhere changes nothing; `learn` as in
         `Model`. About 1 µs per score, and 5 µs with a history of 20,000.
         """
         slots, scores = slot_numbers(slots), floats(scores)
@@ -96,6 +104,7 @@ class Calibrator:
             slots,
             scores,
             learned(learn, len(slots)),
+            np.zeros(len(slots), np.bool_) if warm is None else warm,
             table["count"],
             table["ring"],
             table["fitted"],
@@ -202,13 +211,14 @@ def _remember(
 
 
 @compiled(
-    "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64,"
-    " float64, float64, boolean, float64[::1])"
+    "void(int64[::1], float64[::1], boolean[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1],"
+    " float64[:,::1], int64, float64, float64, boolean, float64[::1])"
 )
 def _score_learn(
     slots: Slots,
     scores: Floats,
     learn: Mask,
+    warm: Mask,
     count: NDArray[np.int64],
     ring: NDArray[np.float32],
     fitted: NDArray[np.int64],
@@ -239,7 +249,7 @@ def _score_learn(
                 if evt and row[_FITTED] > 0.0:
                     share = max(share, 1.0 - quantile)
                 surprise[i] = -np.log10(share)
-        if learn[i] and (seen > 0 or score != 0.0):
+        if learn[i] and (seen > 0 or score != 0.0 or warm[i]):
             _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)
 
 

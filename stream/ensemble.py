@@ -86,15 +86,18 @@ class Lane:
     seconds: float = 0.0
     """What its model took, added up until somebody takes it away."""
 
-    def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> tuple[Floats, Mask]:
+    def calibrated(
+        self, slots: Slots, scores: Floats, learn: Mask, limits: Floats, numbers: NDArray[np.int64]
+    ) -> tuple[Floats, Mask]:
         """What decides, of scores (n,) and the limits (n,) that it is held against; and where it is no probability
-        yet.
+        yet. `numbers` (n,) of the machine's readings.
 
         While a key's calibration warms up, a score from the threshold that a model was trained with counts as
         `limits` x score / threshold, and any other as 0."""
         if self.calibrator is None:
             return scores, np.zeros(len(scores), np.bool_)
-        surprise = self.calibrator.score_learn(slots, scores, learn, unknown=np.nan)
+        warm = self._is_warm(numbers)
+        surprise = self.calibrator.score_learn(slots, scores, learn, warm=warm, unknown=np.nan)
         unknown = np.isnan(surprise)
         if not unknown.any():
             return surprise, unknown
@@ -108,8 +111,12 @@ class Lane:
         """The least score (n,) that can be anomalous; `numbers` (n,) of the machine's readings."""
         if self.limiter is None:
             return np.full(len(scores), -np.inf)
-        warm = numbers > getattr(self.model, "warmup_readings", 0)
-        return self.limiter.limits(slots, scores, self.rarely, self.threshold, learn & warm)
+        learn = learn & self._is_warm(numbers)
+        return self.limiter.limits(slots, scores, self.rarely, self.threshold, learn)
+
+    def _is_warm(self, numbers: NDArray[np.int64]) -> Mask:
+        warm: Mask = numbers > getattr(self.model, "warmup_readings", 0)
+        return warm
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
@@ -368,11 +375,13 @@ class Ensemble:
                 if lane.trained:
                     raw[lane.name] = scores[lane.name]
                 limits = np.maximum(limits, lane.limits(slots, scores[lane.name], learn, part.numbers))
-                scores[lane.name], early = lane.calibrated(slots, scores[lane.name], learn, limits)
+                scores[lane.name], early = lane.calibrated(
+                    slots, scores[lane.name], learn, limits, part.numbers
+                )
                 unknown |= early
         decided = self._combined(scores, len(slots))
         if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
-            decided = self._calibrator.score_learn(slots, decided, learn, unknown=np.nan)
+            decided = self._calibrator.score_learn(slots, decided, learn, warm=~unknown, unknown=np.nan)
             unknown |= np.isnan(decided)
             decided = np.nan_to_num(decided)
         if self._openings is not None and np.isfinite(decided).all():

@@ -97,7 +97,7 @@ def starter_topology(table: Table) -> Topology:
         description=f"Started from {table.name}",
         source=Source(sensors=tuple(Sensor(sensor) for sensor in table.sensors)),
         detectors=detectors,
-        alert=AlertRule(hold=2, close_after=5),
+        alert=AlertRule(hold=2, at_once=3.0, close_after=5),
     )
 
 

@@ -104,7 +104,9 @@ def test_score_of_one_sensor_counts_decades_beyond_the_threshold() -> None:
     surprises = []
     for length, neighbours, history in ((1, 1, 8000), (24, 2, 4000), (96, 2, 4000)):
         stretch = LeftMatrixProfile(length=length, neighbours=neighbours, history=history).build(("a",))
-        surprises.append(tail.build().score_learn(slots, stretch.score_learn(slots, values[:, None], times)))
+        scored = stretch.score_learn(slots, values[:, None], times)
+        warm = np.arange(1500) >= stretch.warmup_readings
+        surprises.append(tail.build().score_learn(slots, scored, warm=warm))
     limit = 0.77 + 0.9 * np.log10(np.maximum(np.arange(1.0, 1501.0), 200.0) / 1000.0)
     mean = np.mean(surprises, axis=0)
     assert not scores[:250].any()
@@ -118,6 +120,14 @@ def test_escalation_needs_a_calibration_or_auto() -> None:
     assert Topology(name="t", source=source, detectors={"any": Auto()}, alert=rule).alert == rule
     with pytest.raises(ValueError, match="escalation needs calibrated scores"):
         Topology(name="t", source=source, detectors={"z": AdaptiveZ()}, alert=rule)
+
+
+def test_one_sensor_that_never_moved_is_told_when_it_does() -> None:
+    values = np.full((3000, 1), 5.0)
+    values[2000:] = 9.0
+    scores = Auto().build(("a",)).score_learn(np.zeros(3000, np.int64), values, np.arange(3000.0))
+    assert not scores[:2000].any()
+    assert scores[2000] > 1.0
 
 
 def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:

@@ -125,3 +125,14 @@ def test_rate_is_the_time_between_readings_and_a_pause_does_not_change_it_much()
     assert intervals[50] == pytest.approx(60.0)
     assert 60.0 < intervals[-1] < 70.0, "a day's pause counts as ten intervals"
     assert numbers.tolist() == [*range(1, 103), 102], "an older reading does not count"
+
+
+def test_scores_that_were_always_0_calibrate_once_the_detector_has_warmed_up() -> None:
+    scores = np.zeros(400)
+    scores[300] = 1e-3
+    where, warm = np.zeros(400, np.int64), np.arange(400) >= 50
+    recipe = Calibration(warmup=100)
+    found = recipe.build().score_learn(where, scores, warm=warm)
+    assert found[300] == 30.0, "what never moved and does is as rare as can be"
+    assert not np.delete(found, 300).any()
+    assert not recipe.build().score_learn(where, scores).any(), "unless all of it is a warm-up"

@@ -11,7 +11,9 @@ import pytest
 from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, RandomCutForest
 from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
+from detectors.registry import ONLINE
 from stream.alerts import alert_message
+from stream.backtest import fresh_scorer
 from stream.readings import Batch
 from stream.rules import AlertRule, Combination, Learning, Maintenance
 from stream.scorer import Scored, Scorer, online_info
@@ -233,3 +235,35 @@ def test_budget_holds_for_detectors_that_decide_together(method: str) -> None:
         rates[calibrate] = len(opened) / 20_000
     assert 0.007 < rates[True] < 0.014
     assert abs(np.log(rates[False] / 0.01)) > abs(np.log(rates[True] / 0.01))
+
+
+@pytest.mark.parametrize("kind", ["adaptive_z", "robust_z", "mahalanobis", "left_matrix_profile", "knn"])
+@pytest.mark.parametrize("combine", [None, Combination()], ids=["alone", "combined"])
+def test_a_calibrated_sensor_that_never_moved_is_told_when_it_does(
+    kind: str, combine: Combination | None
+) -> None:
+    values = np.full((3000, 1), 5.0)
+    values[2000:] = 9.0
+    detectors = {"d": ONLINE[kind]()} | ({} if combine is None else {"e": AdaptiveZ()})
+    topology = Topology(
+        name="t",
+        source=Source(sensors=(Sensor("value"),)),
+        detectors=detectors,  # type: ignore[arg-type]
+        calibration=Calibration(),
+        combine=combine,
+        health=None,
+    )
+    scorer, rows = fresh_scorer(topology), np.arange(3000)
+    scorer.admit(["m"], {})
+    batch = Batch(
+        ["m"] * 3000,
+        np.asarray(rows * 60.0, np.float64),
+        values,
+        rows,
+        np.zeros(3000, np.int64),
+        np.full(3000, -1),
+    )
+    opened = [
+        alert.position.offset for alert in scorer.process(batch, rows).alerts if alert.event == "opened"
+    ]
+    assert opened[:1] == [2000]
