@@ -163,17 +163,23 @@ class Control:
         """Take swaps back that the topology's own rule condemns; as a command, so that it is audited like any."""
         beside, tried = self._engine.scorer.beside, set[str]()
         while True:
-            for detector, verdict in beside.verdicts().items():
-                swapped = self._verbs.serving(detector)
-                name = f"rollback_when-{detector}-{swapped.version}-{self._engine.position.next_offset}"
-                if f"{detector}-{swapped.version}" in tried:
-                    continue
-                tried.add(f"{detector}-{swapped.version}")
-                body = msgspec.json.encode({"id": name, "detector": detector, "issued": self._clock.now()})
-                asked = Asked("rollback", body, "rollback_when", "http", name, verdict)
-                await self._serve(asked, partial(self._told, detector, verdict))
+            for detector in beside.verdicts():
+                async with self._one:
+                    await self._take_back(detector, tried)
             tried &= {f"{name}-{self._verbs.serving(name).version}" for name in beside.verdicts()}
             await asyncio.sleep(_WATCH)
+
+    async def _take_back(self, detector: str, tried: set[str]) -> None:
+        """Take a swap back that is condemned, now that no other command can change what serves."""
+        verdict, swapped = self._engine.scorer.beside.verdicts().get(detector), self._verbs.serving(detector)
+        if verdict is None or f"{detector}-{swapped.version}" in tried:
+            return
+        tried.add(f"{detector}-{swapped.version}")
+        name = f"rollback_when-{detector}-{swapped.version}-{self._engine.position.next_offset}"
+        body = msgspec.json.encode({"id": name, "detector": detector})
+        receipt = await self._handle(Asked("rollback", body, "rollback_when", "http", name, verdict))
+        await self._write()
+        self._told(detector, verdict, receipt)
 
     async def _turn(self, find: Callable[[], Awaitable[Due | None]]) -> None:
         """Carry out what is found to be due; nothing else is carried out from the finding on."""
@@ -186,7 +192,7 @@ class Control:
             await self._write(due.kept)
             due.done()
 
-    async def _told(self, detector: str, verdict: str, receipt: Receipt | None) -> None:
+    def _told(self, detector: str, verdict: str, receipt: Receipt | None) -> None:
         applied = receipt is not None and receipt["status"] == "applied"
         if applied:
             self._metrics.rolled_back(detector)

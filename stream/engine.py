@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from detectors.base import Model
 from stream import log
 from stream.alerts import PROCESS, Alert, ModelInfo, alert_message
+from stream.backlog import LAG_INTERVAL, lag_of
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
@@ -41,7 +42,6 @@ __all__ = ["Engine", "Poison", "Swap"]
 
 _IDLE = 0.25
 """Seconds after which an engine without readings looks for commands and a stop."""
-_LAG_INTERVAL = 2.0
 _QOS_LIMIT = 65_535
 """AMQP's largest prefetch."""
 
@@ -198,7 +198,7 @@ class Engine:
                     if self._intake is None:  # stopped meanwhile
                         return
                     raise
-                self.lag = max(end - self.position.next_offset, 0) if self._stream else end
+                self.lag = lag_of(self._queue, end, self.position)
                 self._metrics.lag.set(self.lag)
                 now = self._clock.monotonic()
                 standing = self.paused and not self._again
@@ -208,7 +208,7 @@ class Engine:
                     raise Stalled(
                         f"nothing was delivered for {now - since:.0f} s, with {self.lag} messages waiting"
                     )
-            await asyncio.sleep(_LAG_INTERVAL if intake is not None else _IDLE)
+            await asyncio.sleep(LAG_INTERVAL if intake is not None else _IDLE)
 
     async def between_batches(self, act: Callable[[], Changes], *, settled: bool = False) -> float:
         """Run `act` between two batches and commit what it changed; seconds that the stream stood still.

@@ -152,6 +152,11 @@ class Broker(Protocol):
         `prefetch` bounds what is delivered and not acknowledged; a stream may exceed it by a few hundred."""
         ...
 
+    async def end(self, queue: Queue) -> int:
+        """As of an `Intake` that is given nothing, without one: nothing is taken from the queue. Raises BrokerMissing
+        where there is no such queue."""
+        ...
+
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish all, mandatory, pipelined; returns when the broker has confirmed every one.
 

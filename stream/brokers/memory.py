@@ -61,6 +61,13 @@ class _Store:
     """One reader has it for itself."""
     deleted: bool = False
 
+    def end(self, now: float) -> int:
+        """The offset of a stream's next message; of a queue, how many are ready."""
+        if self.queue.kind == "stream":
+            return self.first + len(self.messages) - self.head
+        self.expire(now)
+        return len(self.messages) - self.head
+
     def expire(self, now: float) -> None:
         """A queue drops the messages at its head whose time is over."""
         while self.head < len(self.messages):
@@ -314,11 +321,8 @@ class _Intake:
     async def end(self) -> int:
         """See `Intake`."""
         self._check()
-        store = self._store
-        if not self._stream:
-            store.expire(self.broker.server.now())
-        ready = len(store.messages) - store.head
-        return store.first + ready if self._stream else ready + len(self._waiting)
+        end = self._store.end(self.broker.server.now())
+        return end if self._stream else end + len(self._waiting)
 
     async def close(self) -> None:
         """See `Intake`."""
@@ -440,6 +444,11 @@ class MemoryBroker:
         if isinstance(offset, datetime):
             offset = store.arrived_since(offset.timestamp() - time.time() + self.server.now())
         return _Intake(self, store, offset, prefetch)
+
+    async def end(self, queue: Queue) -> int:
+        """See `Broker`."""
+        self._check()
+        return self.server.store(queue.name).end(self.server.now())
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Broker`."""

@@ -299,6 +299,10 @@ class RabbitBroker:
                 yield channel
                 await channel.close()
 
+    async def end(self, queue: Queue) -> int:
+        """See `Broker`."""
+        return await (self.end_of_stream if queue.kind == "stream" else self.message_count)(queue)
+
     async def end_of_stream(self, queue: Queue) -> int:
         """One more than the offset of a stream's last message, found by reading it; 0 if none came in a second.
 

@@ -7,10 +7,11 @@ the same as to a crash: throw its engine away and build a new one from the check
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 from detectors.base import Detector, Model
 from stream import log
 from stream.alerts import ModelInfo
+from stream.backlog import watch_unread
 from stream.brokers.base import Broker
 from stream.capture import CapturingStore
 from stream.checkpoint import Checkpoint
@@ -65,6 +67,8 @@ class _Lane:
     topology: Topology
     store: Store
     metrics: TopologyMetrics
+    position: StreamPosition | None = None
+    """Where the store stood when it was last read or written; None before."""
     engine: Engine | None = None
     control: Control | None = None
     suspects: Suspects | None = None
@@ -193,6 +197,8 @@ class Worker:
             else:
                 return
             progressed = lane.engine is not None and lane.engine.ledger.commits > 1
+            if lane.engine is not None:
+                lane.position = lane.engine.ledger.committed
             lane.engine = lane.control = None
             lane.metrics.restarted(_cause(error))
             if progressed:
@@ -209,16 +215,22 @@ class Worker:
         self, topology: Topology, metrics: TopologyMetrics, stop: asyncio.Event
     ) -> Store | None:
         """The topology's store, which a full disk keeps from being opened; None when told to stop meanwhile."""
+        try:
+            store: Store | None = await in_thread(self._store, topology)
+        except CheckpointFull:
+            async with self._full_disk(topology, metrics, None):
+                store = await self._opened_later(topology, stop)
+        if store is None:
+            return None
+        self._tell_room(topology.name, metrics)
+        return store if topology.capture is None else await self._capturing(topology, store, metrics)
+
+    async def _opened_later(self, topology: Topology, stop: asyncio.Event) -> Store | None:
         pauses = _pauses()
         while not stop.is_set():
-            try:
-                store = await in_thread(self._store, topology)
-            except CheckpointFull:
-                self._tell_full(topology.name, metrics)
-                await _wait(stop, next(pauses))
-            else:
-                self._tell_room(topology.name, metrics)
-                return store if topology.capture is None else await self._capturing(topology, store, metrics)
+            await _wait(stop, next(pauses))
+            with contextlib.suppress(CheckpointFull):
+                return await in_thread(self._store, topology)
         return None
 
     async def _capturing(self, topology: Topology, store: Store, metrics: TopologyMetrics) -> Store:
@@ -232,24 +244,35 @@ class Worker:
     async def _until_room(self, lane: _Lane, stop: asyncio.Event) -> None:
         """Read nothing until the checkpoint can be written again."""
         pauses = _pauses()
-        while not stop.is_set():
-            self._tell_full(lane.topology.name, lane.metrics)
-            try:
-                saved = await in_thread(lane.store.load, 0)
-                await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
-            except CheckpointFull:
-                await _wait(stop, next(pauses))
-                continue
-            except CheckpointError:
-                pass  # not full, but broken: the next start says how
-            self._tell_room(lane.topology.name, lane.metrics)
-            return
+        async with self._full_disk(lane.topology, lane.metrics, lane.position):
+            while not stop.is_set():
+                try:
+                    saved = await in_thread(lane.store.load, 0)
+                    await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+                except CheckpointFull:
+                    await _wait(stop, next(pauses))
+                    continue
+                except CheckpointError:
+                    pass  # not full, but broken: the next start says how
+                self._tell_room(lane.topology.name, lane.metrics)
+                return
 
-    def _tell_full(self, name: str, metrics: TopologyMetrics) -> None:
-        if name not in self._full:
-            self._full.add(name)
+    @contextlib.asynccontextmanager
+    async def _full_disk(
+        self, topology: Topology, metrics: TopologyMetrics, position: StreamPosition | None
+    ) -> AsyncIterator[None]:
+        """While this lasts the disk is full, and nothing is read from `position` on: told, with the lag."""
+        if topology.name not in self._full:
+            self._full.add(topology.name)
             metrics.checkpoint_full.set(1)
-            log.get().error("disk_full", topology=name, detail="reading waits until there is room")
+            log.get().error("disk_full", topology=topology.name, detail="reading waits until there is room")
+        async with asyncio.TaskGroup() as tasks:
+            queue = readings_queue(topology)
+            watching = tasks.create_task(watch_unread(self._connect, queue, position, metrics))
+            try:
+                yield
+            finally:
+                watching.cancel()
 
     def _tell_room(self, name: str, metrics: TopologyMetrics) -> None:
         self._full.discard(name)
@@ -258,6 +281,7 @@ class Worker:
     async def _run_once(self, lane: _Lane, stop: asyncio.Event) -> None:
         topology = lane.topology
         saved = await in_thread(lane.store.load, topology.source.resident_machines)
+        lane.position = saved.position
         if lane.suspects is None:
             window = topology.checkpoint.after + topology.source.max_batch if saved.died else 0
             lane.suspects = Suspects(saved.trying, window=window)

@@ -16,6 +16,7 @@ import numpy as np
 
 from stream.brokers.base import Delivery
 from stream.simulation.audit_commands import check_commands
+from stream.simulation.audit_models import Watch, changes, check_models
 from stream.simulation.outcome import Committed, Outcome
 from stream.simulation.schedule import KILLER, Command
 
@@ -38,6 +39,7 @@ def audit(outcome: Outcome) -> list[str]:
     found += _compare_dead_letters(outcome, expected)
     found += _compare_state(outcome, expected)
     found += check_commands(outcome)
+    found += check_models(outcome, expected.condemned)
     if not outcome.conserved:
         found.append("received is not processed + dead-lettered + passed over")
     for told, committed in outcome.miscounted:
@@ -118,12 +120,19 @@ class _Reference:
     arrivals: dict[str, tuple[float, int]] = field(default_factory=dict)
     back: set[str] = field(default_factory=set)
     """Dead letters that were sent back and were of use."""
+    condemned: Mapping[str, int] = field(default_factory=dict)
+    """Swaps that are to be taken back, and the place of the reading that showed it."""
 
     def process(self, messages: Sequence[tuple[int, Delivery]], found: list[str]) -> _Reference:
         """Read these, each at its place, with the models that the receipts name and what operators accepted."""
         detector: Any = self.outcome.topology.detectors["spike"]
         spike = detector.build(("a",))
-        swaps, accepted = _swaps(self.outcome), _accepted(self.outcome)
+        plan, changed = self.outcome.schedule, changes(self.outcome)
+        swaps, accepted = (
+            [(_place(receipt), receipt["model"]["version"]) for receipt in changed],
+            _accepted(self.outcome),
+        )
+        watch = Watch(plan.rollback, plan.within) if plan.rollback else None
         latest: dict[str, float] = {}
         slots: dict[str, int] = {}
         lives: dict[tuple[str, str], _Life] = {}
@@ -156,6 +165,10 @@ class _Reference:
             alert = lives.setdefault((machine, "spike"), _Life())
             learn = np.array([alert.accepted if alert.open else not (alert.silent and alert.held_back)])
             latest[machine] = time
+            while changed and _place(changed[0]) <= place:
+                receipt = changed.pop(0)
+                if watch is not None:
+                    watch.changed(receipt)
             row = np.array([slot]), np.array([[value]]), np.array([time]), learn
             version = next((v for at, v in reversed(swaps) if at <= place), 1)
             scores = {"spike": float(spike.score_learn(*row)[0]), "scale": abs(value) * version}
@@ -163,12 +176,15 @@ class _Reference:
             for name, score in scores.items():
                 life = lives.setdefault((machine, name), _Life())
                 told = _step(life, score / _THRESHOLDS[name], time)
+                if name == "scale" and watch is not None:
+                    watch.add(time, place, opened=told == ("opened", 0))
                 if told == ("opened", 0):
                     life.peak, life.position = score, position
                 life.peak = max(life.peak, score) if score >= _THRESHOLDS[name] else life.peak
                 if told is not None:
                     model = str(version) if name == "scale" else "online"
                     self.events.append((machine, name, *told, score, position, model))
+        self.condemned = {} if watch is None else watch.condemned
         for _, command, served in accepted:
             found += self._accept(lives, latest, command, served)
         for machine, slot in slots.items():
@@ -218,10 +234,9 @@ class _Reference:
         return "late" if late else "", (newest, highest)
 
 
-def _swaps(outcome: Outcome) -> list[tuple[int, int]]:
-    """The place of the first reading of each version that was put in place, and the version."""
-    receipts = [r for r in outcome.saved.commands.values() if r["verb"] in ("swap", "rollback", "promote")]
-    return [(r["partitions"]["0"]["first_offset"], r["model"]["version"]) for r in receipts]
+def _place(receipt: Mapping[str, Any]) -> int:
+    """The place of the first reading that a model scores which a command put in place."""
+    return int(receipt["partitions"]["0"]["first_offset"])
 
 
 def _accepted(outcome: Outcome) -> list[tuple[int, Command, str]]:
@@ -230,10 +245,11 @@ def _accepted(outcome: Outcome) -> list[tuple[int, Command, str]]:
     found, version = [], "1"
     for what in outcome.story:
         for name in what.commands if isinstance(what, Committed) else ():
-            if sent[name].verb in ("accept", "label"):
+            receipt = outcome.saved.commands[name]
+            if receipt["verb"] in ("accept", "label"):
                 found.append((what.position, sent[name], version))
-            elif sent[name].verb in ("swap", "rollback", "promote"):
-                version = str(outcome.saved.commands[name]["model"]["version"])
+            elif receipt["verb"] in ("swap", "rollback", "promote"):
+                version = str(receipt["model"]["version"])
     return found
 
 

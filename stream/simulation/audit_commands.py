@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from stream.simulation.audit_models import followed
 from stream.simulation.outcome import Committed, Loaded, Outcome
-from stream.simulation.schedule import Command
+from stream.simulation.schedule import START, Command
 
 __all__ = ["check_commands"]
 
@@ -16,7 +17,13 @@ _MISSING = ("models:/scale/7", "models:/scale/8")
 def check_commands(outcome: Outcome) -> list[str]:
     """What is wrong, in sentences. Commands are decided in the order in which they were sent."""
     found = [f"{receipt['command']}: the answer came before it was written down" for receipt in outcome.hasty]
-    return [*found, *_check_decisions(outcome), *_check_receipts(outcome), *_check_pauses(outcome)]
+    return [
+        *found,
+        *_check_order(outcome),
+        *_check_decisions(outcome),
+        *_check_receipts(outcome),
+        *_check_pauses(outcome),
+    ]
 
 
 def _first(outcome: Outcome) -> list[Command]:
@@ -27,38 +34,62 @@ def _first(outcome: Outcome) -> list[Command]:
     return list(found.values())
 
 
+def _check_order(outcome: Outcome) -> list[str]:
+    """Each command is decided once, in the order in which they were sent, and the audit says so."""
+    decided = [line for line in outcome.saved.audit if line["status"] in ("applied", "refused")]
+    sent = [command.id for command in _first(outcome) if command.verb != "status"]
+    told = [line["id"] for line in decided if line["id"] in sent]
+    found = [] if told == sent else [f"decided were {told}, sent were {sent}"]
+    applied = Counter(
+        line["id"] for line in decided if line["status"] == "applied" and line["verb"] != "status"
+    )
+    if applied != Counter(list(outcome.saved.commands)):
+        found.append(
+            f"the audit tells of {sorted(applied)}, receipts are of {sorted(outcome.saved.commands)}"
+        )
+    return found
+
+
 def _check_decisions(outcome: Outcome) -> list[str]:
     """Which were carried out, and which model each put in place, or beside the one that scores."""
     found: list[str] = []
     kept = outcome.saved.commands
+    sent = {command.id: command for command in _first(outcome)}
     current, before, shadow, last = "1", None, None, float("-inf")
-    for command in _first(outcome):
-        if command.verb == "status":
+    for line in outcome.saved.audit:
+        name, verb = line["id"], line["verb"]
+        if line["status"] == "duplicate" or verb == "status":
+            continue
+        command, issued = sent.get(name), last
+        if command is not None:
+            issued, model = round(START + command.issued, 6), str(command.model)
+        elif line["by"] in ("registry", "rollback_when"):
+            model = f"models:/scale/{followed(line)}"
+        else:
+            found.append(f"{name}: a command that nobody sent")
             continue
         back = {"rollback": before, "promote": shadow}
-        version = back.get(command.verb, str(command.model).rpartition("/")[2])
-        stale = command.issued < last
-        refused = stale or command.model in _MISSING or version is None
-        done = command.id in kept
+        version = back.get(verb, model.rpartition("/")[2])
+        stale = issued < last
+        refused = stale or model in _MISSING or version is None
+        done = line["status"] == "applied"
         if done and refused:
             why = "out of order" if stale else "impossible"
-            found.append(f"{command.id}: {command.verb} was carried out, and is {why}")
-        if (
-            not done and not refused and command.verb not in ("accept", "label")
-        ):  # whose alert may have closed
-            found.append(f"{command.id}: {command.verb} was not carried out")
+            found.append(f"{name}: {verb} was carried out, and is {why}")
+        if not done and not refused and verb not in ("accept", "label"):  # whose alert may have closed
+            found.append(f"{name}: {verb} was not carried out")
         if not done:
             continue
-        last = max(last, command.issued)
-        if command.verb in ("swap", "shadow", *back):
-            told = str(kept[command.id]["model"]["version"])
+        last = max(last, float(kept[name]["issued"]))
+        if verb in ("swap", "shadow", *back):
+            told = str(kept[name]["model"]["version"])
             if told != version:
-                found.append(
-                    f"{command.id}: {command.verb} put version {told} in place, not {version or 'nothing'}"
-                )
-            if command.verb in ("shadow", "promote"):
-                shadow = told if command.verb == "shadow" else None
-            if command.verb != "shadow" and told != current:
+                found.append(f"{name}: {verb} put version {told} in place, not {version or 'nothing'}")
+            if line["by"] == "registry" and told == current:
+                found.append(f"{name}: version {told} served already")
+            if verb in ("shadow", "promote"):
+                shadow = told if verb == "shadow" else None
+            if verb != "shadow" and told != current:
                 current, before = told, current
     return found
 

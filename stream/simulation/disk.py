@@ -49,6 +49,7 @@ class SimulatedStore:
         self._world.blocking("load", True)
         saved = copy.copy(disk.saved)
         if most:  # otherwise somebody only looks
+            self._world.looks = 0
             self._world.outcome.story.append(
                 Loaded(saved.position.last_offset, saved.died or saved.unsettled)
             )
@@ -100,7 +101,8 @@ class SimulatedStore:
                 for name, rows in changes.components.items()
             }
             disk.seen[machine] = changes.position.last_offset
-        world.committed(Committed(changes.position.last_offset, changes.paused, tuple(changes.commands)))
+        position, commands = changes.position.last_offset, tuple(changes.commands)
+        world.committed(Committed(position, changes.paused, commands, world.loop.now))
         world.blocking("commit", True)
         return 0
 

@@ -113,6 +113,13 @@ class SimulatedBroker(MemoryBroker):
         await world.touch("consume", True, self)
         return _Intake(world, self, inner, life)
 
+    async def end(self, queue: Queue) -> int:
+        """See `Broker`."""
+        self._world.fail_if_dead()
+        self.check()
+        end = await super().end(queue)
+        return end if queue.kind != "stream" else self._world.offset(end - 1) + 1
+
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Broker`."""
         if any(not message.exchange for message in messages):  # a receipt

@@ -11,7 +11,7 @@ from stream.simulation.schedule import Schedule
 from stream.state import Saved
 from stream.topology import Topology
 
-__all__ = ["Committed", "Loaded", "Outcome", "Reading"]
+__all__ = ["Committed", "Loaded", "Moved", "Outcome", "Reading"]
 
 
 class Reading(NamedTuple):
@@ -38,6 +38,16 @@ class Committed(NamedTuple):
     position: int
     paused: bool | None
     commands: tuple[str, ...]
+    at: float
+    """Virtual seconds."""
+
+
+class Moved(NamedTuple):
+    """The registry's alias means another version from a virtual second on. `ours`: by a promotion of the worker."""
+
+    at: float
+    version: int
+    ours: bool
 
 
 @dataclass
@@ -51,6 +61,7 @@ class Outcome:
     lives: list[Reading] = field(default_factory=list)
     story: list[Loaded | Committed] = field(default_factory=list)
     """What was loaded and committed, in order."""
+    moves: list[Moved] = field(default_factory=list)
     alerts: list[Delivery] = field(default_factory=list)
     dead: list[Delivery] = field(default_factory=list)
     replies: list[dict[str, Any]] = field(default_factory=list)

@@ -9,7 +9,7 @@ import numpy as np
 
 from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from stream.errors import ModelNotFound, RegistryUnreachable
-from stream.models import ModelRef
+from stream.models import ModelRef, ModelVersion
 from stream.simulation.schedule import KILLER
 
 if TYPE_CHECKING:
@@ -58,14 +58,28 @@ class SimulatedShelf:
             raise ModelNotFound("simulated: no such version")
         if version == 8:
             raise RegistryUnreachable("simulated: the registry does not answer")
-        return ModelRef("scale", version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")
+        return _ref(version)
+
+    def meaning(self, name: str, alias: str) -> ModelVersion:
+        """See `Shelf`."""
+        if self._world.strike("ask", False) is not None:
+            raise RegistryUnreachable("simulated: the registry does not answer")
+        ref = _ref(self._world.champion)
+        if self._world.strike("ask", True) is not None:
+            raise RegistryUnreachable("simulated: the registry's answer was lost")
+        self._world.looks += 1
+        return ModelVersion(ref.version, (alias,), 0.0, "", {}, ref)
 
     def point(self, ref: ModelRef, alias: str) -> None:
         """See `Shelf`."""
         self._world.fail_if_dead()
-        self._world.champion = ref.version
+        self._world.move_alias(ref.version, ours=True)
 
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         """See `Shelf`."""
         self._world.fail_if_dead()
         return _Scale(self._world, float(ref.version))
+
+
+def _ref(version: int) -> ModelRef:
+    return ModelRef("scale", version, f"sha256:{version:064x}", "scale", f"models:/scale/{version}")

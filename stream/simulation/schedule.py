@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["KILLER", "START", "Command", "Fault", "Kind", "Op", "Reading", "Schedule", "schedule"]
+__all__ = ["KILLER", "START", "Command", "Fault", "Kind", "Move", "Op", "Reading", "Schedule", "schedule"]
 
-Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer"]
+Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer", "ask"]
 """A place where the worker touches the world."""
 Kind = Literal["crash", "disconnect", "fail", "full", "torn", "relapse", "silent", "deaf", "part"]
 """What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a
@@ -29,6 +29,8 @@ _KINDS: dict[Op, tuple[Kind, ...]] = {
     "ack": ("crash", "disconnect", "relapse"),
     "answer": ("crash", "disconnect", "relapse"),
 }
+_ASKING: tuple[Kind, ...] = ("fail", "fail", "crash")
+"""What goes wrong as the registry is asked what an alias means."""
 _MACHINES = 4
 START = 1_722_988_800.0
 """Epoch seconds at which a simulation begins."""
@@ -69,6 +71,14 @@ class Command(msgspec.Struct, frozen=True):
     learn: bool | None = None
 
 
+class Move(msgspec.Struct, frozen=True):
+    """At a virtual second somebody moves the alias in the registry to another version. `told`: a webhook says so."""
+
+    at: float
+    version: int
+    told: bool
+
+
 class Schedule(msgspec.Struct, frozen=True):
     """One simulated life of a worker."""
 
@@ -96,6 +106,13 @@ class Schedule(msgspec.Struct, frozen=True):
     """Seconds until a process that ended is started again."""
     eager: bool = False
     """When something goes wrong, the next command is sent at once."""
+    rollback: str = ""
+    """The alerts after which a swap is taken back by itself; empty: never."""
+    within: float = 1000.0
+    """Seconds, by the readings' times, for which a swap is watched."""
+    poll: float = 0.0
+    """Seconds between two looks at the alias; 0: it is not followed."""
+    moves: tuple[Move, ...] = ()
     stranger: Literal["", "other", "shorter"] = ""
     """In the end another stream is put in place of the one that was read, with other messages, or fewer."""
 
@@ -110,6 +127,12 @@ class Schedule(msgspec.Struct, frozen=True):
             f"  {'after' if fault.after else 'before'} {fault.op} number {fault.nth}: {fault.kind}"
             for fault in self.faults
         ]
+        if self.rollback:
+            lines.append(f"  a swap is taken back after alerts {self.rollback} within {self.within:g} s")
+        if self.poll:
+            lines.append(f"  the alias is followed, and looked at every {self.poll:g} s")
+        told = {True: "a webhook tells", False: "nobody tells"}
+        lines += [f"  at {m.at:.2f} s: the alias moves to {m.version}, {told[m.told]}" for m in self.moves]
         lines += [f"  at {at:.2f} s: dead letters are sent back" for at in self.replays]
         lines += [f"  at {at:.2f} s: retention keeps {keep} messages" for at, keep in self.retention]
         lines += [f"  at {c.at:.2f} s: {c.verb} {c.model or c.machine or ''} ({c.id})" for c in self.commands]
@@ -156,7 +179,48 @@ def schedule(seed: int) -> Schedule:
         if source == "stream" and rng.random() < 0.1
         else "",
     )
-    return plan if killing else _pointed(rng, plan)
+    pointed = plan if killing else _pointed(rng, plan)
+    return (
+        pointed
+        if pointed is not plan
+        else _by_themselves(random.Random(f"{seed}, models"), plan, deadly=not killing)
+    )
+
+
+def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Schedule:
+    """Some topologies take swaps back by themselves, some follow the alias, some do both."""
+    follows = rng.random() < 0.2
+    watches = rng.random() < (0.5 if follows else 0.15)
+    last = plan.readings[-1].at
+    if watches:
+        rules = ("> 0", "> 0", ">= 2", "> 1 x before", "> 0.5 x before")
+        plan = msgspec.structs.replace(plan, rollback=rng.choice(rules), within=rng.choice((3.0, 10.0, 1e3)))
+        times = sorted(rng.uniform(0.0, last) for _ in range(rng.choice((0, 1, 2) if follows else (1, 1, 2))))
+        swaps = [
+            Command(at, "swap", f"w{i}", at, f"models:/scale/{rng.randrange(2, 7)}", "scale")
+            for i, at in enumerate(times)
+        ]
+        commands = sorted([*plan.commands, *swaps], key=lambda command: command.at)
+        plan = msgspec.structs.replace(plan, commands=tuple(commands))
+    if follows:
+        moves = [
+            Move(rng.uniform(0.0, last + 0.5), rng.choice((1, 2, 3, 4, 5, 6, 7)), rng.random() < 0.5)
+            for _ in range(rng.choice((1, 1, 2, 3)))
+        ]
+        deaths = sum(fault.kind in _DEADLY for fault in plan.faults) if deadly else 2
+        kinds = [rng.choice(_ASKING) for _ in range(rng.choice((0, 0, 1, 2)))]
+        faults = [
+            Fault("ask", rng.randrange(1, 6), kind, rng.random() < 0.5)
+            for i, kind in enumerate(kinds)
+            if kind not in _DEADLY or deaths + i < 2
+        ]
+        plan = msgspec.structs.replace(
+            plan,
+            poll=rng.choice((0.3, 1.0)),
+            moves=tuple(sorted(moves, key=lambda move: move.at)),
+            faults=(*plan.faults, *faults),
+        )
+    return plan
 
 
 def _pointed(rng: random.Random, plan: Schedule) -> Schedule:

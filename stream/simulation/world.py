@@ -19,6 +19,8 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.clock import Clock
 from stream.deadletters import replay
 from stream.errors import BrokerUnreachable, CheckpointError, CheckpointFull, MmlwError
+from stream.follow_rule import Follow
+from stream.gates import RollbackWhen
 from stream.metrics import Metrics
 from stream.plan import CONTROL_EXCHANGE, broker_plan, readings_queue
 from stream.rules import AlertRule
@@ -26,7 +28,7 @@ from stream.runtimes.local import Worker
 from stream.simulation.disk import Disk, SimulatedStore
 from stream.simulation.loop import Deadlock, VirtualLoop, run_virtually
 from stream.simulation.network import SimulatedBroker
-from stream.simulation.outcome import Committed, Outcome
+from stream.simulation.outcome import Committed, Moved, Outcome
 from stream.simulation.registry import SimulatedShelf
 from stream.simulation.schedule import START, Command, Fault, Op, Schedule
 from stream.state import StreamPosition
@@ -66,7 +68,13 @@ def _topology(plan: Schedule) -> Topology:
         ),
         detectors={
             "spike": ONLINE["adaptive_z"](warmup=3, half_life=10.0),  # type: ignore[call-arg]
-            "scale": RegistryModel(model="models:/scale@champion"),
+            "scale": RegistryModel(
+                model="models:/scale@champion",
+                rollback_when=RollbackWhen(within=plan.within, alerts=plan.rollback)
+                if plan.rollback
+                else None,
+                follow=Follow(poll=plan.poll) if plan.poll else None,
+            ),
         },
         alert=AlertRule(close_after=2),
         health=None,  # the auditor works out the detectors' alerts only
@@ -89,11 +97,14 @@ class World:
         self.dead = False
         self.champion = 1
         """The version that the registry's alias means."""
+        self.looks = 0
+        """How often it was told what that is, since it moved and since an engine began."""
+        self._process_now: Worker | None = None
         self._faults: dict[tuple[Op, int, bool], Fault] = {(f.op, f.nth, f.after): f for f in plan.faults}
         self._times: dict[tuple[Op, bool], int] = {}
         self._rng = random.Random(plan.seed)
-        self._sending = 2
-        """Those who may send something yet: the machines, and who replays dead letters."""
+        self._sending = 3
+        """Those who may do something yet: the machines, who replays dead letters, and who moves the alias."""
         self._counted = -1
         """The position up to which this process has committed."""
         self._done = 0
@@ -205,6 +216,7 @@ class World:
                 tasks.create_task(self._machines(plant))
                 tasks.create_task(self._operator())
                 tasks.create_task(self._replayer(plant))
+                tasks.create_task(self._team())
                 for at, keep in plan.retention:
                     tasks.create_task(self._forget(at, keep))
                 await self._worker()
@@ -267,6 +279,23 @@ class World:
                 if letter.headers["mmlw-reason"] != "killed_worker":
                     await self._send(plant, replay(letter, queue))
         self._sending -= 1
+
+    async def _team(self) -> None:
+        """Moves the alias, once there is a worker that knows what it meant at first."""
+        for move in self.schedule.moves:
+            await _until(self.loop, move.at)
+            while "scale" not in self.disk.saved.models:  # noqa: ASYNC110 - seen from outside
+                await asyncio.sleep(0.1)
+            self.move_alias(move.version, ours=False)
+            if move.told and self._process_now is not None:
+                self._process_now.hint("scale", "champion")
+        self._sending -= 1
+
+    def move_alias(self, version: int, *, ours: bool) -> None:
+        """Have the registry's alias mean this version."""
+        if version != self.champion:
+            self.champion, self.looks = version, 0
+            self.outcome.moves.append(Moved(self.loop.now, version, ours))
 
     async def _send(self, plant: MemoryBroker, message: Message) -> None:
         number = len(self.outcome.published)
@@ -338,7 +367,7 @@ class World:
             self.dead = self._unsure = False
             self._done, before = 0, _totals()
             stop = asyncio.Event()
-            worker = self._process()
+            worker = self._process_now = self._process()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(self._stop_when_drained(stop))
@@ -355,7 +384,7 @@ class World:
                 if self.outcome.refused_damage:
                     self.disk.damaged = False  # the operator puts the good copy back
             self._count(before)
-            self.dead = True
+            self.dead, self._process_now = True, None
             for broker in self.server.connections:
                 if isinstance(broker, SimulatedBroker):
                     self.server.leave(broker)
@@ -386,8 +415,17 @@ class World:
     async def _stop_when_drained(self, stop: asyncio.Event) -> None:
         while not self._drained():  # noqa: ASYNC110 - seen from outside
             await asyncio.sleep(0.1)
+        until = self.loop.now + _PATIENCE
+        while self._pending() and self.loop.now < until:  # noqa: ASYNC110 - seen from outside
+            await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
         stop.set()
+
+    def _pending(self) -> bool:
+        """The worker is about to do something by itself: take a swap back, or look at the alias. A look that finds a
+        move is repeated, and the one after that comes when the move was dealt with."""
+        _, watched = self.disk.saved.models.get("probation:scale", (None, None))
+        return bool(watched and watched["verdict"]) or (self.schedule.poll > 0 and self.looks < 3)
 
     def _drained(self) -> bool:
         """Every reading was processed and committed, every command answered."""

@@ -14,7 +14,7 @@ import pytest
 from stream.brokers.base import Binding, Broker, Delivery, Exchange, Intake, Message, Plan, Queue
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.brokers.rabbitmq import RabbitBroker
-from stream.errors import BrokerRefused, BrokerUnreachable, Unroutable
+from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
 from tests.aio import run
 from tests.rabbitmq_node import RabbitNode
 
@@ -282,9 +282,9 @@ def test_end_of_a_stream_is_the_number_of_messages_published(bench: Bench) -> No
         async with bench.connect("alice") as broker:
             await declared(broker, stream)
             intake = await broker.consume(stream, offset=None, prefetch=10)
-            assert await intake.end() == 0
+            assert await intake.end() == await broker.end(stream) == 0
             await broker.publish(to(stream, *numbered(7)))
-            assert await intake.end() == 7
+            assert await intake.end() == await broker.end(stream) == 7
             await take(intake, 7)
             await broker.publish(to(stream, *numbered(500)))
             assert await intake.end() == 507
@@ -421,6 +421,25 @@ def test_end_of_a_queue_is_the_number_of_messages_ready(bench: Bench) -> None:
             await broker.publish(to(queue, *numbered(5)))
             await collect(intake, 2)
             await reaches(intake, 3)
+
+    run(main())
+
+
+def test_queue_tells_how_much_is_ready_and_hands_nothing_out_for_it(bench: Bench) -> None:
+    async def main() -> None:
+        queue = bench.classic()
+        async with bench.connect("alice") as broker:
+            await declared(broker, queue)
+            assert await broker.end(queue) == 0
+            await broker.publish(to(queue, *numbered(5)))
+            for _ in range(100):  # RabbitMQ counts late
+                if (found := await broker.end(queue)) == 5:
+                    break
+                await asyncio.sleep(0.1)
+            assert found == 5
+            assert await bodies(broker, queue, 5) == numbered(5)
+            with pytest.raises(BrokerMissing):
+                await broker.end(Queue(name=f"{bench.prefix}.none", kind="classic"))
 
     run(main())
 

@@ -120,6 +120,9 @@ class WatchedBroker:
         self._killer.passed("starting")
         return intake if queue.kind == "classic" else _WatchedIntake(intake, self._killer)
 
+    async def end(self, queue: Queue) -> int:
+        return await self._broker.end(queue)
+
     async def publish(self, messages: Sequence[Message]) -> None:
         receipt = any(message.correlation_id for message in messages)
         self._killer.passed("before_receipt" if receipt else "before_publish")

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
+from stream.brokers.base import Plan, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
 from stream.errors import CheckpointError, CheckpointFull
@@ -131,10 +133,14 @@ def test_full_disk_stops_reading_and_says_so_and_room_resumes_it(tmp_path: Path)
                 assert plant.value("mmlw_messages_received_total") == received, "nothing more is read"
                 assert await plant.alerts() == alerts, "and no alert goes out"
                 assert len(lines(logs, "disk_full")) == 1, "said once, not with every try"
+                committed = plant.value("mmlw_messages_processed_total")
+                assert committed <= 400
+                await until(lambda: plant.value("mmlw_lag_messages") == 1000 - committed)
                 plant.disk.full = False
                 await plant.reached(worker, 1000)
                 assert plant.value("mmlw_checkpoint_full") == 0
                 assert worker.problems() == {}
+                await until(lambda: plant.value("mmlw_lag_messages") == 0)
         other = await uninterrupted(tmp_path / "other")
         assert await plant.alerts() == await other.alerts()
         np.testing.assert_equal(state_of(plant), state_of(other))
@@ -164,12 +170,45 @@ def test_disk_that_is_full_when_the_worker_starts_is_waited_for(
                 assert plant.value("mmlw_checkpoint_full") == 1
                 assert worker.problems() == {"plant": "no room on the disk for the checkpoint"}
                 assert len(lines(logs, "disk_full")) == 1
+                lag = np.nan if shut else 1000 - before  # without the checkpoint nobody knows where it stands
+                await until(
+                    lambda: bool(np.array_equal(plant.value("mmlw_lag_messages"), lag, equal_nan=True))
+                )
                 plant.disk.full = False
                 await plant.reached(worker, 1000)
                 stop.set()
         other = await uninterrupted(tmp_path / "other")
         assert await plant.alerts() == await other.alerts()
         np.testing.assert_equal(state_of(plant), state_of(other))
+
+    run(story())
+
+
+@pytest.mark.parametrize("shut", [False, True])
+def test_lag_of_a_queue_is_told_while_the_disk_is_full(tmp_path: Path, shut: bool) -> None:
+    """Also where the checkpoint cannot be read, and after a lost connection; nothing is taken from the queue."""
+
+    async def story() -> None:
+        queue = Queue(name="line", kind="classic")
+        plant = CrampedPlant(tmp_path, topology(queue="line"), disk=Disk(full=True, shut=shut))
+        async with MemoryBroker(plant.server, user="plant") as broker:
+            await broker.declare(Plan(queues=(queue,)), mode="declare")
+            messages = [structs.replace(m, exchange="", routing_key="line") for m in readings(30)]
+            await broker.publish(messages[:10])
+        await plant.declare()
+        worker, stop = plant.worker(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(stop))
+            await until(lambda: plant.disk.refused > 0)
+            await until(lambda: plant.value("mmlw_lag_messages") == 10)
+            assert not plant.server.store("line").readers, "nobody takes from it"
+            plant.server.drop_connections()
+            await plant.publish(messages[10:])
+            await until(lambda: plant.value("mmlw_lag_messages") == 30)
+            plant.disk.full = False
+            await until(lambda: plant.value("mmlw_messages_processed_total") == 30)
+            await until(lambda: plant.value("mmlw_lag_messages") == 0)
+            stop.set()
 
     run(story())
 

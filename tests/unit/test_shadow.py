@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,11 @@ def plant(folder: Path, **rules: Any) -> Plant:
 async def shadows(found: Plant) -> dict[str, Any]:
     status: dict[str, Any] = (await found.ask("status"))["shadows"]
     return status
+
+
+async def audit(found: Plant) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = (await found.ask("audit"))["audit"]
+    return lines
 
 
 def without_times(figures: dict[str, Any]) -> dict[str, Any]:
@@ -322,6 +330,64 @@ def test_an_alert_storm_after_a_swap_is_taken_back_by_itself(tmp_path: Path) -> 
             await found.reached(worker, 800)
             assert (await found.ask("status"))["models"]["scale"]["version"] == "1"
         assert found.value("mmlw_automatic_rollbacks_total", detector="scale") == 1
+
+    run(story())
+
+
+def test_swap_that_an_operator_made_before_the_rollback_came_to_its_turn_stays(tmp_path: Path) -> None:
+    """The storm is the first swap's; the second one is being prepared as it is noticed."""
+
+    class Slow(Shelf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.go_on = threading.Event(), threading.Event()
+
+        def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
+            if ref.version == 2:
+                self.asked.set()
+                assert self.go_on.wait(60)
+            return super().model(ref, sensors)
+
+    async def story() -> None:
+        found = plant(tmp_path, rollback_when=RollbackWhen(within=1e9, alerts="> 0"))
+        found.shelf = shelf = Slow()
+        await found.declare()
+        async with found.running() as worker, asyncio.TaskGroup() as tasks:
+            assert (await found.ask("swap", model="models:/scale/9"))["status"] == "applied"
+            swap = tasks.create_task(found.ask("swap", model="models:/scale/2"))
+            assert await asyncio.to_thread(shelf.asked.wait, 60)
+            await found.publish(readings(200))
+            await found.reached(worker, 200)
+            control = worker.control("plant")
+            assert control is not None
+            beside = control._engine.scorer.beside
+            assert "scale" in beside.verdicts()
+            while not control._one._waiters:  # noqa: ASYNC110 - until the rollback waits for its turn
+                await asyncio.sleep(0.001)
+            shelf.go_on.set()
+            assert (await swap)["status"] == "applied"
+            for _ in range(3):
+                verbs = [line["verb"] for line in await audit(found)]
+            assert "rollback" not in verbs
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "2"
+        assert found.value("mmlw_automatic_rollbacks_total", detector="scale") == 0
+
+    run(story())
+
+
+def test_swap_is_taken_back_where_the_operators_clock_is_ahead(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path, rollback_when=RollbackWhen(within=1e9, alerts="> 0"))
+        await found.declare()
+        async with found.running() as worker:
+            ahead = time.time() + 4.0
+            assert (await found.ask("swap", model="models:/scale/9", issued=ahead))["status"] == "applied"
+            await found.publish(readings(200))
+            await found.reached(worker, 200)
+            while not (lines := [x for x in await audit(found) if x["by"] == "rollback_when"]):
+                pass
+            assert [line["status"] for line in lines] == ["applied"]
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "1"
 
     run(story())
 
