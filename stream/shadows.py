@@ -119,13 +119,22 @@ class Beside:
     ) -> None:
         """From the next batch on this model runs beside the detector's, in place of another shadow."""
         lane = self._lane(detector, model, info)
+        lane.binding = self._lanes[detector].binding  # which machines come into memory is told to that one
         decides = COMBINED if self._topology.combine is not None else detector
         others = [name for name in self._lanes if decides == COMBINED and name != detector]
         width = len(self._topology.columns)
         if others and lane.inputs is None:
             lane.inputs = np.arange(width)
         echoes = {
-            name: Lane(name, _Echo(), self._lanes[name].info, np.inf, None, np.array([width + i]))
+            name: Lane(
+                name,
+                _Echo(),
+                self._lanes[name].info,
+                np.inf,
+                None,
+                np.array([width + i]),
+                self._lanes[name].binding,
+            )
             for i, name in enumerate(others)
         }
         lanes = [
@@ -222,12 +231,13 @@ class Beside:
             opened = np.zeros(n, np.bool_)
             decides = COMBINED if self._topology.combine is not None else detector
             opened[list(scored.opened.get(decides, ()))] = True
-            if n and detector in self.probations:
-                unscored = np.isnan(scored.scores[detector])
-                self.probations[detector].add(scored.batch.times, opened, unscored, seconds)
+            mine = np.arange(n) if lane.binding is None else np.flatnonzero(lane.binding.of(scored.slots))
+            if len(mine) and detector in self.probations:
+                unscored = np.isnan(scored.scores[detector][mine])
+                self.probations[detector].add(scored.batch.times[mine], opened[mine], unscored, seconds)
             if n and detector in self.shadows:
                 try:
-                    self._compare(self.shadows[detector], scored, opened, seconds)
+                    self._compare(self.shadows[detector], scored, mine, opened, seconds)
                 except (
                     Exception
                 ) as error:  # a shadow may be anybody's: whatever it raises ends it, and nothing else
@@ -245,7 +255,10 @@ class Beside:
                     self.retraining.end_watch(detector, f"{type(error).__name__}: {error}")
                     break
 
-    def _compare(self, shadow: Shadow, scored: Scored, opened: Mask, seconds: float) -> None:
+    def _compare(
+        self, shadow: Shadow, scored: Scored, mine: NDArray[np.int64], opened: Mask, seconds: float
+    ) -> None:
+        """Have the shadow score the batch; compare the rows `mine` (k,), those of machines that the two score."""
         n, decides = len(scored.batch), shadow.ensemble.name
         ratios, alerts = np.full(n, np.nan), np.zeros(n, np.bool_)
         shadow.lane.seconds = 0.0
@@ -258,10 +271,16 @@ class Beside:
                 if shadow.detector in decision.unhealthy:
                     ratios[at] = np.nan
         if shadow.lane.seconds > _SLOWEST:
-            raise TimeoutError(f"took {shadow.lane.seconds:.1f} s for {n} readings")
+            raise TimeoutError(f"took {shadow.lane.seconds:.1f} s for {len(mine)} readings")
         champion = scored.scores[decides] / np.maximum(scored.thresholds[decides], 1e-12)
-        times = scored.batch.times
-        shadow.comparison.add(Readings(times, champion, ratios, opened, alerts, seconds, shadow.lane.seconds))
+        if not len(mine):
+            return
+        times = scored.batch.times[mine]
+        shadow.comparison.add(
+            Readings(
+                times, champion[mine], ratios[mine], opened[mine], alerts[mine], seconds, shadow.lane.seconds
+            )
+        )
 
 
 def _with_others(shadow: Shadow, part: Part, scored: Scored, rows: NDArray[np.int64]) -> Part:

@@ -413,13 +413,13 @@ def together(wanted: Topology = TOGETHER) -> Scorer:
     return found
 
 
-def read(found: Scorer, n: int, start: int, size: int = 50) -> list[Any]:
+def read(found: Scorer, n: int, start: int, size: int = 50, machines: int = 2) -> list[Any]:
     values = np.random.default_rng(5).normal(size=(10_000, 2))[start : start + n]
     got = []
     for at in range(0, n, size):
         rows = np.arange(at, min(at + size, n))
         none = np.full(len(rows), -1, np.int64)
-        names = [f"m{i % 2}" for i in rows.tolist()]
+        names = [f"m{i % machines}" for i in rows.tolist()]
         batch = Batch(
             names,
             1.7e9 + (start + rows).astype(np.float64),
@@ -445,6 +445,27 @@ def test_of_detectors_that_decide_together_one_has_a_shadow(size: int) -> None:
     assert opened > 0
     assert (total.readings, total.agreement, total.drift) == (1000, 1.0, 0.0)
     assert total.champion.alerts == total.shadow.alerts == opened
+
+
+@pytest.mark.parametrize("combine", [None, Combination()], ids=["alone", "combined"])
+def test_a_shadow_of_a_model_bound_to_some_machines_is_compared_on_these(combine: Combination | None) -> None:
+    """Machines in memory when it begins, and those that come later; others are no readings without a score."""
+    bound = RegistryModel(
+        model="models:/m@champion", machines="m[02]", rollback_when=RollbackWhen(errors="> 0")
+    )
+    detectors = {**TOGETHER.detectors, "m": bound}
+    found = together(msgspec.structs.replace(TOGETHER, detectors=detectors, combine=combine))
+    found.shadow("m", Scale(1.0), ModelInfo("m", "2", "sha256:2", "scale"), reference={}, identity="x")
+    found.beside.swapped("m", back=False)
+    read(found, 1000, 0)
+    found.admit(["m2", "m3"], {})
+    read(found, 600, 1000, machines=4)
+    total = found.beside.shadows["m"].comparison.total
+    assert (total.readings, total.agreement, total.unscored) == (500 + 300, 1.0, 0)
+    assert found.beside.probations["m"].verdict is None
+    assert found.promote("m").tolist() == [0, 1, 2, 3]
+    again = np.concatenate([part.scores["m"] for part in read(found, 8, 1600, machines=4)])
+    np.testing.assert_array_equal(np.isnan(again), [False, True] * 4)
 
 
 def test_a_promoted_shadow_brings_its_calibration() -> None:
