@@ -1,6 +1,6 @@
 """The life of a model, for a data scientist: capture, train, backtest, shadow, promote, roll back.
 
-Run it whole (`python examples/life_of_a_model.py`, under a minute, no server), or cell by cell in an editor that
+Run it whole (`python examples/life_of_a_model.py`, a minute or two, no server), or cell by cell in an editor that
 knows `# %%`. Commands of `mmlw` are run as you would type them; what needs a running stream is done in Python,
 on the broker that is part of the product.
 """

@@ -57,7 +57,7 @@ def parse_span(text: str) -> Span:
                 bounds[instant] = epoch(part.strip())
     except ValueError:
         hint = "write FROM..TO, each an offset, a time such as 2024-05-01T06:00:00Z, or nothing"
-        raise ConfigError([Problem("--stream", f'"{text}" is no range; {hint}')]) from None
+        raise ConfigError([Problem("stream", f'"{text}" is no range; {hint}')]) from None
     return Span(**bounds)  # type: ignore[arg-type]
 
 

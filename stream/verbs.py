@@ -34,7 +34,8 @@ __all__ = ["ModelHistory", "Prepared", "Verbs", "reference"]
 
 @dataclass(slots=True)
 class ModelHistory:
-    """Which version of a registry model scores now, and which did before (what `rollback` returns to)."""
+    """Which version of a registry model scores now, and which did before (what `rollback` returns to; None after
+    one)."""
 
     current: ModelRef
     previous: ModelRef | None = None
@@ -222,7 +223,8 @@ class Verbs:
         """The version that a command means. Raises CommandRefused, ModelNotFound, RegistryUnreachable."""
         if verb == "rollback":
             if (previous := self._models[detector].previous) is None:
-                raise CommandRefused(f'"{detector}" has no earlier model to go back to')
+                went = "a swap or promotion goes back once; swap puts any version in place"
+                raise CommandRefused(f'"{detector}" has no earlier model to go back to ({went})')
             return previous
         if command.model is None:
             needs = f'{verb} needs "model", such as models:/NAME@ALIAS or models:/NAME/VERSION'
@@ -315,6 +317,10 @@ class Verbs:
         history, declared = self._models[detector], self._topology.registry_models[detector].model
         before = history.current
         earlier = history.previous if ref == before else before  # to swap to what serves keeps the way back
+        if back:  # there and back again would put in place what was just taken back
+            earlier = None
+            if (alias := self._topology.registry_models[detector].alias) is not None:
+                receipt["alias"] = f"models:/{ref.name}@{alias} stays where it is in the registry"
         previous = None if earlier is None else reference(earlier, declared)
         swap = Swap(detector, model, info_of(ref), reference(ref, declared), previous, back)
         receipt |= {"model": _public(ref), "replaced": _public(before)}

@@ -90,7 +90,7 @@ def _check_decisions(outcome: Outcome) -> list[str]:
             if verb in ("shadow", "promote"):
                 shadow = told if verb == "shadow" else None
             if verb != "shadow" and told != current:
-                current, before = told, current
+                current, before = told, None if verb == "rollback" else current
     return found
 
 

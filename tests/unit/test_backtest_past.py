@@ -148,7 +148,7 @@ def test_part_of_a_stream_by_offset_and_by_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["10", "a..b", "2024-13-01T00:00:00Z.."])
 def test_a_range_that_is_none_is_told(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--stream: .* is no range; write FROM\.\.TO"):
+    with pytest.raises(ConfigError, match=r"stream: .* is no range; write FROM\.\.TO"):
         parse_span(text)
 
 

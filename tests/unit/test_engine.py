@@ -284,8 +284,13 @@ def test_restart_resumes_the_version_that_was_swapped_in(tmp_path: Path) -> None
             assert status["models"]["scale"]["version"] == "5"
             receipt = await plant.ask("rollback")
             assert (receipt["model"]["version"], receipt["replaced"]["version"]) == (1, 5)
+            assert receipt["alias"] == "models:/scale@champion stays where it is in the registry"
             again = await plant.ask("rollback")
-            assert again["model"]["version"] == 5
+            assert (again["status"], again["serving"]["scale"]["version"]) == ("refused", 1)
+        async with plant.running():
+            assert (await plant.ask("rollback"))["status"] == "refused", "after a restart, too"
+            await plant.ask("swap", model="models:/scale/5")
+            assert (await plant.ask("rollback"))["model"]["version"] == 1
 
     run(story())
 
