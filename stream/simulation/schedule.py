@@ -199,9 +199,10 @@ def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Sched
 
 
 def _resumed(plan: Schedule) -> Schedule:
-    """In the end somebody resumes once more: a command that was issued before something that a topology does by itself,
-    and comes after it, is refused."""
-    at = 4.0 + max(item.at for item in (*plan.commands, *plan.moves, *plan.readings))
+    """In the end somebody resumes once more: a command is refused that was issued before something which a topology does
+    by itself, and that comes after it."""
+    times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
+    at = 4.0 + max(times)
     return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
 
 
