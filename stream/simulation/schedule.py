@@ -190,37 +190,60 @@ def schedule(seed: int) -> Schedule:
 def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Schedule:
     """Some topologies take swaps back by themselves, some follow the alias, some do both."""
     follows = rng.random() < 0.2
-    watches = rng.random() < (0.5 if follows else 0.15)
+    if rng.random() < (0.5 if follows else 0.15):
+        plan = _watched(rng, plan, swaps=rng.choice((0, 1, 2) if follows else (1, 1, 2)))
+    plan = _followed(rng, plan, deadly=deadly) if follows else plan
+    if not plan.poll and not plan.rollback:
+        return plan
+    return _resumed(plan) if any(command.verb == "pause" for command in plan.commands) else plan
+
+
+def _resumed(plan: Schedule) -> Schedule:
+    """In the end somebody resumes once more: a command is refused that was issued before something which a topology does
+    by itself, and that comes after it."""
+    times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
+    at = 4.0 + max(times)
+    return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
+
+
+def _watched(rng: random.Random, plan: Schedule, swaps: int) -> Schedule:
+    """A rule that takes swaps back, and so many more of them; models from version 3 on raise alerts."""
+    rules = ("> 0", "> 0", ">= 2", "> 1 x before", "> 0.5 x before")
+    commands = list(plan.commands)
+    for i, at in enumerate(sorted(rng.uniform(0.0, plan.readings[-1].at) for _ in range(swaps))):
+        commands.append(Command(at, "swap", f"w{i}", at, f"models:/scale/{rng.randrange(2, 7)}", "scale"))
+    commands.sort(key=lambda command: command.at)
+    rule, within = rng.choice(rules), rng.choice((1.0, 3.0, 1000.0))
+    return msgspec.structs.replace(plan, commands=tuple(commands), rollback=rule, within=within)
+
+
+def _followed(rng: random.Random, plan: Schedule, *, deadly: bool) -> Schedule:
+    """An alias that moves, there and back at times, while the registry fails now and then; or it is moved by a
+    promotion, which is taken back."""
     last = plan.readings[-1].at
-    if watches:
-        rules = ("> 0", "> 0", ">= 2", "> 1 x before", "> 0.5 x before")
-        plan = msgspec.structs.replace(plan, rollback=rng.choice(rules), within=rng.choice((3.0, 10.0, 1e3)))
-        times = sorted(rng.uniform(0.0, last) for _ in range(rng.choice((0, 1, 2) if follows else (1, 1, 2))))
-        swaps = [
-            Command(at, "swap", f"w{i}", at, f"models:/scale/{rng.randrange(2, 7)}", "scale")
-            for i, at in enumerate(times)
-        ]
-        commands = sorted([*plan.commands, *swaps], key=lambda command: command.at)
-        plan = msgspec.structs.replace(plan, commands=tuple(commands))
-    if follows:
-        moves = [
-            Move(rng.uniform(0.0, last + 0.5), rng.choice((1, 2, 3, 4, 5, 6, 7)), rng.random() < 0.5)
-            for _ in range(rng.choice((1, 1, 2, 3)))
-        ]
-        deaths = sum(fault.kind in _DEADLY for fault in plan.faults) if deadly else 2
-        kinds = [rng.choice(_ASKING) for _ in range(rng.choice((0, 0, 1, 2)))]
-        faults = [
-            Fault("ask", rng.randrange(1, 6), kind, rng.random() < 0.5)
-            for i, kind in enumerate(kinds)
-            if kind not in _DEADLY or deaths + i < 2
-        ]
-        plan = msgspec.structs.replace(
-            plan,
-            poll=rng.choice((0.3, 1.0)),
-            moves=tuple(sorted(moves, key=lambda move: move.at)),
-            faults=(*plan.faults, *faults),
-        )
-    return plan
+    versions = [rng.randrange(1, 8) for _ in range(rng.choice((1, 1, 2, 3)))]
+    if rng.random() < 0.2:
+        versions = [versions[0], rng.randrange(1, 8), versions[0]]
+    times = sorted(rng.uniform(0.0, last + 0.5) for _ in versions)
+    if len(versions) == 3 and rng.random() < 0.5:  # each of them is seen
+        times = [times[0], times[0] + 1.5, times[0] + 3.0]
+    moves = tuple(Move(at, version, rng.random() < 0.5) for at, version in zip(times, versions, strict=True))
+    commands = plan.commands
+    if rng.random() < 0.15:
+        at, moves = rng.uniform(0.0, last), ()
+        shadow = Command(at, "shadow", "p0", at, f"models:/scale/{rng.randrange(2, 7)}", "scale")
+        further: tuple[tuple[Literal["promote", "rollback"], float], ...]
+        further = (("promote", 0.1), ("rollback", 0.1 + rng.choice((0.01, 0.1, 0.5))))
+        after = [Command(at + s, verb, f"p{s}", at + s, detector="scale") for verb, s in further]
+        commands = tuple(sorted([*commands, shadow, *after], key=lambda command: command.at))
+    deaths = sum(fault.kind in _DEADLY for fault in plan.faults) if deadly else 2
+    faults = [
+        Fault("ask", rng.randrange(1, 6), kind, rng.random() < 0.5)
+        for i, kind in enumerate(rng.choices(_ASKING, k=rng.choice((0, 0, 1, 2))))
+        if kind not in _DEADLY or deaths + i < 2
+    ]
+    poll, faults = rng.choice((0.3, 1.0)), [*plan.faults, *faults]
+    return msgspec.structs.replace(plan, commands=commands, faults=tuple(faults), poll=poll, moves=moves)
 
 
 def _pointed(rng: random.Random, plan: Schedule) -> Schedule:

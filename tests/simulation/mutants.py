@@ -385,6 +385,68 @@ MUTANTS = (
         "        first = self._applied.get(name) or self._refused.get(name)\n",
         "        first = None\n",
     ),
+    Mutant(
+        "a rollback by rule takes back whatever is there when its turn comes",
+        "stream.control:Control._serve_verdicts",
+        """                async with self._one:
+                    await self._take_back(detector, tried)
+""",
+        """                swapped = beside.verdicts
+                verdict = beside.verdicts()
+                async with self._one:
+                    beside.verdicts = lambda: verdict
+                    try:
+                        await self._take_back(detector, tried)
+                    finally:
+                        beside.verdicts = swapped
+""",
+    ),
+    Mutant(
+        "a rollback by rule bears the worker's time",
+        "stream.control:Control._take_back",
+        '{"id": name, "detector": detector}',
+        '{"id": name, "detector": detector, "issued": self._clock.now()}',
+    ),
+    Mutant(
+        "a swap is not watched any more after a restart",
+        "stream.shadows:Beside.restore",
+        "self.probations[name] = Probation(rule, row[1])",
+        "self.probations[name] = Probation(rule)",
+    ),
+    Mutant(
+        "a swap is watched for ever",
+        "stream.probation:Probation.add",
+        "self._state.before = None",
+        "pass",
+    ),
+    Mutant(
+        "an alias that differs from what serves is an event",
+        "stream.following:Follower._look",
+        "        if seen is None",
+        """        if seen is not None:
+            serving = self._models[name].current
+            seen = msgspec.structs.replace(seen, version=serving.version, digest=serving.digest)
+            self._seen[name] = seen
+        if seen is None""",
+    ),
+    Mutant(
+        "an alias is looked at only when a webhook says so",
+        "stream.following:Follower._follow",
+        "async with asyncio.timeout(_pause(rule.poll, failures)):",
+        "async with asyncio.timeout(None):",
+    ),
+    Mutant(
+        "a move to a version that was meant before is taken for the same",
+        "stream.following:Follower._asked",
+        "-v{now.version}-{now.moves}",
+        "-v{now.version}-0",
+    ),
+    Mutant(
+        "the move of a promotion is an event",
+        "stream.following:Follower._due",
+        "ours = seen is not None and found.version == seen.pointed",
+        "ours = False",
+    ),
 )
 
 
