@@ -8,8 +8,10 @@ the same case.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,8 @@ _IDLE = 0.25
 """Seconds after which an engine without readings looks for commands and a stop."""
 _QOS_LIMIT = 65_535
 """AMQP's largest prefetch."""
+_LARGEST_BATCH = 1_000_000
+"""Bytes of bodies that are taken in one go: many small rows take long, and nobody else has the loop meanwhile."""
 
 Refused = Sequence[tuple[int, ReadingRejected]]
 """Messages of a batch that become dead letters, by index."""
@@ -79,7 +83,8 @@ class Poison(Exception):
 class Engine:
     """Runs one topology from what was saved. Throw it away after any exception.
 
-    `suspects` says which messages to take by themselves; it outlives the engine.
+    `suspects` says which messages to take by themselves; it outlives the engine. `alone` is held by the one topology
+    of this process that scores.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Engine:
         metrics: TopologyMetrics,
         clock: Clock,
         suspects: Suspects,
+        alone: asyncio.Lock,
         observers: Sequence[Callable[[Scored], None]] = (),
     ) -> None:
         self.topology = topology
@@ -114,6 +120,7 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._suspects = suspects
+        self._alone = alone
         self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
         self._pace = Pace(topology.source.max_batch)
@@ -167,8 +174,9 @@ class Engine:
                     if not deliveries and not self._stream and self._again and not await intake.end():
                         self._floor = -1  # the queue is empty: nothing comes again
                 if deliveries:
-                    await self._batch(intake, deliveries[:most])
-                    deliveries = deliveries[most:]
+                    count = _fitting(deliveries[:most])
+                    await self._batch(intake, deliveries[:count])
+                    deliveries = deliveries[count:]
                 if self.ledger.wait() <= 0:
                     await self._settle(intake)
             await self._settle(intake, Changes(self.position, running=False, unsettled=self._again))
@@ -296,13 +304,22 @@ class Engine:
 
     async def _process(self, intake: Intake, fresh: list[Delivery]) -> None:
         trying = self._suspects.attempt(fresh[0].offset, fresh[-1].offset, fingerprint(fresh[0]))
-        if trying is not None:
+        if trying is None:
+            await self._take(intake, fresh, self._alone)
+            return
+        async with self._alone:
             await self._settle(intake)
             if trying.deaths >= DEATHS:
                 killer = ReadingRejected("killed_worker", f"the process died {DEATHS} times over it")
                 await self._put_aside(intake, fresh[0], killer)
                 return
             await self.ledger.note(trying)
+            await self._take(intake, fresh, contextlib.nullcontext())
+            await self._settle(intake)
+
+    async def _take(
+        self, intake: Intake, fresh: list[Delivery], alone: AbstractAsyncContextManager[None]
+    ) -> None:
         origins, twice = self._origins(fresh)
         decoded, rejected = self._decoder.decode(
             [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
@@ -315,9 +332,10 @@ class Engine:
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
         offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
         careful = self._suspects.careful
-        before = self._clock.monotonic()
         try:
-            scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
+            async with alone:
+                before = self._clock.monotonic()
+                scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
             if len(fresh) == 1 and not self.ledger.messages:
                 self.scorer.beside.failed(error.detector)
@@ -329,12 +347,13 @@ class Engine:
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._count_scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
-        self._look_beside(scored)
+        async with alone:
+            self._look_beside(scored)
         self._enter(fresh, batch, scored, refused, origins, twice)
         for observe in self._observers:
             observe(scored)
         await breathe()
-        if careful or trying is not None:
+        if careful:
             await self._settle(intake)
 
     def _look_beside(self, scored: Scored) -> None:
@@ -554,6 +573,16 @@ class Engine:
                 self._metrics.compared(name, None, None)
             else:
                 self._metrics.compared(name, shadow.lane.info.version, shadow.comparison.total)
+
+
+def _fitting(deliveries: Sequence[Delivery]) -> int:
+    """How many of these messages make a batch: as many as hold so many bytes, and at least one."""
+    size = 0
+    for count, delivery in enumerate(deliveries):
+        size += len(delivery.body)
+        if size > _LARGEST_BATCH and count:
+            return count
+    return len(deliveries)
 
 
 def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:

@@ -12,7 +12,7 @@ from stream.metrics import Reason
 __all__ = ["MEANINGS", "body_text", "legible"]
 
 MEANINGS: Mapping[Reason, str] = {
-    "too_large": "The message is larger than the source allows (max_body).",
+    "too_large": "The message is larger than the source allows (max_body, max_rows).",
     "not_decodable": "The message is neither JSON nor MessagePack, or nested too deeply.",
     "wrong_shape": "The message can be decoded, but is not built as the source's layout says.",
     "wrong_type": "A text, a list or something else stands where a number belongs.",

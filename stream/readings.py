@@ -158,6 +158,8 @@ class Decoder:
         found = rows_of(self._parse(body, packed), self._source, self._sensor_of(delivery))
         if not found:
             raise ReadingRejected("no_values", "the message holds no reading")
+        if len(found) > (limit := self._source.max_rows):
+            raise ReadingRejected("too_large", f"{len(found)} readings, the limit (max_rows) is {limit}")
         return [self._row(row, delivery) for row in found]
 
     def _row(self, row: Row, delivery: Delivery) -> _Parts:

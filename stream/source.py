@@ -95,6 +95,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_ahead: Seconds = 86400.0
     """Readings further in the future than this are refused."""
     max_body: Bytes = 1_000_000
+    max_rows: Count = 10_000
+    """Readings that one message may carry."""
     max_machines: Count = 1_000_000
     """Machines that are known at the most; a message of one more is a dead letter."""
     resident_machines: Count = 100_000

@@ -2,7 +2,8 @@
 
 A message that kills the process leaves no word. So what is about to be processed after a death is written down
 first, a batch at a time; after a second one, the messages of that batch one by one; a message that was at work
-in three deaths is not processed again.
+in three deaths is not processed again. While one topology tries such messages, no other of its process scores
+any: it might kill, and these would be blamed.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class Worker:
         self._observer = observer
         self._wait = wait
         self._lanes: list[_Lane] = []
+        self._alone = asyncio.Lock()
         self._full: set[str] = set()
         """Topologies for whose checkpoint the disk has no room."""
 
@@ -312,6 +313,7 @@ class Worker:
                 clock=self._clock,
                 observers=watchers,
                 suspects=lane.suspects,
+                alone=self._alone,
             )
             control = Control(
                 topology,

@@ -28,9 +28,10 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "commit before publish",
-        "stream.engine:Engine._process",
+        "stream.engine:Engine._take",
         """        await self._publish(fresh, scored, refused, offsets, batch)
-        self._look_beside(scored)
+        async with alone:
+            self._look_beside(scored)
         self._enter(fresh, batch, scored, refused, origins, twice)
 """,
         """        self._enter(fresh, batch, scored, refused, origins, twice)
@@ -345,7 +346,7 @@ MUTANTS = (
     ),
     Mutant(
         "a late reading that is sent back is late again",
-        "stream.engine:Engine._process",
+        "stream.engine:Engine._take",
         "replayed=origins, careful",
         "replayed=(), careful",
     ),

@@ -15,10 +15,11 @@ import pytest
 from stream.brokers.base import Delivery, Intake, Message, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
-from stream.plan import readings_queue
-from stream.runtimes.local import guarantee
+from stream.ledger import Ledger
+from stream.plan import broker_plan, readings_queue
+from stream.runtimes.local import Worker, guarantee
 from stream.scorer import Scorer
-from stream.state import Saved, Trying
+from stream.state import Changes, Saved, StreamPosition, Trying
 from stream.suspects import DEATHS, Suspects
 from stream.topology import Topology
 from tests.aio import run
@@ -305,6 +306,70 @@ def test_message_is_put_aside_after_three_deaths_and_no_other() -> None:
     other = suspects.attempt(12, 12, "another message under this number")
     assert other is not None
     assert other.deaths == 1
+
+
+def test_while_a_topology_tries_what_may_have_killed_no_other_of_the_process_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a death by the other's reading is blamed on what this one has written down."""
+    story: list[tuple[str, str]] = []
+    note, process = Ledger.note, Scorer.process
+
+    async def noted(self: Ledger, trying: Trying) -> None:
+        await note(self, trying)
+        story.append(("noted", self._scorer._topology.name))
+        await asyncio.sleep(0.01)  # the others' turn, if they may
+
+    def processed(self: Scorer, *args: Any, **settings: Any) -> Any:
+        story.append(("processed", self._topology.name))
+        return process(self, *args, **settings)
+
+    async def life() -> None:
+        one = topology(max_batch=8)
+        two = msgspec.structs.replace(one, name="other")
+        plant = Plant(tmp_path, one)
+        for each in (one, two):
+            store = Checkpoint(tmp_path / f"{each.name}.checkpoint", each.name, Scorer.recipes(each))
+            store.commit(Changes(StreamPosition(), running=True))
+            store.close()
+        async with MemoryBroker(plant.server) as broker:
+            for each in (one, two):
+                await broker.declare(broker_plan(each), mode="declare")
+        await plant.publish(readings(200))
+        worker = Worker((one, two), connect=lambda: MemoryBroker(plant.server, user="worker"), data=tmp_path)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(stop))
+            while min(worker.next_offset(each.name) for each in (one, two)) < 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            stop.set()
+
+    monkeypatch.setattr(Ledger, "note", noted)
+    monkeypatch.setattr(Scorer, "process", processed)
+    run(life())
+    tried = [i for i, (what, _) in enumerate(story) if what == "noted"]
+    assert {name for what, name in story if what == "noted"} == {"plant", "other"}
+    assert all(story[i + 1] == ("processed", story[i][1]) for i in tried)
+
+
+def test_a_batch_is_as_many_messages_as_the_loop_can_spare_time_for(tmp_path: Path) -> None:
+    """Large messages of many rows are taken few at a time; one with more than `max_rows` is a dead letter."""
+
+    def wide(start: int, rows: int) -> Message:
+        times = [START + start + i for i in range(rows)]
+        body = {"machine": "m", "time": times, "values": {"a": [0.25] * rows, "b": [0.125] * rows}}
+        return Message(
+            exchange="mmlw.sensors", routing_key="sensor.m.readings", body=json.dumps(body).encode()
+        )
+
+    sent = [wide(9_000 * i, 9_000) for i in range(9)] + [wide(90_000, 10_001)]
+    plant = Plant(tmp_path, topology(max_batch=64, max_ahead=1e9))
+    assert 200_000 < len(sent[0].body) < 500_000
+    run(play(plant, sent))
+    sizes = [len(np.unique(part.batch.messages)) for part in plant.scored if len(part.batch)]
+    assert sum(sizes) == 9
+    assert max(sizes) * len(sent[0].body) <= 1_000_000
+    assert plant.metrics.dead_letters("plant") == {"too_large": 1}
 
 
 def test_nothing_is_written_down_after_an_orderly_end() -> None:
