@@ -199,8 +199,8 @@ def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Sched
 
 
 def _resumed(plan: Schedule) -> Schedule:
-    """In the end somebody resumes once more: a command is refused that was issued before
-    something which a topology did by itself, and comes after it. Where something may last for longer, nobody pauses."""
+    """In the end somebody resumes once more: a command is refused that was issued before something which a topology
+    did by itself, and comes after it. Where something may last for longer, nobody pauses."""
     if any(fault.kind in ("full", "silent", "deaf") for fault in plan.faults):
         kept = tuple(command for command in plan.commands if command.verb not in ("pause", "resume"))
         return msgspec.structs.replace(plan, commands=kept)
