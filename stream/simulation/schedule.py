@@ -199,8 +199,11 @@ def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Sched
 
 
 def _resumed(plan: Schedule) -> Schedule:
-    """In the end somebody resumes once more: a command is refused that was issued before something which a topology does
-    by itself, and that comes after it."""
+    """In the end somebody resumes once more: a command is refused that was issued before something which a topology
+    did by itself, and comes after it. Where something may last for longer, nobody pauses."""
+    if any(fault.kind in ("full", "silent", "deaf") for fault in plan.faults):
+        kept = tuple(command for command in plan.commands if command.verb not in ("pause", "resume"))
+        return msgspec.structs.replace(plan, commands=kept)
     times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
     at = 4.0 + max(times)
     return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
