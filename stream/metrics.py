@@ -478,7 +478,9 @@ class TopologyMetrics:
         self._scored[detector].inc(count)
 
     def alerted(self, detector: str, event: str) -> None:
-        """Count a confirmed alert event."""
+        """Count a confirmed alert event; the detector may be one that the topology had before."""
+        if (detector, event) not in self._alerts:
+            self._alerts[detector, event] = self._metrics.alerts.labels(self._topology, detector, event)
         self._alerts[detector, event].inc()
 
     def open_alerts(self, detector: str, count: int) -> None:
