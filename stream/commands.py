@@ -34,6 +34,7 @@ Verb = Literal[
     "resume",
     "accept",
     "train",
+    "cancel",
     "label",
 ]
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -60,6 +61,7 @@ _TAKES = {
     "source": ("train",),
     "options": ("train",),
     "rows": ("predict",),
+    "command": ("cancel",),
     "alert": ("label",),
     "label": ("label",),
     "since": ("label",),
@@ -74,7 +76,7 @@ _REMEMBERED = 10_000
 
 Receipt = dict[str, Any]
 """The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`; of a training
-also `running` and then `failed`), and `reason` or what was done."""
+also `running`, and then `failed` or `cancelled`), and `reason` or what was done."""
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_CALLED):
@@ -107,6 +109,8 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_C
     """train: `rows`, `newest`, `since`, `timeout`."""
     rows: list[Row] | None = None
     """predict: what to score."""
+    command: str | None = None
+    """cancel: the id of the command that began the training."""
     alert: str | None = None
     """label: the id of an alert."""
     label: str | None = None
@@ -206,12 +210,16 @@ class Docket:
 
     def precedent(self, asked: Asked, name: str) -> Receipt | None:
         """The first receipt where this command was decided before. Raises CommandRefused for another one."""
-        first = self._applied.get(name) or self._refused.get(name)
+        first = self.known(name)
         if first is None:
             return None
         if (first["verb"], first.get("body", asked.digest)) != (asked.verb, asked.digest):
             raise CommandRefused(f'the id "{name}" was used by another command; send this one with a new id')
         return {**first, "duplicate": True}
+
+    def known(self, name: str) -> Receipt | None:
+        """The receipt of a command that was decided."""
+        return self._applied.get(name) or self._refused.get(name)
 
     def term(self, asked: Asked, command: Command, now: float) -> Term:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""
