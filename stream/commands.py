@@ -20,7 +20,19 @@ from stream.state import ModelRows
 from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
-__all__ = ["CLOCK_SKEW", "MODEL_VERBS", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
+__all__ = [
+    "CLOCK_SKEW",
+    "MODEL_VERBS",
+    "READ_ONLY",
+    "VERBS",
+    "Asked",
+    "Command",
+    "Docket",
+    "Receipt",
+    "Term",
+    "largest",
+    "limit",
+]
 
 Verb = Literal[
     "status",
@@ -51,6 +63,11 @@ _LARGEST = 16_384
 """Bytes of a command's body."""
 _LARGEST_WITH_DATA = 8_388_608
 """Bytes of the body of a verb that brings readings along."""
+_REMEDIES = {
+    "train": 'train from the stream or a capture ("source": {"stream": {}} or {"capture": PATH}), or on fewer rows',
+    "predict": "send fewer rows at a time",
+}
+"""Those verbs, with what to do instead of bringing more."""
 _TAKES = {
     "model": ("swap", "shadow", "predict"),
     "digest": ("swap", "shadow"),
@@ -123,6 +140,17 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_C
     """label, of an alert that was none: whether it is learned, online and in the next training."""
 
 
+def largest(verb: str) -> int:
+    """Bytes that the body of such a command may have."""
+    return _LARGEST_WITH_DATA if verb in _REMEDIES else _LARGEST
+
+
+def limit(verb: str) -> str:
+    """How large a command may be, and what to do with more."""
+    remedy = f". Instead, {_REMEDIES[verb]}" if verb in _REMEDIES else ""
+    return f"a command has at most {largest(verb)} bytes{remedy}"
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A command as it came, nothing of it believed yet."""
@@ -148,7 +176,7 @@ class Asked:
     @property
     def largest(self) -> int:
         """Bytes that its body may have."""
-        return _LARGEST_WITH_DATA if self.verb in ("train", "predict") else _LARGEST
+        return largest(self.verb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +224,7 @@ class Docket:
         if asked.verb not in VERBS:
             raise CommandRefused(f'unknown command "{asked.verb[:64]}"{suggest(asked.verb[:64], VERBS)}')
         if len(asked.body) > asked.largest:
-            raise CommandRefused(
-                f"the body has {len(asked.body)} bytes; a command has at most {asked.largest}"
-            )
+            raise CommandRefused(f"the body has {len(asked.body)} bytes; {limit(asked.verb)}")
         try:
             command = msgspec.json.decode(asked.body, type=Command)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:

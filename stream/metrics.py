@@ -572,8 +572,8 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused` (or a training that failed or was cancelled); a verb
-        that there is none of is `unknown`."""
+        """Count a control command by outcome, `applied` or `refused` (or a training that failed or was cancelled). A
+        verb that there is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
     def restarted(self, cause: Cause) -> None:
