@@ -67,8 +67,9 @@ class _Head(msgspec.Struct, frozen=True):
 class Checkpoint:
     """The checkpoint file of one topology, locked against a second worker: a `Store`. Raises CheckpointError.
 
-    `recipes` names the state tables with a text that changes when their state is no longer comparable; None
-    takes every table as it is, to look at. The file is made by the first commit.
+    `recipes` names the state tables with a text that changes when their state is no longer comparable (a name that
+    ends in a colon: those of every table that begins so and has none of its own); None takes every table as it is,
+    to look at. The file is made by the first commit.
     `adopt` takes the file as it is, without asking the witness, and begins a life of its own: for a copy that is
     put back on purpose.
     """
@@ -278,7 +279,7 @@ class Checkpoint:
             kept = {
                 name
                 for name in columns
-                if recipes is None or past is None or past.get(name) == recipes.get(name)
+                if recipes is None or past is None or past.get(name) == _recipe(recipes, name)
             }
             forgotten |= set(columns) - kept
             groups.append(Group(names, {name: columns[name] for name in columns if name in kept}))
@@ -426,6 +427,11 @@ def _parts(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def _recipe(recipes: Mapping[str, str], table: str) -> str | None:
+    """A table's own, or that of all tables of its sort."""
+    return recipes.get(table, recipes.get(table.partition(":")[0] + ":"))
 
 
 def _part(changes: Changes, start: int, end: int) -> dict[str, dict[str, Any]]:

@@ -86,6 +86,7 @@ def cli() -> None:
       mmlw status TOPOLOGY      and swap, rollback, pause, resume, audit: steer a running one
       mmlw shadow TOPOLOGY      have a model score beside the one that serves; models compare, promote
       mmlw alerts               watch alerts as they come
+      mmlw cancel TOPOLOGY ID    end a training that a running topology began
       mmlw label TOPOLOGY ...   say which alerts were none: closed, left out of trainings, or learned
     """
     log.configure("auto", "warning")  # drivers' own words stay silent; what went wrong is said once, by us

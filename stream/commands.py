@@ -20,7 +20,19 @@ from stream.state import ModelRows
 from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
-__all__ = ["CLOCK_SKEW", "MODEL_VERBS", "READ_ONLY", "VERBS", "Asked", "Command", "Docket", "Receipt", "Term"]
+__all__ = [
+    "CLOCK_SKEW",
+    "MODEL_VERBS",
+    "READ_ONLY",
+    "VERBS",
+    "Asked",
+    "Command",
+    "Docket",
+    "Receipt",
+    "Term",
+    "largest",
+    "limit",
+]
 
 Verb = Literal[
     "status",
@@ -34,6 +46,7 @@ Verb = Literal[
     "resume",
     "accept",
     "train",
+    "cancel",
     "label",
 ]
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -50,6 +63,11 @@ _LARGEST = 16_384
 """Bytes of a command's body."""
 _LARGEST_WITH_DATA = 8_388_608
 """Bytes of the body of a verb that brings readings along."""
+_REMEDIES = {
+    "train": 'train from the stream or a capture ("source": {"stream": {}} or {"capture": PATH}), or on fewer rows',
+    "predict": "send fewer rows at a time",
+}
+"""Those verbs, with what to do instead of bringing more."""
 _TAKES = {
     "model": ("swap", "shadow", "predict"),
     "digest": ("swap", "shadow"),
@@ -60,6 +78,7 @@ _TAKES = {
     "source": ("train",),
     "options": ("train",),
     "rows": ("predict",),
+    "command": ("cancel",),
     "alert": ("label",),
     "label": ("label",),
     "since": ("label",),
@@ -74,7 +93,7 @@ _REMEMBERED = 10_000
 
 Receipt = dict[str, Any]
 """The answer to a command: `command` (its id), `verb`, `topology`, `status` (`applied` or `refused`; of a training
-also `running` and then `failed`), and `reason` or what was done."""
+also `running`, and then `failed` or `cancelled`), and `reason` or what was done."""
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_CALLED):
@@ -107,6 +126,8 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_C
     """train: `rows`, `newest`, `since`, `timeout`."""
     rows: list[Row] | None = None
     """predict: what to score."""
+    command: str | None = None
+    """cancel: the id of the command that began the training."""
     alert: str | None = None
     """label: the id of an alert."""
     label: str | None = None
@@ -117,6 +138,17 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=_C
     """label, `to`."""
     learn: bool | None = None
     """label, of an alert that was none: whether it is learned, online and in the next training."""
+
+
+def largest(verb: str) -> int:
+    """Bytes that the body of such a command may have."""
+    return _LARGEST_WITH_DATA if verb in _REMEDIES else _LARGEST
+
+
+def limit(verb: str) -> str:
+    """How large a command may be, and what to do with more."""
+    remedy = f". Instead, {_REMEDIES[verb]}" if verb in _REMEDIES else ""
+    return f"a command has at most {largest(verb)} bytes{remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +176,7 @@ class Asked:
     @property
     def largest(self) -> int:
         """Bytes that its body may have."""
-        return _LARGEST_WITH_DATA if self.verb in ("train", "predict") else _LARGEST
+        return largest(self.verb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +224,7 @@ class Docket:
         if asked.verb not in VERBS:
             raise CommandRefused(f'unknown command "{asked.verb[:64]}"{suggest(asked.verb[:64], VERBS)}')
         if len(asked.body) > asked.largest:
-            raise CommandRefused(
-                f"the body has {len(asked.body)} bytes; a command has at most {asked.largest}"
-            )
+            raise CommandRefused(f"the body has {len(asked.body)} bytes; {limit(asked.verb)}")
         try:
             command = msgspec.json.decode(asked.body, type=Command)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
@@ -206,12 +236,16 @@ class Docket:
 
     def precedent(self, asked: Asked, name: str) -> Receipt | None:
         """The first receipt where this command was decided before. Raises CommandRefused for another one."""
-        first = self._applied.get(name) or self._refused.get(name)
+        first = self.known(name)
         if first is None:
             return None
         if (first["verb"], first.get("body", asked.digest)) != (asked.verb, asked.digest):
             raise CommandRefused(f'the id "{name}" was used by another command; send this one with a new id')
         return {**first, "duplicate": True}
+
+    def known(self, name: str) -> Receipt | None:
+        """The receipt of a command that was decided."""
+        return self._applied.get(name) or self._refused.get(name)
 
     def term(self, asked: Asked, command: Command, now: float) -> Term:
         """When it holds. Raises CommandRefused when it expired, comes from the future, or comes out of order."""

@@ -31,6 +31,7 @@ from stream.errors import (
     MmlwError,
     ModelError,
     RegistryUnreachable,
+    TrainingCancelled,
     Unroutable,
 )
 from stream.following import Due, Follower
@@ -81,6 +82,7 @@ class Control:
         self._engine = engine
         self._broker = broker
         self._follower = Follower(topology, shelf=shelf, models=models, saved=saved.models, metrics=metrics)
+        self._docket = Docket(topology.operators, saved.commands, saved.audit)
         self._verbs = Verbs(
             topology,
             engine,
@@ -90,11 +92,11 @@ class Control:
             clock=clock,
             trainer=trainer,
             pointing=self._follower.pointing,
+            known=self._docket.known,
         )
         self._retrainer = Retrainer(
             topology, engine.scorer.beside, self._serve, metrics=metrics, clock=clock, busy=_busy(trainer)
         )
-        self._docket = Docket(topology.operators, saved.commands, saved.audit)
         self._audit = Audit(saved.audit, clock)
         self._metrics = metrics
         self._clock = clock
@@ -232,9 +234,11 @@ class Control:
             with contextlib.suppress(MmlwError):
                 await answer({**begun, "status": "failed", "reason": "the worker ended meanwhile"})
             raise
+        except TrainingCancelled as error:
+            receipt |= {"status": "cancelled", "reason": str(error)}
         except Exception as error:  # whatever it was, the topology goes on
             receipt |= {"status": "failed", "reason": str(error) or repr(error)}
-        failed = receipt["status"] == "failed"
+        failed = receipt["status"] != "applied"
         line = self._audit.line(asked, receipt["command"], receipt["status"], receipt.get("reason"))
         async with self._one:
             lines = self._audit.take(line)
@@ -321,7 +325,8 @@ class Control:
 
         def act() -> Changes:
             """The change, its receipt and its line in the audit, all in one transaction."""
-            term.check(self._clock.now())
+            if not prepared.happened:
+                term.check(self._clock.now())
             changes = prepared.act()
             status = "applied" if prepared.work is None else "running"
             receipt.update(status=status, issued=term.issued, by=asked.by, body=asked.digest)

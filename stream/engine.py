@@ -157,6 +157,7 @@ class Engine:
             if self._unsettled:
                 self._floor = self.position.last_offset + rule.after + source.max_batch
                 self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
+            await self._fetch_unwatched()
             await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
             await self._tell()
             self._intake = intake
@@ -387,6 +388,7 @@ class Engine:
         self._replays.update(letters)
         position = StreamPosition(fresh[-1].offset, fingerprint(fresh[-1]) if self._stream else "")
         self.ledger.add(position, scored.touched, tally, messages=len(fresh), replays=letters)
+        self._end_unwatched()
         self._in_hand, self._tag = 0, fresh[-1].tag
 
     def _origins(self, fresh: Sequence[Delivery]) -> tuple[dict[int, Origin], set[int]]:
@@ -444,6 +446,24 @@ class Engine:
             for group in await in_thread(self._store.fetch, absent):
                 self.scorer.admit(*group)
 
+    async def _fetch_unwatched(self) -> None:
+        """End every open alert whose machine is no longer scored by what raised it, as the topology is now."""
+        feedback, watches = self.scorer.beside.feedback, self.scorer.watches
+        ended = [raised for raised in feedback.open if not watches(raised.detector, raised.machine)]
+        if away := self.scorer.residents.missing([raised.machine for raised in ended]):
+            for group in await in_thread(self._store.fetch, away):
+                self.scorer.admit(*group)
+        self._end_unwatched()
+        for raised in ended:
+            if raised.closed is None:
+                feedback.gone(raised)
+
+    def _end_unwatched(self) -> None:
+        """Enter alerts that ended because nothing watches their machines any more; they are told once committed."""
+        if ended := self.scorer.take_unwatched():
+            self.scorer.beside.feedback.closed(ended)
+            self.ledger.touch(self.scorer.residents.slots([alert.machine for alert in ended]))
+
     async def _publish(
         self,
         fresh: Sequence[Delivery],
@@ -474,6 +494,7 @@ class Engine:
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
         await self.ledger.commit(changes)
+        await self._tell()
         await breathe()
         self._show_state()
         await breathe()
@@ -512,11 +533,10 @@ class Engine:
                 self.paused = changes.paused
                 self._metrics.paused.set(self.paused)
             await self._settle(intake, changes)
-            await self._tell()
             turn.done.set_result(self._clock.monotonic() - before)
 
     async def _tell(self) -> None:
-        """Publish what operators closed. It is committed by now, so it comes again after a crash, the same."""
+        """Publish what was closed without a reading. Committed by now, it comes again after a crash, the same."""
         feedback = self.scorer.beside.feedback
         if not (alerts := feedback.untold):
             return

@@ -12,7 +12,8 @@ MmlwError
 │   ├── ModelNotFound        no such name, version or alias
 │   ├── ModelRejected        found, but not usable: wrong digest, sensors, kind or content
 │   │   └── ForeignModel         no weights of ours: code, which runs only where it is pinned
-│   └── RegistryUnreachable  the registry does not answer
+│   ├── RegistryUnreachable  the registry does not answer
+│   └── TrainingCancelled    a training that was ended by command
 ├── CheckpointError      the checkpoint file is damaged, or belongs to something else
 │   └── CheckpointFull       the disk is full: reading waits until there is room
 ├── CommandRefused       a control command that will not be carried out, with the reason
@@ -45,6 +46,7 @@ __all__ = [
     "ReadingRejected",
     "RegistryUnreachable",
     "Stalled",
+    "TrainingCancelled",
     "Unroutable",
 ]
 
@@ -114,6 +116,10 @@ class ForeignModel(ModelRejected):
 
 class RegistryUnreachable(ModelError):
     """The model registry does not answer."""
+
+
+class TrainingCancelled(ModelError):
+    """A training was ended by command; the registry has nothing of it."""
 
 
 class CheckpointError(MmlwError):

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from detectors.base import Floats
-from stream.alerts import PROCESS, Alert
+from stream.alerts import PROCESS, Alert, ModelInfo
 from stream.readings import epoch_seconds
 from stream.training_data import Marked
 
@@ -43,6 +43,8 @@ class Raised(msgspec.Struct):
     """Said to be false, and to be learned."""
     at: float = 0.0
     """When it was labelled."""
+    model: ModelInfo | None = None
+    """What raised it, where that was written down."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -135,6 +137,7 @@ class Feedback:
                     threshold=alert.threshold,
                     first_seen=epoch_seconds(alert.first_seen),
                     opened=time,
+                    model=alert.model,
                 )
                 self.alerts[alert.id] = raised
                 self._write(raised)
@@ -160,13 +163,19 @@ class Feedback:
         self._forget(_WINDOW, self.windows)
         self.version += 1
 
+    @property
+    def open(self) -> list[Raised]:
+        """Those of which nobody heard that they were closed."""
+        known = (*self.alerts.values(), *self.labelled.values())
+        return [raised for raised in known if raised.closed is None]
+
     def gone(self, raised: Raised) -> None:
         """It is not open any more, and nobody told when that ended."""
         raised.closed = raised.opened
         self._write(raised)
 
     def closed(self, alerts: Iterable[Alert]) -> None:
-        """These were closed by an operator, and are to be told once that is committed."""
+        """These were closed without a reading, and are to be told once that is committed."""
         for alert in alerts:
             self._untold[alert.id] = alert
             self._rows[_UNTOLD + alert.id] = msgspec.to_builtins(alert)
@@ -176,7 +185,7 @@ class Feedback:
 
     @property
     def untold(self) -> list[Alert]:
-        """Alerts that were closed by operators, of which nobody knows whether that was told."""
+        """Alerts that were closed without a reading, of which nobody knows whether that was told."""
         return list(self._untold.values())
 
     def told(self) -> None:
@@ -268,6 +277,6 @@ def _share(part: int, whole: int) -> float:
 
 
 def _plain(item: Raised | Window) -> dict[str, Any]:
-    hidden: Sequence[str] = ("id", "threshold", "first_seen")
+    hidden: Sequence[str] = ("id", "threshold", "first_seen", "model")
     found: dict[str, Any] = msgspec.to_builtins(item)
     return {name: value for name, value in found.items() if name not in hidden}

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from stream import log
-from stream.commands import Asked
+from stream.commands import Asked, largest, limit
 from stream.control import Control
 from stream.errors import ConfigError, Problem
 from stream.metrics import CONTENT_TYPE, Metrics, WebhookOutcome
@@ -31,9 +31,12 @@ from stream.webhooks import WebhookRefused, Webhooks
 __all__ = ["bind", "read_token", "serving"]
 
 _LARGEST = 65_536
-"""Bytes of a request's body."""
-_PATIENCE = 10.0
-"""Seconds for a body to come."""
+"""Bytes of a request's body; those of some commands are larger."""
+_HEARD_OUT = 4
+"""Times as many bytes as it may have are taken from a sender, and thrown away, before it is told: while it sends it
+hears nothing."""
+_PATIENCE, _WITH_DATA = 10.0, 60.0
+"""Seconds for a body to come; for one with readings, from who has the token."""
 
 
 def bind(address: str) -> socket.socket:
@@ -100,10 +103,12 @@ async def serving(
             found = control(request.path_params["topology"])
         except KeyError:
             return _error(404, "no topology of this name runs in this worker")
-        body = await _body(request)
+        verb = request.path_params["verb"]
+        large = largest(verb) > _LARGEST
+        body = await _body(request, max(largest(verb), _LARGEST), _WITH_DATA if large else _PATIENCE)
         if isinstance(body, Response):
-            return body
-        asked = Asked(request.path_params["verb"], body or b"{}", by="http", via="http", id=uuid.uuid4().hex)
+            return _error(413, f"the body is too large: {limit(verb)}") if body.status_code == 413 else body
+        asked = Asked(verb, body or b"{}", by="http", via="http", id=uuid.uuid4().hex)
         receipt = await found.ask(asked) if found is not None else None
         if receipt is None:
             wait = {"Retry-After": "1"}
@@ -182,18 +187,23 @@ async def _told(request: Request, webhooks: Webhooks | None) -> tuple[str, str]:
     return moved.name, moved.alias
 
 
-async def _body(request: Request) -> bytes | Response:
+async def _body(request: Request, most: int = _LARGEST, patience: float = _PATIENCE) -> bytes | Response:
     """The body, or why it is not taken."""
-    body = b""
+    body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(patience):
             async for part in request.stream():
-                body += part
-                if len(body) > _LARGEST:
-                    return _error(413, f"a body has at most {_LARGEST} bytes")
+                size += len(part)
+                if size <= most:
+                    body += part
+                elif size > _HEARD_OUT * most:
+                    break
     except TimeoutError:
-        return _error(408, f"the body did not come within {_PATIENCE:g} s")
-    return body
+        if size <= most:
+            return _error(408, f"the body did not come within {patience:g} s")
+    if size > most:
+        return _error(413, f"a body has at most {most} bytes")
+    return bytes(body)
 
 
 def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:

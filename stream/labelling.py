@@ -68,13 +68,10 @@ def _meant(engine: Engine, command: Command) -> list[Raised]:
                 f'no alert "{command.alert[:64]}" is known here, or it is too long ago: {hint}'
             )
         return [raised]
-    known = (*feedback.alerts.values(), *feedback.labelled.values())
     found = [
         raised
-        for raised in known
-        if raised.machine == command.machine
-        and raised.closed is None
-        and command.detector in (None, raised.detector)
+        for raised in feedback.open
+        if raised.machine == command.machine and command.detector in (None, raised.detector)
     ]
     if not found:
         hint = 'name the alert ("alert"), or a time ("from", "to")'

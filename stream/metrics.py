@@ -107,6 +107,7 @@ _VERBS = (
     "resume",
     "accept",
     "train",
+    "cancel",
     "label",
 )
 _LABELS = ("true", "false", "anomaly", "normal")
@@ -478,7 +479,9 @@ class TopologyMetrics:
         self._scored[detector].inc(count)
 
     def alerted(self, detector: str, event: str) -> None:
-        """Count a confirmed alert event."""
+        """Count a confirmed alert event; the detector may be one that the topology had before."""
+        if (detector, event) not in self._alerts:
+            self._alerts[detector, event] = self._metrics.alerts.labels(self._topology, detector, event)
         self._alerts[detector, event].inc()
 
     def open_alerts(self, detector: str, count: int) -> None:
@@ -569,8 +572,8 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused` (or a training that failed); a verb that there
-        is none of is `unknown`."""
+        """Count a control command by outcome, `applied` or `refused` (or a training that failed or was cancelled). A
+        verb that there is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
 
     def restarted(self, cause: Cause) -> None:

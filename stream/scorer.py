@@ -20,11 +20,12 @@ from detectors.features import FeatureTable, RecentWindow, definitions
 from detectors.health import Ailment
 from detectors.openings import Openings
 from detectors.rates import Rates
-from stream.alerting import Event, EventKind
+from stream.alerting import Episode, Event, EventKind
 from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
 from stream.binding import Binding
+from stream.endings import ALERTS, NOBODY, closed_alert, kept_episode, unwatched
 from stream.ensemble import Decision, DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
 from stream.health import HealthCheck
@@ -142,6 +143,7 @@ class Scorer:
         self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
         self._health = HealthCheck(topology, self.residents, self._recent) if topology.health else None
         self._aligner = Aligner(len(self._names), source.align_within) if narrow else None
+        self._unwatched: list[Alert] = []
         self._fresh = {name: table.snapshot(np.zeros(1, dtype=np.int64)) for name, table in self._tables()}
 
     @staticmethod
@@ -165,6 +167,7 @@ class Scorer:
                 recipes[f"limit:{name}"] = recipes[f"model:{name}"]
         calibration, members = repr(topology.calibration), list(topology.detectors)
         recipes["rates"] = ""
+        recipes[ALERTS] = "3"  # of any name: what a detector left open that is no more must be closed
         if topology.alert.shares_budget:
             recipes["census"] = ""
         for name in members if topology.combine is None else [COMBINED]:
@@ -409,41 +412,39 @@ class Scorer:
         if self.residents.missing([machine]):  # with an open alert it would be in memory
             return None
         ensemble, slot = self._ensembles[detector], self.residents.find(machine)
-        nothing = np.zeros(0, dtype=np.int64)
-        times, window = self._recent.window(slot, nothing, np.zeros((0, len(self._names))), np.zeros(0), -1)
+        window = self._past(slot)
         number = int(self._rates.snapshot(np.array([slot]))["count"][0])
-        ended = ensemble.alerts.close(slot, float(times[-1]), number, learned=learned)
+        ended = ensemble.alerts.close(slot, float(window.times[-1]), number, learned=learned)
         if ended is None:
             return None
         for shadow in self.beside.shadows.values():
             if shadow.ensemble.name == detector:
-                shadow.ensemble.alerts.close(slot, float(times[-1]), number, learned=learned)
+                shadow.ensemble.alerts.close(slot, float(window.times[-1]), number, learned=learned)
         episode, severity = ended
-        here = (self._topology.name, machine, detector, 0)
-        return Alert(
-            id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
-            event=EventKind.CLOSED.value,
-            type=PROCESS,
-            sequence=episode.updates + 1,
-            topology=self._topology.name,
-            machine=machine,
-            detector=detector,
-            severity=severity,
-            score=episode.peak,
-            threshold=ensemble.threshold,
-            probability=10.0**-episode.peak if self._topology.gives_probabilities else None,
-            peak_score=episode.peak,
-            anomalous_readings=episode.readings,
-            first_seen=rfc3339(episode.first_seen),
-            last_seen=rfc3339(episode.last_seen),
-            time=rfc3339(float(times[-1])),
-            reason="Closed by an operator: this was normal"
+        return closed_alert(
+            (self._topology.name, machine, detector),
+            episode,
+            severity,
+            window,
+            "Closed by an operator: this was normal"
             + (", and is learned." if learned else ", and is not learned."),
-            contributions=[],
+            threshold=ensemble.threshold,
             model=ensemble.info,
-            position=Position(0, episode.offset, episode.row),
-            window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
+            calibrated=self._topology.gives_probabilities,
         )
+
+    def watches(self, detector: str, machine: str) -> bool:
+        """Whether what decides by this name takes readings of a machine."""
+        ensemble = self._ensembles.get(detector)
+        return ensemble is not None and any(
+            lane.binding is None or lane.binding.matches(machine) for lane in ensemble.lanes
+        )
+
+    def take_unwatched(self) -> list[Alert]:
+        """The events that end alerts of machines that came into memory and are no longer scored by what raised them;
+        each once."""
+        ended, self._unwatched = self._unwatched, []
+        return ended
 
     def chosen(self, most: int = 20) -> dict[str, dict[str, str]]:
         """What detectors that choose by a machine's first readings chose, and why, for so many machines in memory."""
@@ -489,17 +490,47 @@ class Scorer:
                 table.restore(
                     used, {key: np.repeat(row, len(used), 0) for key, row in self._fresh[name].items()}
                 )
-        if components and any(lane.binding is not None for lane in self.lanes.values()):
-            self._let_go(slots)
+        for name, rows in components.items():
+            if rows and name.startswith(ALERTS):
+                self._let_go(name.removeprefix(ALERTS), machines, slots, rows)
 
-    def _let_go(self, slots: Slots) -> None:
-        """Forget the alerts of machines that are not scored any more: nothing could close them."""
-        for name, ensemble in self._ensembles.items():
-            if (gone := slots[~ensemble.scored(slots)]).size:
-                fresh = self._fresh[f"alert:{name}"]
-                ensemble.alerts.restore(
-                    gone, {key: np.repeat(row, len(gone), 0) for key, row in fresh.items()}
-                )
+    def _let_go(self, name: str, machines: Sequence[str], slots: Slots, rows: Rows) -> None:
+        """End and forget the alerts of machines that are not scored any more: no reading could close them."""
+        ensemble, unwatched_ = self._ensembles.get(name), np.ones(len(slots), np.bool_)
+        if ensemble is not None:
+            unwatched_ = ~ensemble.scored(slots)
+        for i in np.flatnonzero(unwatched_ & (rows["severity"] >= 0)).tolist():
+            self._unwatched.append(
+                self._end_unwatched(name, machines[i], int(slots[i]), kept_episode(rows, i))
+            )
+        if ensemble is not None and (gone := slots[unwatched_]).size:
+            fresh = self._fresh[f"alert:{name}"]
+            ensemble.alerts.restore(gone, {key: np.repeat(row, len(gone), 0) for key, row in fresh.items()})
+
+    def _end_unwatched(self, name: str, machine: str, slot: int, episode: Episode) -> Alert:
+        """What tells that an alert ends, with the threshold and the model that it was raised with, as far as that is
+        known."""
+        ensemble, severities = self._ensembles.get(name), list(self._topology.alert.severities)
+        alert = closed_alert(
+            (self._topology.name, machine, name),
+            episode,
+            severities[min(episode.severity, len(severities) - 1)],
+            self._past(slot),
+            unwatched(name, machine, gone=ensemble is None),
+            threshold=episode.peak if ensemble is None else ensemble.threshold,
+            model=NOBODY if ensemble is None else ensemble.info,
+            calibrated=self._topology.gives_probabilities,
+        )
+        raised = self.beside.feedback.find(alert.id)
+        if raised is None:
+            return alert
+        return msgspec.structs.replace(alert, threshold=raised.threshold, model=raised.model or alert.model)
+
+    def _past(self, slot: int) -> Window:
+        """The machine's last readings, up to now."""
+        nothing = np.zeros(0, dtype=np.int64)
+        times, values = self._recent.window(slot, nothing, np.zeros((0, len(self._names))), np.zeros(0), -1)
+        return Window(times.tolist(), {name: _plain(values[:, j]) for j, name in enumerate(self._names)})
 
     def _fits(self, table: str, rows: Rows) -> bool:
         """Whether a trained model's table takes rows that the model before it may have left. Other tables must."""

@@ -194,6 +194,24 @@ def label(
 
 
 _COMMANDS.append(label)
+
+
+@click.command()
+@click.argument("topology")
+@click.argument("command_id")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+@broker_options("an operator")
+def cancel(topology: str, command_id: str, broker: BrokerOptions, timeout: float, as_json: bool) -> None:
+    """End a training that a running topology began.
+
+    COMMAND_ID is the id of the command train; mmlw audit shows it. Nothing of the training is registered; once it is
+    registering it cannot be cancelled any more.
+    """
+    _send(topology, "cancel", broker, timeout, as_json=as_json, command=command_id)
+
+
+_COMMANDS.append(cancel)
 _steering(
     "accept",
     "Take a machine's open alert for its new normal.\n\n"

@@ -17,6 +17,7 @@ import msgspec
 import pandas as pd
 
 from stream.brokers.base import Broker
+from stream.cancelling import Cancelling
 from stream.config import dump_yaml
 from stream.errors import CommandRefused, ConfigError, ModelError
 from stream.rules import AlertRule
@@ -45,6 +46,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     topology: Topology
     detector: str
     source: TrainingSource
+    command: str = ""
+    """The id of the command that asks for it."""
     alias: str = CHALLENGER
     options: TrainingOptions = TrainingOptions()
     marked: Sequence[Marked] = ()
@@ -59,6 +62,7 @@ class Trainer:
         self._folders = folders
         self._connect = connect
         self.running: Training | None = None
+        self._cancelling = Cancelling()
 
     def check(self, training: Training) -> None:
         """Raises CommandRefused where it cannot be begun now, or at all."""
@@ -84,22 +88,34 @@ class Trainer:
     async def train(self, training: Training, told: Told) -> dict[str, Any]:
         """Train and register: `model`, `aliases`, `metrics`, `trained_s`. Whoever cancels it ends the process.
 
-        Raises CommandRefused, ConfigError, BrokerError, and ModelError where the process ends by itself or lasts
-        too long.
+        Raises CommandRefused, ConfigError, BrokerError, TrainingCancelled, and ModelError where the process ends by
+        itself or lasts too long.
         """
         self.check(training)
         self.running, began = training, time.monotonic()
+        cancelling = self._cancelling = Cancelling()
         try:
             async with asyncio.timeout(training.options.timeout):
                 with tempfile.TemporaryDirectory(prefix="mmlw-training-") as name:
-                    await self._prepare(training, Path(name), _Pulse(told, began))
-                    result = await _run(Path(name), _Pulse(told, began))
+                    async with cancelling.before():
+                        await self._prepare(training, Path(name), _Pulse(told, began))
+                    result = await _run(Path(name), _Pulse(told, began), cancelling)
         except TimeoutError:
             limit = f"took longer than {training.options.timeout:g} s"
             raise ModelError(f"the training {limit}; give it fewer rows, or a longer timeout") from None
         finally:
             self.running = None
+            cancelling.over()
         return {**result, "trained_s": round(time.monotonic() - began, 3)}
+
+    async def cancel(self, topology: str, command: str, by: str) -> str:
+        """End the training that a command of a topology began, and wait until it has ended; its detector. `by` is the
+        id of the command that asks. Raises CommandRefused where it does not run, or is being registered."""
+        training = self.running
+        if training is None or (training.topology.name, training.command) != (topology, command):
+            raise CommandRefused(f'no training "{command[:64]}" runs')
+        await self._cancelling.cancel(by)
+        return training.detector
 
     async def _prepare(self, training: Training, folder: Path, pulse: _Pulse) -> None:
         """Write down the job, with the readings where the process could not read them itself."""
@@ -165,7 +181,7 @@ def _write(folder: Path, topology: Topology, job: Job) -> None:
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
 
 
-async def _run(folder: Path, pulse: _Pulse) -> dict[str, Any]:
+async def _run(folder: Path, pulse: _Pulse, cancelling: Cancelling) -> dict[str, Any]:
     """Start the process, pass on what it tells, and see to it that it is gone afterwards."""
     complaints = folder / "stderr"
     with complaints.open("wb") as errors:
@@ -181,9 +197,11 @@ async def _run(folder: Path, pulse: _Pulse) -> dict[str, Any]:
             start_new_session=True,
         )
     assert process.stdout is not None  # noqa: S101 - it is a pipe
+    cancelling.process(process)
     try:
         async for event in _events(process.stdout, pulse):
             if event.phase is not None:
+                cancelling.phase(event.phase)
                 await pulse.phase(event.phase)
             if event.failed is not None:
                 raise ModelError(f"the training failed: {event.failed}")
@@ -192,6 +210,7 @@ async def _run(folder: Path, pulse: _Pulse) -> dict[str, Any]:
         code = await process.wait()
     finally:
         await _end(process)
+    cancelling.check()
     raise ModelError(f"the training's process {_death(code)}{_last_words(complaints)}")
 
 

@@ -2,13 +2,15 @@
 
 The folder holds the job, its topology and, where the readings come from a message or a stream, their table. What
 happens goes to standard output, one JSON object a line. It has no way to a broker, gives way to everybody else on
-the machine, and ends when who started it does: standard input is then at its end.
+the machine, and ends when who started it does: standard input is then at its end. SIGTERM ends it at once until it
+begins to register; from then on it comes to its end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -88,13 +90,19 @@ def main(folder: Path) -> None:
 
 
 def _train(folder: Path, out: BinaryIO) -> dict[str, Any]:
+    from stream.cancelling import REGISTERING
     from stream.config import load
     from stream.models import Registry
     from stream.tables import from_dataset
     from stream.training import Choice, train_detector
     from stream.training_data import Marked, read_file
 
-    _say(out, Event(phase="reading"))
+    def told(phase: str) -> None:
+        if phase == REGISTERING:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _say(out, Event(phase=phase))
+
+    told("reading")
     topology = load(folder / "topology.yaml")
     job = msgspec.json.decode((folder / "job.json").read_bytes(), type=Job)
     if job.dataset is not None:
@@ -108,7 +116,7 @@ def _train(folder: Path, out: BinaryIO) -> dict[str, Any]:
         Registry(job.registry),
         alias=job.alias,
         choice=Choice(job.rows, job.newest, job.since, [Marked(*mark) for mark in job.marked]),
-        told=lambda phase: _say(out, Event(phase=phase)),
+        told=told,
     )
     ref = trained.ref
     return {

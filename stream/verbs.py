@@ -49,6 +49,8 @@ class Prepared:
     done: Callable[[], None] = lambda: None
     work: Callable[[Told], Awaitable[Receipt]] | None = None
     """What goes on after it, for long: gives what is added to the receipt."""
+    happened: bool = False
+    """It is done already, and is not taken back where its time is over meanwhile."""
     after: Callable[[], Awaitable[None]] | None = None
     """What is still to be done then, off the path; it may add to the receipt."""
 
@@ -67,9 +69,12 @@ class Verbs:
         clock: Clock,
         trainer: Trainer | None = None,
         pointing: Callable[[str, int], ModelRows] = lambda detector, version: {},
+        known: Callable[[str], Receipt | None] = lambda command: None,
     ) -> None:
-        """`pointing` tells what to commit with a promotion that is about to point its alias at a version."""
+        """`pointing` tells what to commit with a promotion that is about to point its alias at a version;
+        `known` gives the receipt of a command that was decided."""
         self._pointing = pointing
+        self._known = known
         self._topology = topology
         self._trainer = trainer
         self._engine = engine
@@ -141,9 +146,11 @@ class Verbs:
         if verb == "label":
             act = await labelled(self._engine, command, receipt, self._clock.now())
             return Prepared(act, partial(self._metrics.labelled, str(command.label)))
+        if verb == "cancel":
+            return await self._cancelled(command, receipt)
         receipt["detector"] = detector = self._detector(command)
         if verb == "train":
-            return self._training(command, detector, by_rule="note" in receipt)
+            return self._training(command, detector, receipt["command"], by_rule="note" in receipt)
         if verb == "shadow" and command.stop:
             return self._stopped(detector, command)
         if verb == "promote":
@@ -171,7 +178,25 @@ class Verbs:
             receipt["detector"] = detector
         return Prepared(lambda: self._engine.accept(machine, detector))
 
-    def _training(self, command: Command, detector: str, *, by_rule: bool) -> Prepared:
+    async def _cancelled(self, command: Command, receipt: Receipt) -> Prepared:
+        """The training that a command began is ended, at once: its own receipt tells that, too."""
+        wanted = command.command
+        if not wanted:
+            raise CommandRefused('cancel needs "command": the id of the training\'s command')
+        if command.detector is not None:
+            raise CommandRefused('cancel takes no "detector": the id of the training is enough')
+        begun = self._known(wanted)
+        if begun is None:
+            raise CommandRefused(f'no command "{wanted[:64]}" is known here: mmlw audit lists ids')
+        if begun["verb"] != "train":
+            raise CommandRefused(f'"{wanted}" is no training, but {begun["verb"]}')
+        if self._trainer is None or begun["status"] != "running":
+            raise CommandRefused(f'the training "{wanted}" does not run: it is {begun["status"]}')
+        receipt["cancelled"] = wanted
+        receipt["detector"] = await self._trainer.cancel(self._topology.name, wanted, receipt["command"])
+        return Prepared(lambda: Changes(self._engine.position), happened=True)
+
+    def _training(self, command: Command, detector: str, name: str, *, by_rule: bool) -> Prepared:
         if self._trainer is None:
             raise CommandRefused("this worker runs without a model registry")
         trainer, alias = self._trainer, command.alias or CHALLENGER
@@ -182,6 +207,7 @@ class Verbs:
         training = Training(
             topology=self._topology,
             detector=detector,
+            command=name,
             source=command.source or TrainingSource(),
             alias=alias,
             options=command.options or TrainingOptions(),

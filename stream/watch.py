@@ -92,7 +92,7 @@ def show_audit(lines: Sequence[Mapping[str, str | None]]) -> None:
     """Commands that came, oldest first: when, from whom, what, and what became of them."""
     table = Table("at", "by", "command", "outcome", "id", "reason", box=None, pad_edge=False)
     for line in lines:
-        style = "red" if line["status"] in ("refused", "failed") else "green"
+        style = "red" if line["status"] in ("refused", "failed", "cancelled") else "green"
         outcome = Text(line["status"] or "", style=style)
         at = (line["at"] or "")[:19].replace("T", " ")
         rest = (line["by"], line["verb"], outcome, line["id"], line["reason"])

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker
 from stream.cli import cli
+from stream.commands import Asked
 from stream.config import dump_yaml
 from stream.control import request
 from stream.errors import ConfigError, ModelNotFound
@@ -368,6 +369,165 @@ def test_stop_of_the_worker_ends_its_training_and_the_command_says_so_for_ever(
             assert again["duplicate"], again
             assert (again["status"], "worker ended" in again["reason"]) == ("failed", True)
             assert trainings() == []
+
+    run(story())
+
+
+async def began(plant: Shop, phase: str) -> str:
+    """Wait until a training's process is in this phase; the id of its command."""
+    while not any(told.get("phase") == phase for told in plant.log):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    command: str = plant.log[-1]["command"]
+    return command
+
+
+@pytest.mark.parametrize("via", ["broker", "http"])
+def test_cancelled_training_leaves_nothing_and_both_receipts_say_so(
+    tmp_path: Path, local: str, via: str
+) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        body: dict[str, Any] = {"source": {"stream": {}}, "issued": time.time()}
+        async with plant.running() as worker:
+            await plant.reached(worker, 300)
+
+            async def cancel(command: str) -> dict[str, Any]:
+                if via == "broker":
+                    return await plant.ask("cancel", command=command)
+                control = worker.control("plant")
+                assert control is not None
+                text = json.dumps({"command": command}).encode()
+                told = await control.ask(Asked("cancel", text, "http", "http", f"cancel-{command}"))
+                assert told is not None
+                return told
+
+            async with asyncio.TaskGroup() as tasks:
+                begun = tasks.create_task(plant.train(**body))
+                training = await began(plant, "preparing")
+                ended = await cancel(training)
+                assert trainings() == []
+            assert (ended["status"], ended["cancelled"], ended["detector"]) == ("applied", training, "scale")
+            receipt = begun.result()
+            assert (receipt["status"], receipt["reason"]) == (
+                "cancelled",
+                f'cancelled by the command "{ended["command"]}"',
+            )
+            again = await plant.train(id=training, **body)
+            assert (again["status"], again["duplicate"]) == ("cancelled", True)
+            late = await cancel(training) if via == "broker" else await plant.ask("cancel", command=training)
+            assert (late["status"], late["reason"]) == (
+                "refused",
+                f'the training "{training}" does not run: it is cancelled',
+            )
+            lines = [line for line in (await plant.ask("audit"))["audit"] if line["id"] == training]
+            assert [line["status"] for line in lines] == ["running", "cancelled", "duplicate"]
+            status = (await plant.ask("status"))["consuming"]
+            assert status
+            fresh = await plant.train(source={"stream": {}})
+            assert (fresh["status"], fresh["model"]["version"]) == ("applied", 1), "the next one can begin"
+            done = await plant.ask("cancel", command=fresh["command"])
+            assert "does not run: it is applied" in done["reason"]
+        assert Registry(local).names() == ("pump",)
+        client = mlflow.MlflowClient(tracking_uri=local, registry_uri=local)
+        runs = client.search_runs([it.experiment_id for it in client.search_experiments()])
+        assert [ran.info.status for ran in runs] == ["FINISHED"], "no run is left over"
+        async with plant.running():
+            kept = await plant.train(id=training, **body)
+            assert (kept["status"], kept["duplicate"]) == ("cancelled", True), "also after a restart"
+
+    run(story())
+
+
+def test_training_is_cancelled_while_the_stream_is_read_for_it(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("stream.trainer.stream_table", endless)
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        async with plant.running(), asyncio.TaskGroup() as tasks:
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            training = await began(plant, "reading")
+            assert (await plant.ask("cancel", command=training))["status"] == "applied"
+            assert (await begun)["status"] == "cancelled"
+            assert plant.trainer is not None
+            assert plant.trainer.running is None
+
+    run(story())
+
+
+def test_process_that_does_not_end_when_told_to_is_killed(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.cancelling._GRACE", 0.2)
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker, asyncio.TaskGroup() as tasks:
+            await plant.reached(worker, 300)
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            training = await began(plant, "preparing")
+            [child] = trainings()
+            os.kill(child, signal.SIGSTOP)
+            assert (await plant.ask("cancel", command=training))["status"] == "applied"
+            assert trainings() == []
+            assert (await begun)["status"] == "cancelled"
+        assert Registry(local).names() == ()
+
+    run(story())
+
+
+def test_training_that_registers_comes_to_its_end_whoever_wants_it_ended(tmp_path: Path, local: str) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker, asyncio.TaskGroup() as tasks:
+            await plant.reached(worker, 300)
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            training = await began(plant, "registering")
+            [child] = trainings()
+            os.kill(child, signal.SIGSTOP)
+            refused = await plant.ask("cancel", command=training)
+            assert (refused["status"], "is being registered" in refused["reason"]) == ("refused", True)
+            os.kill(child, signal.SIGTERM)  # as it comes that was sent a moment before
+            os.kill(child, signal.SIGCONT)
+            assert (await begun)["status"] == "applied"
+        ref = Registry(local).resolve("models:/pump@challenger")
+        assert Registry(local).load(ref).kind == "isolation_forest"
+
+    run(story())
+
+
+def test_cancel_of_what_is_no_running_training_is_refused_with_the_reason(tmp_path: Path, local: str) -> None:
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        async with plant.running():
+            paused = await plant.ask("resume")
+            cases: list[tuple[dict[str, Any], str]] = [
+                ({}, 'cancel needs "command"'),
+                ({"command": "nobody"}, 'no command "nobody" is known here'),
+                ({"command": paused["command"]}, "is no training, but resume"),
+                ({"command": "x", "detector": "scale"}, 'takes no "detector"'),
+                ({"command": "x", "model": "models:/pump/1"}, 'cancel takes no "model"'),
+            ]
+            for body, reason in cases:
+                receipt = await plant.ask("cancel", **body)
+                assert receipt["status"] == "refused"
+                assert reason in receipt["reason"], receipt
+            other = await plant.ask("pause", command="x")
+            assert other["reason"] == 'pause takes no "command"'
+            stranger = await plant.ask("cancel", user="mallory", command="x")
+            assert "list of operators" in stranger["reason"]
 
     run(story())
 

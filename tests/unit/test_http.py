@@ -208,10 +208,67 @@ def test_what_is_not_there_and_what_is_too_much(tmp_path: Path) -> None:
             assert (await found.post("/topologies/nosuch/pause", authorization=token))[0] == 404
             assert (await found.post("/topologies/plant/x/pause", authorization=token))[0] == 404
             assert (await found.get("/topologies/plant/pause"))[0] == 405
-            assert (await found.command("pause", b" " * 70_000))[0] == 413
+            status, said = await found.command("pause", b" " * 70_000)
+            assert (status, said["error"]) == (
+                413,
+                "the body is too large: a command has at most 16384 bytes",
+            )
             assert not (await found.plant.ask("status"))["paused"]
 
     run(story())
+
+
+@pytest.mark.parametrize(
+    ("verb", "remedy"),
+    [("train", 'from the stream or a capture ("source": '), ("predict", "fewer rows at a time")],
+)
+def test_commands_that_bring_readings_may_be_as_large_over_http_as_over_the_broker(
+    tmp_path: Path, verb: str, remedy: str
+) -> None:
+    most = 8_388_608
+
+    async def story() -> None:
+        async with site(tmp_path) as found:
+            for size in (70_000, most):
+                status, receipt = await found.command(verb, b"{}".ljust(size))
+                assert (status, receipt["status"]) == (409, "refused"), "it was read, and then looked at"
+                assert "bytes" not in receipt["reason"]
+            for size in (most + 1, 3 * most):
+                status, said = await found.command(verb, b"{}".ljust(size))
+                assert status == 413
+                assert f"at most {most} bytes" in said["error"]
+                assert remedy in said["error"]
+            assert await audited(found.plant) == [("http", verb, "refused")] * 2
+            assert (await found.command("pause"))[0] == 200
+
+    run(story())
+
+
+def test_rows_beyond_64_kb_are_predicted_over_http(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with site(tmp_path) as found:
+            rows = [{"machine": f"m{i:0100}", "values": {"a": float(i), "b": 0.0}} for i in range(1000)]
+            assert len(json.dumps({"rows": rows})) > 65_536
+            status, receipt = await found.command("predict", {"rows": rows})
+            assert (status, receipt["status"]) == (200, "applied")
+            assert [told["scores"]["scale"] for told in receipt["predictions"]] == [
+                float(i) for i in range(1000)
+            ]
+
+    run(story())
+
+
+def test_who_never_stops_sending_is_told_all_the_same(tmp_path: Path) -> None:
+    async def story() -> bytes:
+        async with site(tmp_path) as found:
+            reader, writer = await asyncio.open_connection("127.0.0.1", found.port)
+            head = "POST /topologies/plant/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n"
+            writer.write(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode() + b" " * 300_000)
+            said = await reader.readline()
+            writer.close()
+            return said
+
+    assert run(story()).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_topology_that_is_starting_takes_no_command_and_says_so(tmp_path: Path) -> None:
