@@ -27,8 +27,9 @@ from stream.config import dump_yaml
 from stream.control import request
 from stream.errors import CommandRefused, ConfigError
 from stream.models import Registry
+from stream.plan import broker_plan
 from stream.shelf import Shelf
-from stream.topology import RegistryModel, Topology, broker_plan
+from stream.topology import RegistryModel, Topology
 from stream.validation import Reader
 from tests.aio import run
 from tests.integration.test_control_rabbitmq import ready
