@@ -383,7 +383,7 @@ MUTANTS = (
     Mutant(
         "a command that comes again is carried out again",
         "stream.commands:Docket.precedent",
-        "        first = self._applied.get(name) or self._refused.get(name)\n",
+        "        first = self.known(name)\n",
         "        first = None\n",
     ),
     Mutant(

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pytest
 
 from detectors import AdaptiveZ
 from detectors.calibration import Calibration
 from stream.alerts import Alert
 from stream.brokers.base import Message
+from stream.capture_files import parts
+from stream.capture_rule import CaptureRule
 from stream.engine import Engine
 from stream.errors import BrokerUnreachable
 from stream.rules import COMBINED, AlertRule, Combination
@@ -225,3 +228,17 @@ def test_a_label_of_an_alert_whose_detector_is_gone_closes_nothing_twice(tmp_pat
         assert len(await faulty.closed()) == 1
 
     run(story())
+
+
+def test_a_capture_knows_that_such_an_alert_is_closed(tmp_path: Path) -> None:
+    async def story() -> None:
+        faulty = Faulty(tmp_path, {"spike": SPIKE}, "m1", capture=CaptureRule())
+        await faulty.fault()
+        faulty.change({"spike": bound(SPIKE, "m9")})
+        async with faulty.plant.running() as worker:
+            await faulty.send(worker, 15.0)
+
+    run(story())
+    frames = [pd.read_parquet(part.path) for part in parts(tmp_path / "capture" / "plant")]
+    [column] = [name for name in frames[0].columns if name.startswith("alert")]
+    assert pd.concat(frames)[column].tolist()[-3:] == [True, True, False]
