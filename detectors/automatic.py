@@ -44,6 +44,8 @@ _LEAST_SCORES = 100
 """Distances of a key before its own limit counts."""
 _SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500)
 """Shifts that stay, seen by the mean of the last hundreds of readings: what wanders hides them from a shorter one."""
+_TOLD = 0.8
+"""Share of its limit from which a chart counts beside examples: less of it tells nothing, and would order scores."""
 _JUMP = 9.0
 """Sigmas of a single reading from which it is anomalous of sensors with a memory: a chart bounds it."""
 
@@ -147,8 +149,10 @@ class _Panel:
             if model is self._examples:
                 counted = (rows.counts[at] > self._settled) & np.isfinite(rows.values[at]).any(axis=1)
                 own = self._limits.limits(slots, scores, _RARELY, model.threshold, learn & counted)
-                limits = np.where(np.isfinite(own), own, limits)
+                limits = np.where(np.isfinite(own) & used[at, -1], own, limits)
             found[at, number] = scores / limits
+            if model is not self._examples:
+                found[at, number] *= found[at, number] >= _TOLD
         return found
 
 

@@ -24,6 +24,10 @@ _LEAST_PIVOT = 0.5 * _LEAST_SHRINKAGE
 """Correlations that hold together, shrunk by the least, leave each sensor at least twice this variance of its own."""
 _SHRINK_FURTHER = 0.8
 _LARGEST_SQUARE = 1e100
+_FLAT = 0.01
+"""Least sigma of a sensor that never moved in the warm-up, as a fraction of its centre's size."""
+_FORGET = 0.1
+"""Such a sensor's variance falls so much more slowly than it grows."""
 _MOST_ROOM = 4.0
 """A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
 
@@ -134,6 +138,7 @@ def chart(
     bounded, noise = np.empty(n_sensors), np.empty(n_sensors)
     steps, deviations = np.empty(n_sensors), np.empty(n_sensors)
     warm, known = np.empty(n_sensors, np.bool_), np.empty(n_sensors, np.bool_)
+    flat = np.empty(n_sensors, np.bool_)
     part, index = np.empty((n_sensors, n_sensors)), np.empty(n_sensors, np.int64)
     for i in range(values.shape[0]):
         slot, width, few = slots[i], 0, 2**62
@@ -148,6 +153,10 @@ def chart(
             least = max(floor, floor_relative * abs(center))
             variance = scatter[slot, j, j] / max(seen, 1)
             done = blocks[slot, j]
+            flat[j] = warm[j] and block_spread[slot, j] <= done * least * least
+            if flat[j]:
+                least = max(least, _FLAT * abs(center))
+                variance = max(variance, least * least)
             noise[j] = _noise(
                 variance, block, done, block_spread[slot, j], block_moves[slot, j], wander, least
             )
@@ -201,6 +210,13 @@ def chart(
             if not known[j]:
                 continue
             delta, seen = bounded[j] - mean[slot, j], count[slot, j]
+            if flat[j]:  # it has no scale yet: what it does from now on becomes one
+                value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+                delta, variance = value - mean[slot, j], scatter[slot, j, j] / seen
+                pull = learning if delta * delta > variance else learning * _FORGET
+                scatter[slot, j, j] += seen * pull * (delta * delta - variance)
+                mean[slot, j] += learning * delta
+                continue
             if seen >= warmup:
                 most = _LEARNED_SIGMAS * np.sqrt(scatter[slot, j, j] / seen)
                 mean[slot, j] += learning * min(max(delta, -most), most)
