@@ -38,7 +38,7 @@ _FEW = 200.0
 _DEPENDENT = 0.3
 """Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
 
-_RARELY = 4.0
+_RARELY = 5.0
 """-log10 probability of a key's own distances to its examples from which one is anomalous."""
 _LEAST_SCORES = 100
 """Distances of a key before its own limit counts."""
