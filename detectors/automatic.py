@@ -42,7 +42,7 @@ _RARELY = 5.0
 """-log10 probability of a key's own distances to its examples from which one is anomalous."""
 _LEAST_SCORES = 100
 """Distances of a key before its own limit counts."""
-_SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500)
+_SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500, clip=10.0)
 """Shifts that stay, seen by the mean of the last hundreds of readings: what wanders hides them from a shorter one."""
 _TOLD = 0.8
 """Share of its limit from which a chart counts beside examples: less of it tells nothing, and would order scores."""

@@ -177,8 +177,8 @@ def chart(
             done = blocks[slot, j]
             flat[j] = 0.0
             if warm[j] and block_spread[slot, j] <= done * least * least:
-                flat[j] = least = max(least, _FLAT * abs(center))
-                variance = max(variance, least * least)
+                flat[j] = max(least, _FLAT * abs(center))
+                variance, least = max(variance, flat[j] * flat[j]), 0.0
             noise[j] = _noise(
                 variance, block, done, block_spread[slot, j], block_moves[slot, j], wander, least
             )

@@ -37,8 +37,8 @@ def test_each_key_gets_the_family_that_suits_it() -> None:
     model.score_learn(slots[:200], values[:200], np.arange(200.0))
     assert model.explain(0) == "undecided: 100 of 200 readings seen"
     model.score_learn(slots[200:], values[200:], np.arange(200.0, 2.0 * n))
-    assert model.explain(0).startswith("mewma: readings follow from the one before (largest correlation 0.")
-    assert model.explain(1).startswith("knn: no reading follows from the one before")
+    assert model.explain(0).startswith("mewma, adaptive_z, knn: readings follow from the one before (largest correlation 0.")
+    assert model.explain(1).startswith("knn, mewma: no reading follows from the one before")
 
 
 def test_switches_are_compared_with_examples_though_they_have_a_memory() -> None:
@@ -49,7 +49,7 @@ def test_switches_are_compared_with_examples_though_they_have_a_memory() -> None
     model.score_learn(np.ones(600, np.int64), np.c_[switches[:, 0], walk(600, 9)], np.arange(600.0))
     assert model.explain(0).startswith("knn: 2 of 3 sensors are discrete (largest correlation 0.")
     assert model.explain(0).endswith("a reading each 1 min)")
-    assert model.explain(1).startswith("mewma: readings follow")
+    assert model.explain(1).startswith("mewma, adaptive_z, knn: readings follow")
 
 
 def test_nothing_is_scored_before_it_is_decided() -> None:
@@ -175,7 +175,7 @@ def test_short_fault_of_sensors_with_a_memory_is_found_whatever_its_size() -> No
                 scores.append(model.score_learn(np.zeros(n, np.int64), values[rows], times))
                 at += n
             whole = np.concatenate(scores)
-            assert model.explain(0).startswith("mewma: readings follow")
+            assert model.explain(0).startswith("mewma, adaptive_z, knn: readings follow")
             assert (whole[1200:1203] >= 1.0).all(), "three in a row: the rule's hold is met"
             assert not (whole[400:1200] >= 1.0).any()
             shares, expected = model.contributions(np.array([1202 if len(cuts) == 1 else 0]))

@@ -109,7 +109,7 @@ def test_a_drifting_sensor_is_widened_and_the_others_still_see() -> None:
         values = rng.normal(size=(1100, 4))
         values[:, 0] = np.cumsum(rng.normal(size=1100)) * 0.3 + 80.0
         for wander, shares_above in above.items():
-            scores = _feed(MEWMA(wander=wander, half_life=None).build(SENSORS), values)
+            scores = _feed(MEWMA(wander=wander, half_life=None, patience=10_000).build(SENSORS), values)
             shares_above.append(float((scores[400:] >= 1).mean()))
         values[700:, 2] += 2.5
         model = MEWMA().build(SENSORS)
