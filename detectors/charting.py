@@ -26,6 +26,8 @@ _SHRINK_FURTHER = 0.8
 _LARGEST_SQUARE = 1e100
 _FLAT = 0.01
 """Least sigma of a sensor that never moved in the warm-up, as a fraction of its centre's size."""
+_STEP_SIGMA = 0.5
+"""Sigma of such a sensor once it has moved, as a fraction of its move; its variance then follows as its centre does."""
 _MOST_ROOM = 4.0
 """A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
 
@@ -235,7 +237,11 @@ def chart(
                 continue
             delta, seen = bounded[j] - mean[slot, j], count[slot, j]
             if seen >= warmup:
-                most = _LEARNED_SIGMAS * (flat[j] if flat[j] > 0.0 else np.sqrt(scatter[slot, j, j] / seen))
+                most = _LEARNED_SIGMAS * max(flat[j], np.sqrt(scatter[slot, j, j] / seen))
+                if flat[j] > 0.0 and learning > 0.0:
+                    move = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE) - mean[slot, j]
+                    spread = (1.0 - learning) * (scatter[slot, j, j] + seen * learning * move * move)
+                    scatter[slot, j, j] = max(spread, seen * (_STEP_SIGMA * move) ** 2)
                 mean[slot, j] += learning * min(max(delta, -most), most)
                 if beyond[slot, j] > patience:
                     _forget(slot, j, count, mean, scatter, memory, blocks, block_sum, block_mean)
