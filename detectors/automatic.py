@@ -1,4 +1,4 @@
-"""A detector that looks at a key's first readings and then takes the family that suits them."""
+"""A detector that looks at a key's first readings and then takes what suits them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ _DEPENDENT = 0.3
 """Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
 
 _RARELY = 5.0
-"""-log10 probability of a key's own distances to its examples from which one is anomalous."""
+"""-log10 probability, by a key's own distances to its examples, from which one is anomalous. With 4, as `knn` by
+itself has it, sensors that wander alarm three times as often as with 5, twice in 10,000 readings."""
 _LEAST_SCORES = 100
 """Distances of a key before its own limit counts."""
 _SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500, clip=10.0)
-"""Shifts that stay, seen by the mean of the last hundreds of readings: what wanders hides them from a shorter one."""
+"""Shifts that stay, by the mean of the last hundreds of readings: in that of ten, what wanders hides them."""
 _TOLD = 0.8
 """Share of its limit from which a chart counts beside examples: less of it tells nothing, and would order scores."""
 _JUMP = 9.0
@@ -51,32 +52,37 @@ _JUMP = 9.0
 
 
 class Auto(Detector, frozen=True, kw_only=True):
-    """Scores by the family that a key's first `look` readings ask for; 1 is the threshold.
+    """Scores by what a key's first `look` readings ask for; 1 is the threshold.
 
     One sensor's values, and stretches of two lengths, are compared with its past (`left_matrix_profile`, each length
     calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
-    score counts decades of probability, which is what `escalation` of the alert rule stands on. With several sensors
-    it depends on whether a reading follows from the one before, that is on the largest correlation of successive
-    readings among them: if so they are charted for shifts that stay (`mewma`), and single ones far out count as well
-    (`adaptive_z`, from 9 sigmas), else, and where most of them are discrete (16 values or fewer), compared with
-    examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says which,
-    and why.
+    score counts decades of probability, which is what `escalation` of the alert rule stands on.
+
+    Several sensors are always compared with examples (`knn`, which takes the first `look` readings as healthy), and,
+    unless most of them are discrete (16 values or fewer), charted for shifts that stay (`mewma`). Where a reading
+    follows from the one before, by the largest correlation of successive readings among the sensors, three things
+    change: the limit of the examples follows the key's own scores, single readings far out count as well
+    (`adaptive_z`, from 9 sigmas), and so does a chart with ten times the memory, once it has 2,000 readings. Charts
+    count from 0.8 of their limit on. The score is the largest of their ratios to their limits. All learn from
+    the first reading on; what is not taken then stops. `explain` says what is taken, and why.
 
     What the families follow: Lowry, Woodall, Champ and Rigdon, "A multivariate exponentially weighted moving average
     control chart", Technometrics 1992; West, "Updating mean and variance estimates", CACM 1979; Ramaswamy, Rastogi
     and Shim, "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000; Yeh et al., "Matrix
     profile I", ICDM 2016; Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017.
 
-    Fails where the first readings are not like those that follow. With several sensors one or two readings open an
-    alert only where they are far out (three times the threshold: 27 sigmas where sensors have a memory): else the
-    rule that comes with the word `auto` holds until three are anomalous. Short faults of sensors with a memory are
-    seen from about 9 of their sigmas, smaller ones once a chart has summed them.
+    Fails where the first readings are not like those that follow: a regime that was never seen (a new set point) is
+    told as a fault, once. With several sensors one or two readings open an alert only where they are far out (three
+    times the threshold: 27 sigmas where sensors have a memory): else the rule that comes with the word `auto` holds
+    until three are anomalous. Of sensors with a memory, faults of 6 sigmas are seen within some 200 readings, of 3
+    sigmas not where the sensors come and go in larger regimes (switched at random, wandering, a period longer than
+    `look`); those shorter than 60 readings from 9 sigmas on.
 
     >>> rng = np.random.default_rng(0)
     >>> model = Auto(look=100).build(("a", "b"))
     >>> none = model.score_learn(np.zeros(200, np.int64), rng.normal(size=(200, 2)), np.arange(200.0))
-    >>> model.explain(0)
-    'knn: no reading follows from the one before (largest correlation 0.09 in the first 100, a reading each 1 s)'
+    >>> model.explain(0)[:56]
+    'knn, mewma: no reading follows from the one before (larg'
     """
 
     kind: ClassVar[str] = "auto"
@@ -168,7 +174,7 @@ class _Batch:
 
 
 class AutoModel:
-    """State per key: that of every family; 8 to 18 kB with several sensors, 560 kB with one."""
+    """State per key: that of every model; 18 kB with 9 sensors, 9 kB with 3, 560 kB with one."""
 
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -220,14 +226,15 @@ class AutoModel:
         return nearest
 
     def explain(self, slot: int) -> str:
-        """Which family scores a key, and why."""
+        """What scores a key, and why."""
         seen = self._seen.portrait(slot)
         if seen.readings < self._look:
             return f"undecided: {seen.readings} of {self._look} readings seen"
         if len(self.sensors) == 1:
             fine = "one discrete sensor" if seen.discrete else "one sensor"
             lengths = ", ".join(str(stretch.length) for stretch in _STRETCHES)
-            return f"left_matrix_profile: {fine}, {seen.pace}: stretches of {lengths} readings are compared with its past"
+            says = f"stretches of {lengths} readings are compared with its past"
+            return f"left_matrix_profile: {fine}, {seen.pace}: {says}"
         found = f"largest correlation {seen.correlation:.2f} in the first {self._look}"
         if 2 * seen.discrete > len(self.sensors):
             says = f"knn: {seen.discrete} of {len(self.sensors)} sensors are discrete"

@@ -27,7 +27,7 @@ _LARGEST_SQUARE = 1e100
 _FLAT = 0.01
 """Least sigma of a sensor that never moved in the warm-up, as a fraction of its centre's size."""
 _STEP_SIGMA = 0.5
-"""Sigma of such a sensor once it has moved, as a fraction of its move; its variance then follows as its centre does."""
+"""Sigma of such a sensor that moves, as a fraction of its move; its variance then follows as its centre does."""
 _MOST_ROOM = 4.0
 """A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
 

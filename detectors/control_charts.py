@@ -73,7 +73,9 @@ class MEWMA(_ControlChart, frozen=True, kw_only=True):
 
     Fails where the warm-up is not healthy or does not show all regimes (on and off, night and day), on sensors
     that drift in health (they are widened until they see nothing), on spikes, and when slow changes are learned
-    because no alert stops it.
+    because no alert stops it. A sensor that never moved in the warm-up has no scale: it is far out when it then moves
+    by more than about 1 % of its level for good (see `floor`), while one that goes up and down by one step of its
+    resolution gets that for its scale. A level that was accepted is learned anew (see `patience`).
 
     >>> rng = np.random.default_rng(0)
     >>> values = rng.normal(size=(700, 2)) + np.where(np.arange(700) < 600, 0.0, 2.0)[:, np.newaxis]
