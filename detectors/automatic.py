@@ -45,6 +45,8 @@ _LEAST_SCORES = 100
 """Distances of a key before its own limit counts."""
 _SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500, clip=10.0)
 """Shifts that stay, by the mean of the last hundreds of readings: in that of ten, what wanders hides them."""
+_LIMIT = 4.5
+"""Limit of the chart; at 4 a load whose first readings were calm opens ten times as many alerts."""
 _TOLD = 0.8
 """Share of its limit from which a chart counts beside examples: less of it tells nothing, and would order scores."""
 _JUMP = 9.0
@@ -126,7 +128,7 @@ class _Panel:
     """What may score several sensors: examples, a chart, single readings far out, a chart with a longer memory."""
 
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
-        chart = MEWMA(warmup=min(recipe.look, 400))
+        chart = MEWMA(warmup=min(recipe.look, 400), limit=_LIMIT)
         self._examples = KNN(healthy=recipe.look).build(sensors)
         self._limits = Calibration(warmup=_LEAST_SCORES).build()
         self._settled = recipe.look // 2
