@@ -76,7 +76,7 @@ class Auto(Detector, frozen=True, kw_only=True):
     Fails where the first readings are not like those that follow: a regime that was never seen (a new set point) is
     told as a fault, once. With several sensors one or two readings open an alert only where they are far out (three
     times the threshold: 27 sigmas where sensors have a memory): else the rule that comes with the word `auto` holds
-    until three are anomalous. Of sensors with a memory, faults of 6 sigmas are seen within some 200 readings, of 3
+    until three are anomalous. Of sensors with a memory, faults of 6 sigmas are mostly seen within 200 readings, of 3
     sigmas not where the sensors come and go in larger regimes (switched at random, wandering, a period longer than
     `look`); those shorter than 60 readings from 9 sigmas on.
 
