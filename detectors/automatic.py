@@ -1,4 +1,4 @@
-"""A detector that looks at a key's first readings and then takes the family that suits them."""
+"""A detector that looks at a key's first readings and then takes what suits them."""
 
 from __future__ import annotations
 
@@ -38,37 +38,53 @@ _FEW = 200.0
 _DEPENDENT = 0.3
 """Correlation of a reading with the one before from which a sensor has a memory; chance gives 0.1 at 400 readings."""
 
+_RARELY = 5.0
+"""-log10 probability, by a key's own distances to its examples, from which one is anomalous. With 4, as `knn` by
+itself has it, sensors that wander alarm three times as often as with 5, twice in 10,000 readings."""
+_LEAST_SCORES = 100
+"""Distances of a key before its own limit counts."""
+_SLOW = MEWMA(rate=0.01, warmup=2000, limit=5.0, half_life=1500, clip=10.0)
+"""Shifts that stay, by the mean of the last hundreds of readings: in that of ten, what wanders hides them."""
+_LIMIT = 4.5
+"""Limit of the chart; at 4 a load whose first readings were calm opens ten times as many alerts."""
+_TOLD = 0.8
+"""Share of its limit from which a chart counts beside examples: less of it tells nothing, and would order scores."""
 _JUMP = 9.0
 """Sigmas of a single reading from which it is anomalous of sensors with a memory: a chart bounds it."""
 
 
 class Auto(Detector, frozen=True, kw_only=True):
-    """Scores by the family that a key's first `look` readings ask for; 1 is the threshold.
+    """Scores by what a key's first `look` readings ask for; 1 is the threshold.
 
     One sensor's values, and stretches of two lengths, are compared with its past (`left_matrix_profile`, each length
     calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
-    score counts decades of probability, which is what `escalation` of the alert rule stands on. With several sensors
-    it depends on whether a reading follows from the one before, that is on the largest correlation of successive
-    readings among them: if so they are charted for shifts that stay (`mewma`), and single ones far out count as well
-    (`adaptive_z`, from 9 sigmas), else, and where most of them are discrete (16 values or fewer), compared with
-    examples (`knn`). Both learn from the first reading on; the other stops when one is taken. `explain` says which,
-    and why.
+    score counts decades of probability, which is what `escalation` of the alert rule stands on.
+
+    Several sensors are always compared with examples (`knn`, which takes the first `look` readings as healthy), and,
+    unless most of them are discrete (16 values or fewer), charted for shifts that stay (`mewma`). Where a reading
+    follows from the one before, by the largest correlation of successive readings among the sensors, three things
+    change: the limit of the examples follows the key's own scores, single readings far out count as well
+    (`adaptive_z`, from 9 sigmas), and so does a chart with ten times the memory, once it has 2,000 readings. Charts
+    count from 0.8 of their limit on. The score is the largest of their ratios to their limits. All learn from
+    the first reading on; what is not taken then stops. `explain` says what is taken, and why.
 
     What the families follow: Lowry, Woodall, Champ and Rigdon, "A multivariate exponentially weighted moving average
     control chart", Technometrics 1992; West, "Updating mean and variance estimates", CACM 1979; Ramaswamy, Rastogi
     and Shim, "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000; Yeh et al., "Matrix
     profile I", ICDM 2016; Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017.
 
-    Fails where the first readings are not like those that follow. With several sensors one or two readings open an
-    alert only where they are far out (three times the threshold: 27 sigmas where sensors have a memory): else the
-    rule that comes with the word `auto` holds until three are anomalous. Short faults of sensors with a memory are
-    seen from about 9 of their sigmas, smaller ones once a chart has summed them.
+    Fails where the first readings are not like those that follow: a regime that was never seen (a new set point) is
+    told as a fault, once. With several sensors one or two readings open an alert only where they are far out (three
+    times the threshold: 27 sigmas where sensors have a memory): else the rule that comes with the word `auto` holds
+    until three are anomalous. Of sensors with a memory, faults of 6 sigmas are mostly seen within 200 readings, of 3
+    sigmas not where the sensors come and go in larger regimes (switched at random, wandering, a period longer than
+    `look`); those shorter than 60 readings from 9 sigmas on.
 
     >>> rng = np.random.default_rng(0)
     >>> model = Auto(look=100).build(("a", "b"))
     >>> none = model.score_learn(np.zeros(200, np.int64), rng.normal(size=(200, 2)), np.arange(200.0))
-    >>> model.explain(0)
-    'knn: no reading follows from the one before (largest correlation 0.09 in the first 100, a reading each 1 s)'
+    >>> model.explain(0)[:56]
+    'knn, mewma: no reading follows from the one before (larg'
     """
 
     kind: ClassVar[str] = "auto"
@@ -82,131 +98,167 @@ class Auto(Detector, frozen=True, kw_only=True):
         return AutoModel(self, sensors)
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """Models that are used together; calibrated where there are several."""
+class _Stretches:
+    """One sensor's values and stretches, compared with its past; their log-probabilities averaged."""
 
-    name: str
-    models: tuple[Model, ...]
-    calibrators: tuple[Calibrator, ...] = ()
+    def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
+        after = _calibrated_after(recipe)
+        tail = Calibration(history=_SCORES, warmup=after, quantile=_TAIL, largest_shape=0.0)
+        self.models: tuple[Model, ...] = tuple(stretch.build(sensors) for stretch in _STRETCHES)
+        self._calibrators = tuple(tail.build() for _ in self.models)
 
     def tables(self) -> Iterator[tuple[str, Model | Calibrator]]:
-        for i, model in enumerate(self.models):
-            yield f"{self.name}.{i}", model
-        for i, calibrator in enumerate(self.calibrators):
-            yield f"{self.name}.tail{i}", calibrator
+        """What has state, by name."""
+        for i, (model, calibrator) in enumerate(zip(self.models, self._calibrators, strict=True)):
+            yield f"left_matrix_profile.{i}", model
+            yield f"left_matrix_profile.tail{i}", calibrator
 
-    def score_learn(
-        self, slots: Slots, values: Floats, times: Floats, learn: Mask, counts: Floats
-    ) -> tuple[Floats, NDArray[np.int64]]:
-        """Scores (n,) as multiples of the threshold, and the model that decided, of calibrated ones the first;
-        `counts` (n,) readings of the key so far."""
-        scores = [model.score_learn(slots, values, times, learn) for model in self.models]
-        if not self.calibrators:
-            ratios = np.stack([s / m.threshold for s, m in zip(scores, self.models, strict=True)])
-            return ratios.max(axis=0), ratios.argmax(axis=0)
-        mean = np.zeros(len(slots))
-        for model, calibrator, score in zip(self.models, self.calibrators, scores, strict=True):
-            warm = counts > getattr(model, "warmup_readings", 0)
-            mean += calibrator.score_learn(slots, score, learn, warm=warm) / len(self.calibrators)
-        limit = _IMPROBABLE + _RARER * np.log10(np.maximum(counts, _FEW) / 1000.0)
-        return np.where(mean < limit, mean / limit, 1.0 + mean - limit), np.zeros(len(slots), np.int64)
+    def ratios(self, rows: _Batch, used: Mask) -> Floats:
+        """Multiples of the threshold (n, models): the same for each, so that the first decides."""
+        mean = np.zeros(len(rows.slots))
+        for calibrator, model in zip(self._calibrators, self.models, strict=True):
+            score = model.score_learn(rows.slots, rows.values, rows.times, rows.learn)
+            warm = rows.counts > getattr(model, "warmup_readings", 0)
+            mean += calibrator.score_learn(rows.slots, score, rows.learn, warm=warm) / len(self.models)
+        limit = _IMPROBABLE + _RARER * np.log10(np.maximum(rows.counts, _FEW) / 1000.0)
+        ratios = np.where(mean < limit, mean / limit, 1.0 + mean - limit)
+        return np.repeat(ratios[:, np.newaxis], len(self.models), axis=1)
+
+
+class _Panel:
+    """What may score several sensors: examples, a chart, single readings far out, a chart with a longer memory."""
+
+    def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
+        chart = MEWMA(warmup=min(recipe.look, 400), limit=_LIMIT)
+        self._examples = KNN(healthy=recipe.look).build(sensors)
+        self._limits = Calibration(warmup=_LEAST_SCORES).build()
+        self._settled = recipe.look // 2
+        self.models: tuple[Model, ...] = (
+            self._examples,
+            chart.build(sensors),
+            AdaptiveZ(warmup=chart.warmup, threshold=_JUMP).build(sensors),
+            _SLOW.build(sensors),
+        )
+
+    def tables(self) -> Iterator[tuple[str, Model | Calibrator]]:
+        """What has state, by name."""
+        yield from zip(("knn", "mewma", "adaptive_z", "slow"), self.models, strict=True)
+        yield "limits", self._limits
+
+    def ratios(self, rows: _Batch, used: Mask) -> Floats:
+        """Multiples of each model's threshold (n, models), 0 where it is not `used` (n, models)."""
+        found = np.zeros(used.shape)
+        for number, model in enumerate(self.models):
+            at = np.flatnonzero(used[:, number])
+            if not len(at):
+                continue
+            slots, learn = rows.slots[at], rows.learn[at]
+            scores = model.score_learn(slots, rows.values[at], rows.times[at], learn)
+            limits = np.full(len(at), model.threshold)
+            if model is self._examples:
+                counted = (rows.counts[at] > self._settled) & np.isfinite(rows.values[at]).any(axis=1)
+                own = self._limits.limits(slots, scores, _RARELY, model.threshold, learn & counted)
+                limits = np.where(np.isfinite(own) & used[at, -1], own, limits)
+            found[at, number] = scores / limits
+            if model is not self._examples:
+                found[at, number] *= found[at, number] >= _TOLD
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Readings as `score_learn` takes them, and how many their keys had so far, themselves among them."""
+
+    slots: Slots
+    values: Floats
+    times: Floats
+    learn: Mask
+    counts: Floats
 
 
 class AutoModel:
-    """State per key: that of every family; 2 to 13 kB with several sensors, 560 kB with one."""
+    """State per key: that of every model; 18 kB with 9 sensors, 9 kB with 3, 560 kB with one."""
 
     def __init__(self, recipe: Auto, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
         self.threshold = 1.0 if recipe.threshold is None else recipe.threshold
         self.warmup_readings = recipe.look if len(sensors) > 1 else _calibrated_after(recipe)
         self._look = recipe.look
-        self._families = _families(recipe, sensors)
+        several = len(sensors) > 1
+        self._panel: _Panel | _Stretches = _Panel(recipe, sensors) if several else _Stretches(recipe, sensors)
         self._seen = Acquaintance(len(sensors), recipe.look)
-        self._by: NDArray[np.int8] = np.zeros(0, np.int8)
-        self._place: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._place: NDArray[np.int64] = np.zeros((0, len(self._panel.models)), np.int64)
         self._lead: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
-        """Scores (n,) as multiples of the threshold; see `Model`. Costs what the family taken costs."""
+        """Scores (n,) as multiples of the threshold; see `Model`. Of 9 sensors about 6 µs per reading."""
         slots, values, times = slot_numbers(slots), floats(values), floats(times)
-        taught = learned(learn, len(slots))
         counts = self._seen.look(slots, values, times)
-        early = (counts <= self._look) & (len(self._families) > 1)
-        taken = self._taken(slots)
-        scores = np.zeros(len(slots))
-        self._by, self._place = np.full(len(slots), -1, np.int8), np.zeros(len(slots), np.int64)
-        self._lead = np.zeros(len(slots), np.int64)
-        for number, family in enumerate(self._families):
-            rows = np.flatnonzero(early | (taken == number))
-            if not len(rows):
-                continue
-            found, lead = family.score_learn(
-                slots[rows], values[rows], times[rows], taught[rows], counts[rows].astype(np.float64)
-            )
-            mine = ~early[rows]
-            scores[rows[mine]] = found[mine]
-            self._by[rows[mine]], self._place[rows] = number, np.arange(len(rows))
-            self._lead[rows[mine]] = lead[mine]
-        return scores
+        early = (counts <= self._look) & (len(self.sensors) > 1)
+        counting = self._counting(slots)
+        used = counting | early[:, np.newaxis]
+        rows = _Batch(slots, values, times, learned(learn, len(slots)), counts.astype(np.float64))
+        ratios = self._panel.ratios(rows, used)
+        self._place = np.where(counting & ~early[:, np.newaxis], np.cumsum(used, axis=0) - 1, -1)
+        self._lead = ratios.argmax(axis=1)
+        return np.where(early, 0.0, ratios.max(axis=1))
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
         """Those of the model that decided; of several lengths compared, the shortest that has any."""
         shape = (len(rows), len(self.sensors))
         shares, expected = np.zeros(shape), np.full(shape, np.nan)
-        for number, family in enumerate(self._families):
-            at = np.flatnonzero(self._by[rows] == number)
-            if not len(at):
-                continue
-            for place, model in enumerate(family.models):
-                why = model.contributions(self._place[rows[at]])
-                mine = (self._lead[rows[at]] == place) | ~shares[at].any(axis=1)
-                shares[at[mine]], expected[at[mine]] = why.shares[mine], why.expected[mine]
+        for number, model in enumerate(self._panel.models):
+            at = np.flatnonzero(self._place[rows, number] >= 0)
+            why = model.contributions(self._place[rows[at], number])
+            mine = (self._lead[rows[at]] == number) | ~shares[at].any(axis=1)
+            shares[at[mine]], expected[at[mine]] = why.shares[mine], why.expected[mine]
         return Contributions(shares, expected)
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
         """Distance (k,) to the nearest example, in the unit of the model that gives the reasons; NaN of a chart."""
-        nearest, open_ = np.full(len(rows), np.nan), self._by[rows] >= 0
-        for number, family in enumerate(self._families):
-            for model in family.models:
-                at = np.flatnonzero(open_ & (self._by[rows] == number))
-                if not len(at) or not isinstance(model, ExampleModel):
-                    continue
-                place = self._place[rows[at]]
-                nearest[at] = model.nearest_distances(place)
-                open_[at[model.contributions(place).shares.any(axis=1)]] = False
+        nearest, open_ = np.full(len(rows), np.nan), np.ones(len(rows), np.bool_)
+        several = len(self.sensors) > 1
+        for number, model in enumerate(self._panel.models):
+            decided = ~several | (self._lead[rows] == number)
+            at = np.flatnonzero(open_ & decided & (self._place[rows, number] >= 0))
+            if not len(at) or not isinstance(model, ExampleModel):
+                continue
+            place = self._place[rows[at], number]
+            nearest[at] = model.nearest_distances(place)
+            open_[at[model.contributions(place).shares.any(axis=1)]] = False
         return nearest
 
     def explain(self, slot: int) -> str:
-        """Which family scores a key, and why."""
+        """What scores a key, and why."""
         seen = self._seen.portrait(slot)
         if seen.readings < self._look:
             return f"undecided: {seen.readings} of {self._look} readings seen"
-        family = self._families[int(self._taken(np.array([slot]))[0])]
-        if len(self._families) == 1:
+        if len(self.sensors) == 1:
             fine = "one discrete sensor" if seen.discrete else "one sensor"
             lengths = ", ".join(str(stretch.length) for stretch in _STRETCHES)
-            return f"{family.name}: {fine}, {seen.pace}: stretches of {lengths} readings are compared with its past"
+            says = f"stretches of {lengths} readings are compared with its past"
+            return f"left_matrix_profile: {fine}, {seen.pace}: {says}"
         found = f"largest correlation {seen.correlation:.2f} in the first {self._look}"
         if 2 * seen.discrete > len(self.sensors):
-            says = f"{seen.discrete} of {len(self.sensors)} sensors are discrete"
+            says = f"knn: {seen.discrete} of {len(self.sensors)} sensors are discrete"
         elif seen.correlation >= _DEPENDENT:
-            says = "readings follow from the one before"
+            says = "mewma, adaptive_z, knn: readings follow from the one before"
         else:
-            says = "no reading follows from the one before"
-        return f"{family.name}: {says} ({found}, {seen.pace})"
+            says = "knn, mewma: no reading follows from the one before"
+        return f"{says} ({found}, {seen.pace})"
 
-    def _taken(self, slots: Slots) -> NDArray[np.int64]:
-        """Which family (n,) goes with what was seen of these keys."""
-        if len(self._families) == 1:
-            return np.zeros(len(slots), np.int64)
-        charted = self._seen.correlations(slots) >= _DEPENDENT
-        return np.where(charted & (2 * self._seen.discrete(slots) <= len(self.sensors)), 0, 1)
+    def _counting(self, slots: Slots) -> Mask:
+        """Which models (n, models) count, by what was seen of these keys."""
+        if len(self.sensors) == 1:
+            return np.ones((len(slots), len(_STRETCHES)), np.bool_)
+        dependent = self._seen.correlations(slots) >= _DEPENDENT
+        fine = 2 * self._seen.discrete(slots) <= len(self.sensors)
+        return np.stack([np.ones(len(slots), np.bool_), fine, dependent & fine, dependent & fine], axis=1)
 
     def snapshot(self, slots: Slots) -> Rows:
         """What was looked at, and the state of every family, by name."""
         rows = dict(self._seen.snapshot(slots))
-        for name, table in self._tables():
+        for name, table in self._panel.tables():
             rows |= {f"{name}.{key}": value for key, value in table.snapshot(slots).items()}
         return rows
 
@@ -214,29 +266,14 @@ class AutoModel:
         """See `Model`."""
         left = dict(rows)
         parts = []
-        for name, table in self._tables():
+        for name, table in self._panel.tables():
             own = {key: left.pop(key) for key in list(left) if key.startswith(f"{name}.")}
             parts.append((table, {key.removeprefix(f"{name}."): value for key, value in own.items()}))
         self._seen.restore(slots, left)
         for table, own in parts:
             table.restore(slots, own)
 
-    def _tables(self) -> Iterator[tuple[str, Model | Calibrator]]:
-        for family in self._families:
-            yield from family.tables()
-
 
 def _calibrated_after(recipe: Auto) -> int:
     """Scores of one sensor's stretches after which the first one counts."""
     return max(50, min(recipe.look, 250))
-
-
-def _families(recipe: Auto, sensors: tuple[str, ...]) -> tuple[_Family, ...]:
-    """What may score: of several sensors, readings with a memory by the first, those without by the second."""
-    if len(sensors) > 1:
-        shifts = MEWMA(warmup=min(recipe.look, 400)).build(sensors)
-        jumps = AdaptiveZ(warmup=shifts.warmup_readings, threshold=_JUMP).build(sensors)
-        return _Family("mewma", (shifts, jumps)), _Family("knn", (KNN().build(sensors),))
-    tail = Calibration(history=_SCORES, warmup=_calibrated_after(recipe), quantile=_TAIL, largest_shape=0.0)
-    stretches = tuple(stretch.build(sensors) for stretch in _STRETCHES)
-    return (_Family("left_matrix_profile", stretches, tuple(tail.build() for _ in stretches)),)

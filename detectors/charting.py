@@ -24,6 +24,10 @@ _LEAST_PIVOT = 0.5 * _LEAST_SHRINKAGE
 """Correlations that hold together, shrunk by the least, leave each sensor at least twice this variance of its own."""
 _SHRINK_FURTHER = 0.8
 _LARGEST_SQUARE = 1e100
+_FLAT = 0.01
+"""Least sigma of a sensor that never moved in the warm-up, as a fraction of its centre's size."""
+_STEP_SIGMA = 0.5
+"""Sigma of such a sensor that moves, as a fraction of its move; its variance then follows as its centre does."""
 _MOST_ROOM = 4.0
 """A cumulative sum stays below so many limits, so that it comes down again after a long fault."""
 
@@ -95,10 +99,32 @@ def _noise(
 
 
 @compiled(
+    "void(int64, int64, int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64[:,::1], float64[:,::1],"
+    " float64[:,::1])"
+)
+def _forget(
+    slot: int,
+    j: int,
+    count: NDArray[np.int64],
+    mean: Floats,
+    scatter: Floats,
+    memory: Floats,
+    blocks: NDArray[np.int64],
+    block_sum: Floats,
+    block_mean: Floats,
+) -> None:
+    """A sensor begins anew."""
+    count[slot, j] = blocks[slot, j] = 0
+    mean[slot, j] = memory[slot, j] = block_sum[slot, j] = block_mean[slot, j] = 0.0
+    scatter[slot, j, :] = 0.0
+    scatter[slot, :, j] = 0.0
+
+
+@compiled(
     "void(int64[::1], float64[:,::1], boolean[::1], int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1],"
-    " int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], boolean,"
-    " boolean, float64, float64, int64, int64, float64, float64, float64, float64, float64, float64[::1],"
-    " float64[:,::1], float64[:,::1])"
+    " int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1],"
+    " boolean, boolean, float64, float64, int64, int64, float64, float64, float64, float64, float64, int64,"
+    " float64[::1], float64[:,::1], float64[:,::1])"
 )
 def chart(
     slots: Slots,
@@ -114,6 +140,7 @@ def chart(
     block_last: Floats,
     block_spread: Floats,
     block_moves: Floats,
+    beyond: NDArray[np.int64],
     cumulative: bool,
     joint: bool,
     pace: float,
@@ -125,6 +152,7 @@ def chart(
     wander: float,
     floor: float,
     floor_relative: float,
+    patience: int,
     scores: Floats,
     shares: Floats,
     expected: Floats,
@@ -134,6 +162,7 @@ def chart(
     bounded, noise = np.empty(n_sensors), np.empty(n_sensors)
     steps, deviations = np.empty(n_sensors), np.empty(n_sensors)
     warm, known = np.empty(n_sensors, np.bool_), np.empty(n_sensors, np.bool_)
+    flat = np.empty(n_sensors)
     part, index = np.empty((n_sensors, n_sensors)), np.empty(n_sensors, np.int64)
     for i in range(values.shape[0]):
         slot, width, few = slots[i], 0, 2**62
@@ -148,6 +177,10 @@ def chart(
             least = max(floor, floor_relative * abs(center))
             variance = scatter[slot, j, j] / max(seen, 1)
             done = blocks[slot, j]
+            flat[j] = 0.0
+            if warm[j] and block_spread[slot, j] <= done * least * least:
+                flat[j] = max(least, _FLAT * abs(center))
+                variance, least = max(variance, flat[j] * flat[j]), 0.0
             noise[j] = _noise(
                 variance, block, done, block_spread[slot, j], block_moves[slot, j], wander, least
             )
@@ -189,6 +222,8 @@ def chart(
                 shrunk = 0.0 if reach <= pace else min(1.0 - pace / reach, _MOST_ROOM * bound / reach)
                 memory[slot, j] = shrunk * steps[a]
             scores[i] = max(scores[i], shrunk * reach / bound)
+            if learn[i]:
+                beyond[slot, j] = beyond[slot, j] + 1 if shrunk * reach >= bound else 0
             terms = steps[a] * deviations[a] if joint else steps[a] * steps[a]
             if shrunk > 0 and terms > 0:
                 shares[i, j] = terms if steps[a] > 0 else -terms
@@ -202,8 +237,16 @@ def chart(
                 continue
             delta, seen = bounded[j] - mean[slot, j], count[slot, j]
             if seen >= warmup:
-                most = _LEARNED_SIGMAS * np.sqrt(scatter[slot, j, j] / seen)
+                most = _LEARNED_SIGMAS * max(flat[j], np.sqrt(scatter[slot, j, j] / seen))
+                if flat[j] > 0.0 and learning > 0.0:
+                    move = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE) - mean[slot, j]
+                    spread = (1.0 - learning) * (scatter[slot, j, j] + seen * learning * move * move)
+                    scatter[slot, j, j] = max(spread, seen * (_STEP_SIGMA * move) ** 2)
                 mean[slot, j] += learning * min(max(delta, -most), most)
+                if beyond[slot, j] > patience:
+                    _forget(slot, j, count, mean, scatter, memory, blocks, block_sum, block_mean)
+                    block_last[slot, j] = block_spread[slot, j] = block_moves[slot, j] = 0.0
+                    beyond[slot, j] = 0
                 continue
             count[slot, j] = seen + 1
             if seen:

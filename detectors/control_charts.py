@@ -40,9 +40,13 @@ class _ControlChart(Detector, frozen=True, kw_only=True):
     """Sigmas of single readings beyond which one counts no further. A sensor whose blocks wander so much in the
     warm-up that their sigma exceeds clip / limit of its readings' sigma therefore never reaches the limit."""
     floor: Annotated[float, Meta(ge=0)] = 1e-9
-    """Least sigma, in the sensors' units."""
+    """Least sigma, in the sensors' units. A sensor that never moved in the warm-up (by more than that) has no scale:
+    its sigma is then 1 % of its level, or this at a level of 0; set it to the resolution of such a sensor."""
     floor_relative: Annotated[float, Meta(ge=0)] = 1e-6
     """Least sigma as a fraction of the centre's size."""
+    patience: Annotated[int, Meta(ge=1)] = 200
+    """Readings in a row beyond the limit that were learned all the same (no alert is open any more: it was accepted)
+    after which what is normal of that sensor is learned anew, by a warm-up of its own."""
 
     def __post_init__(self) -> None:
         least = 3 * self.memory()[2]
@@ -69,7 +73,9 @@ class MEWMA(_ControlChart, frozen=True, kw_only=True):
 
     Fails where the warm-up is not healthy or does not show all regimes (on and off, night and day), on sensors
     that drift in health (they are widened until they see nothing), on spikes, and when slow changes are learned
-    because no alert stops it.
+    because no alert stops it. A sensor that never moved in the warm-up has no scale: it is far out when it then moves
+    by more than about 1 % of its level for good (see `floor`), while one that goes up and down by one step of its
+    resolution gets that for its scale. A level that was accepted is learned anew (see `patience`).
 
     >>> rng = np.random.default_rng(0)
     >>> values = rng.normal(size=(700, 2)) + np.where(np.arange(700) < 600, 0.0, 2.0)[:, np.newaxis]
@@ -117,7 +123,7 @@ class MCUSUM(_ControlChart, frozen=True, kw_only=True):
 
 
 class ControlChartModel:
-    """State per key of d sensors: 8 (9 d + d²) bytes; 1,088 for eight."""
+    """State per key of d sensors: 8 (10 d + d²) bytes; 1,152 for eight."""
 
     def __init__(self, recipe: _ControlChart, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -138,6 +144,7 @@ class ControlChartModel:
                 "block_last": Column(np.float64, width),
                 "block_spread": Column(np.float64, width),
                 "block_moves": Column(np.float64, width),
+                "beyond": Column(np.int64, width),
             }
         )
         self._shares: Floats = np.zeros((0, len(sensors)))
@@ -164,6 +171,7 @@ class ControlChartModel:
             table["block_last"],
             table["block_spread"],
             table["block_moves"],
+            table["beyond"],
             self._cumulative,
             recipe.statistic == "t2",
             self._pace,
@@ -175,6 +183,7 @@ class ControlChartModel:
             recipe.wander,
             recipe.floor,
             recipe.floor_relative,
+            recipe.patience,
             scores,
             self._shares,
             self._expected,

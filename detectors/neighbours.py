@@ -76,6 +76,8 @@ class KNN(Detector, frozen=True, kw_only=True):
     """Score above which a reading is not learned."""
     patience: Annotated[int, Meta(ge=1)] = 500
     """Readings in a row above `held` after which they are learned all the same."""
+    healthy: Annotated[int, Meta(ge=0)] = 0
+    """Readings of a key that are learned whatever they score, the first ones: a part known to be healthy."""
     floor: Annotated[float, Meta(ge=0)] = 1e-9
     """Least sigma, in the sensors' units."""
     seed: int = 42
@@ -129,7 +131,7 @@ class KNNModel:
             table["count"],
             table["mean"],
             table["variance"],
-            (recipe.k, recipe.warmup, recipe.patience, recipe.horizon, recipe.seed),
+            (recipe.k, recipe.warmup, recipe.patience, recipe.horizon, recipe.healthy, recipe.seed),
             recipe.reservoir == "sliding",
             recipe.held,
             recipe.floor,
@@ -212,7 +214,7 @@ def _nearest(
 
 @compiled(
     "void(int64[::1], float64[:,::1], boolean[::1], float64[:,:,::1], int64[:,::1], float64[::1], int64[:,::1],"
-    " float64[:,::1], float64[:,::1], UniTuple(int64, 5), boolean, float64, float64, float64[::1],"
+    " float64[:,::1], float64[:,::1], UniTuple(int64, 6), boolean, float64, float64, float64[::1],"
     " float64[:,::1], float64[:,::1])"
 )
 def _score_learn(
@@ -225,7 +227,7 @@ def _score_learn(
     count: NDArray[np.int64],
     mean: Floats,
     variance: Floats,
-    settings: tuple[int, int, int, int, int],
+    settings: tuple[int, int, int, int, int, int],
     sliding: bool,
     held: float,
     floor: float,
@@ -233,7 +235,7 @@ def _score_learn(
     differences: Floats,
     expected: Floats,
 ) -> None:
-    k, warmup, patience, horizon, seed = settings
+    k, warmup, patience, horizon, healthy, seed = settings
     capacity, n_sensors = examples.shape[1:]
     least = _LEAST_TYPICAL * np.sqrt(n_sensors)
     best, nearest = np.empty(k), np.empty(1, np.int64)
@@ -273,7 +275,7 @@ def _score_learn(
                         differences[i, j] = min(max(difference, -_LARGEST_DEVIATION), _LARGEST_DEVIATION)
         if not learn[i]:
             continue
-        if scores[i] > held:
+        if scores[i] > held and counter[slot, 1] >= healthy:
             counter[slot, 2] += 1
             if counter[slot, 2] <= patience:
                 continue

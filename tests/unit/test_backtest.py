@@ -255,5 +255,5 @@ def test_what_auto_chose_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text("name: t\nsource: {sensors: [a, b]}\ndetectors: auto\n")
     told = CliRunner().invoke(cli, ["backtest", str(tmp_path / "t.yaml"), "--input", str(tmp_path / "m.csv")])
     assert told.exit_code == 0, told.output
-    assert "auto: knn: no reading follows from the one before (largest correlation 0." in told.output
+    assert "auto: knn, mewma: no reading follows from the one before (largest correlation 0." in told.output
     assert "a reading each 1 min)" in told.output

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detectors import AdaptiveZ, Auto, LeftMatrixProfile
+from benchmarks.several import KINDS, plant, told
+from detectors import KNN, AdaptiveZ, Auto, LeftMatrixProfile
 from detectors.acquaintance import Portrait
 from detectors.base import Floats
 from detectors.calibration import Calibration
@@ -37,8 +38,10 @@ def test_each_key_gets_the_family_that_suits_it() -> None:
     model.score_learn(slots[:200], values[:200], np.arange(200.0))
     assert model.explain(0) == "undecided: 100 of 200 readings seen"
     model.score_learn(slots[200:], values[200:], np.arange(200.0, 2.0 * n))
-    assert model.explain(0).startswith("mewma: readings follow from the one before (largest correlation 0.")
-    assert model.explain(1).startswith("knn: no reading follows from the one before")
+    assert model.explain(0).startswith(
+        "mewma, adaptive_z, knn: readings follow from the one before (largest correlation 0."
+    )
+    assert model.explain(1).startswith("knn, mewma: no reading follows from the one before")
 
 
 def test_switches_are_compared_with_examples_though_they_have_a_memory() -> None:
@@ -49,7 +52,7 @@ def test_switches_are_compared_with_examples_though_they_have_a_memory() -> None
     model.score_learn(np.ones(600, np.int64), np.c_[switches[:, 0], walk(600, 9)], np.arange(600.0))
     assert model.explain(0).startswith("knn: 2 of 3 sensors are discrete (largest correlation 0.")
     assert model.explain(0).endswith("a reading each 1 min)")
-    assert model.explain(1).startswith("mewma: readings follow")
+    assert model.explain(1).startswith("mewma, adaptive_z, knn: readings follow")
 
 
 def test_nothing_is_scored_before_it_is_decided() -> None:
@@ -185,7 +188,7 @@ def test_short_fault_of_sensors_with_a_memory_is_found_whatever_its_size() -> No
                 scores.append(model.score_learn(np.zeros(n, np.int64), values[rows], times))
                 at += n
             whole = np.concatenate(scores)
-            assert model.explain(0).startswith("mewma: readings follow")
+            assert model.explain(0).startswith("mewma, adaptive_z, knn: readings follow")
             assert (whole[1200:1203] >= 1.0).all(), "three in a row: the rule's hold is met"
             assert not (whole[400:1200] >= 1.0).any()
             shares, expected = model.contributions(np.array([1202 if len(cuts) == 1 else 0]))
@@ -211,3 +214,72 @@ def test_of_several_sensors_one_reading_far_out_opens_an_alert_and_two_less_far_
     )
     opened = [alert for alert in scorer.process(batch, rows).alerts if alert.event == "opened"]
     assert [(alert.position.offset, alert.contributions[0].sensor) for alert in opened] == [(600, "b")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sigmas"), [(kind, 6.0) for kind in KINDS] + [("noise", 3.0), ("memory", 3.0)]
+)
+def test_lasting_fault_of_one_of_several_sensors_is_found_within_a_few_hundred_readings(
+    kind: str, sigmas: float
+) -> None:
+    found = 0
+    for seed in range(100, 106):
+        values = plant(kind, 5500, seed)
+        values[4000:, 1] += sigmas * values[:4000, 1].std()
+        open_ = told(values).open
+        found += bool(open_[4000:4400].any())
+    assert found >= 4, f"{found} of 6"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "set points"])
+def test_healthy_sensors_raise_no_more_than_an_alert_in_10000_readings(kind: str) -> None:
+    alerts = [alert for seed in range(100, 104) for alert in told(plant(kind, 10_400, seed)).alerts]
+    assert len(alerts) <= 4, alerts
+
+
+@pytest.mark.parametrize("kind", ["noise", "memory"])
+@pytest.mark.parametrize("level", [1.0, 5000.0])
+def test_constant_sensor_that_moves_is_found_and_in_the_end_normal(kind: str, level: float) -> None:
+    values = plant(kind, 6000, 1)
+    values[:, 2] = 0.0
+    values[3000:, 2] = level
+    alerts, open_ = told(values)
+    assert len(alerts) == 1
+    assert 3000 <= alerts[0] < 3020
+    assert not open_[5500:].any(), "accepted after a day (288 readings), then learned"
+
+
+def test_rounding_of_a_constant_sensor_is_no_fault() -> None:
+    values = plant("memory", 4000, 2)
+    values[:, 2] = 20.1
+    values[2000:, 2] *= 1.0 + 1e-15 * np.random.default_rng(0).integers(-3, 4, 2000)
+    assert told(values).alerts == []
+
+
+def test_constant_sensor_that_begins_to_count_or_to_flicker_is_not_a_fault_for_ever() -> None:
+    for moves in (np.random.default_rng(3).integers(0, 2, 5000), np.arange(5000) // 20):
+        values = plant("memory", 7000, 4)
+        values[:, 2] = 1000.0
+        values[2000:, 2] += moves
+        alerts, open_ = told(values)
+        assert len(alerts) <= 2
+        assert not open_[5000:].any()
+
+
+def test_machine_that_is_switched_on_during_the_look_is_no_fault() -> None:
+    values = plant("switched", 2000, 5)
+    assert told(np.r_[values[:60], values[:60], values[60:]]).alerts == []
+
+
+def test_chart_tells_nothing_of_readings_without_a_memory_below_its_limit() -> None:
+    values = plant("noise", 1500, 6)
+    slots, times = np.zeros(1500, np.int64), np.arange(1500.0)
+    scores = Auto().build(("a", "b", "c")).score_learn(slots, values, times)
+    alone = KNN(healthy=400).build(("a", "b", "c")).score_learn(slots, values, times) / 5.0
+    np.testing.assert_array_equal(scores[400:], alone[400:])
+
+
+def test_state_with_nine_sensors_stays_below_twenty_kilobytes() -> None:
+    model = Auto().build(tuple("abcdefghi"))
+    model.score_learn(np.zeros(1, np.int64), np.zeros((1, 9)), np.zeros(1))
+    assert sum(column.nbytes for column in model.snapshot(np.array([0])).values()) < 20_000

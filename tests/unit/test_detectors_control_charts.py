@@ -109,7 +109,7 @@ def test_a_drifting_sensor_is_widened_and_the_others_still_see() -> None:
         values = rng.normal(size=(1100, 4))
         values[:, 0] = np.cumsum(rng.normal(size=1100)) * 0.3 + 80.0
         for wander, shares_above in above.items():
-            scores = _feed(MEWMA(wander=wander, half_life=None).build(SENSORS), values)
+            scores = _feed(MEWMA(wander=wander, half_life=None, patience=10_000).build(SENSORS), values)
             shares_above.append(float((scores[400:] >= 1).mean()))
         values[700:, 2] += 2.5
         model = MEWMA().build(SENSORS)
@@ -169,3 +169,56 @@ def test_a_warm_up_of_less_than_three_blocks_is_refused() -> None:
         MEWMA(warmup=20)
     with pytest.raises(ValueError, match="at least 60"):
         MCUSUM(warmup=40, block=20)
+
+
+@pytest.mark.parametrize("recipe", [MEWMA(), MEWMA(statistic="t2"), MCUSUM()], ids=str)
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (0.0, 5000.0), (230.0, 253.0), (-1e6, 0.0)])
+def test_a_constant_sensor_that_moves_for_good_is_seen(
+    recipe: MEWMA | MCUSUM, before: float, after: float
+) -> None:
+    values = _autoregressive(1, 900, 0.5)
+    values[:, 2] = before
+    values[600:, 2] = after
+    held = np.arange(900) < 603
+    model = recipe.build(SENSORS)
+    scores = _feed(model, values, held)
+    assert (scores[400:600] < 1).all()
+    assert (scores[620:] >= 1).all()
+    shares, expected = model.contributions(np.array([650]))
+    assert abs(shares[0, 2]) > 0.5
+    assert np.sign(shares[0, 2]) == np.sign(after - before)
+    assert expected[0, 2] == pytest.approx(before, abs=0.05 * abs(after - before))
+
+
+@pytest.mark.parametrize("recipe", [MEWMA(), MEWMA(statistic="t2"), MCUSUM()], ids=str)
+def test_a_constant_sensor_that_rounds_or_flickers_by_a_step_of_its_resolution_is_normal(
+    recipe: MEWMA | MCUSUM,
+) -> None:
+    rng = np.random.default_rng(0)
+    rounding, flicker = _autoregressive(2, 3000, 0.5), _autoregressive(2, 3000, 0.5)
+    rounding[:, 1] = 0.1 + rng.integers(-3, 4, 3000) * 1e-17
+    rounding[400:, 2] = 20.1 * (1.0 + 1e-15 * rng.integers(-3, 4, 2600))
+    rounding[:400, 2] = 20.1
+    assert (_feed(recipe.build(SENSORS), rounding)[400:] < 1).all()
+    for level in (20.0, 4.0, 0.0):
+        flicker[:, 3] = level
+        flicker[500:, 3] += rng.integers(0, 2, 2500)
+        assert (_feed(recipe.build(SENSORS), flicker)[500:] >= 1).mean() < 0.01
+
+
+@pytest.mark.parametrize("recipe", [MEWMA(), MCUSUM(), MEWMA(statistic="t2")], ids=str)
+def test_a_level_that_was_accepted_is_learned_anew_and_what_is_held_back_is_not(
+    recipe: MEWMA | MCUSUM,
+) -> None:
+    values = _autoregressive(3, 2400, 0.5)
+    values[800:, 1] += 500.0
+    held = _feed(recipe.build(SENSORS), values, np.arange(2400) < 800)
+    assert (held[830:] >= 1).all(), "an alert that is open teaches nothing"
+    accepted = np.ones(2400, np.bool_)
+    accepted[803:1000] = False
+    scores = _feed(recipe.build(SENSORS), values, accepted)
+    assert (scores[830:1100] >= 1).all()
+    assert (scores[1220:] < 1).all()
+    values[2300:, 1] += 20.0
+    again = _feed(recipe.build(SENSORS), values, accepted)
+    assert (again[2330:] >= 1).all(), "and what leaves it is seen"

@@ -128,3 +128,14 @@ def test_shuttle_is_told_apart_online_at_the_default_settings() -> None:
     assert roc_auc(data.labels, scores) > 0.993
     assert (scores[data.labels] >= model.threshold).mean() > 0.98
     assert (scores[~data.labels] >= model.threshold).mean() < 0.01
+
+
+def test_healthy_readings_are_learned_whatever_they_score() -> None:
+    rng = np.random.default_rng(0)
+    on = (np.arange(600) // 60) % 2
+    values = rng.normal(size=(600, 1)) * 0.1 + 50.0 * on[:, np.newaxis]
+    slots, times = np.zeros(600, np.int64), np.arange(600.0)
+    unknown = KNN().build(("a",)).score_learn(slots, values, times)
+    known = KNN(healthy=200).build(("a",)).score_learn(slots, values, times)
+    assert (unknown[on == 1][-60:] >= 5.0).all()
+    assert (known[200:] < 5.0).mean() > 0.95
