@@ -11,7 +11,18 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.acquaintance import Acquaintance
-from detectors.base import Contributions, Detector, ExampleModel, Floats, Mask, Model, Rows, Slots
+from detectors.base import (
+    Contributions,
+    Detector,
+    ExampleModel,
+    Floats,
+    Mask,
+    Model,
+    Rows,
+    Slots,
+    Stretches,
+    StretchModel,
+)
 from detectors.calibration import Calibration, Calibrator
 from detectors.control_charts import MEWMA
 from detectors.discords import LeftMatrixProfile
@@ -99,17 +110,20 @@ class _Family:
     def score_learn(
         self, slots: Slots, values: Floats, times: Floats, learn: Mask, counts: Floats
     ) -> tuple[Floats, NDArray[np.int64]]:
-        """Scores (n,) as multiples of the threshold, and the model that decided, of calibrated ones the first;
-        `counts` (n,) readings of the key so far."""
+        """Scores (n,) as multiples of the threshold, and the model that decided, of calibrated ones that whose score
+        is least probable; `counts` (n,) readings of the key so far."""
         scores = [model.score_learn(slots, values, times, learn) for model in self.models]
         if not self.calibrators:
             ratios = np.stack([s / m.threshold for s, m in zip(scores, self.models, strict=True)])
             return ratios.max(axis=0), ratios.argmax(axis=0)
+        surprises = np.stack(
+            [c.score_learn(slots, score, learn) for c, score in zip(self.calibrators, scores, strict=True)]
+        )
         mean = np.zeros(len(slots))
-        for calibrator, score in zip(self.calibrators, scores, strict=True):
-            mean += calibrator.score_learn(slots, score, learn) / len(self.calibrators)
+        for surprise in surprises:
+            mean += surprise / len(self.calibrators)
         limit = _IMPROBABLE + _RARER * np.log10(np.maximum(counts, _FEW) / 1000.0)
-        return np.where(mean < limit, mean / limit, 1.0 + mean - limit), np.zeros(len(slots), np.int64)
+        return np.where(mean < limit, mean / limit, 1.0 + mean - limit), surprises.argmax(axis=0)
 
 
 class AutoModel:
@@ -150,31 +164,46 @@ class AutoModel:
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Those of the model that decided; of several lengths compared, the shortest that has any."""
+        """Those of the model that decided; of several lengths compared, that of the least probable stretch."""
         shape = (len(rows), len(self.sensors))
         shares, expected = np.zeros(shape), np.full(shape, np.nan)
-        for number, family in enumerate(self._families):
-            at = np.flatnonzero(self._by[rows] == number)
-            if not len(at):
-                continue
-            for place, model in enumerate(family.models):
-                why = model.contributions(self._place[rows[at]])
-                mine = (self._lead[rows[at]] == place) | ~shares[at].any(axis=1)
-                shares[at[mine]], expected[at[mine]] = why.shares[mine], why.expected[mine]
+        for model, at, places in self._tellers(rows):
+            shares[at], expected[at] = model.contributions(places)
         return Contributions(shares, expected)
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
         """Distance (k,) to the nearest example, in the unit of the model that gives the reasons; NaN of a chart."""
-        nearest, open_ = np.full(len(rows), np.nan), self._by[rows] >= 0
-        for number, family in enumerate(self._families):
-            for model in family.models:
-                at = np.flatnonzero(open_ & (self._by[rows] == number))
-                if not len(at) or not isinstance(model, ExampleModel):
-                    continue
-                place = self._place[rows[at]]
-                nearest[at] = model.nearest_distances(place)
-                open_[at[model.contributions(place).shares.any(axis=1)]] = False
+        nearest = np.full(len(rows), np.nan)
+        for model, at, places in self._tellers(rows):
+            if isinstance(model, ExampleModel):
+                nearest[at] = model.nearest_distances(places)
         return nearest
+
+    def stretches(self, rows: NDArray[np.int64]) -> Stretches:
+        """Those of the model that gives the reasons, where it compares stretches."""
+        found = Stretches.none(len(rows), len(self.sensors))
+        for model, at, places in self._tellers(rows):
+            if isinstance(model, StretchModel):
+                for array, part in zip(found, model.stretches(places), strict=True):
+                    array[at] = part
+        return found
+
+    def _tellers(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Model, NDArray[np.int64], NDArray[np.int64]]]:
+        """Who gives the reasons of which of these rows (k,), and where they are in its latest call: the model that
+        decided; where that has none, the first that has any."""
+        for number, family in enumerate(self._families):
+            at = np.flatnonzero(self._by[rows] == number)
+            if not len(at):
+                continue
+            places, lead = self._place[rows[at]], self._lead[rows[at]]
+            told = np.stack([model.contributions(places).shares.any(axis=1) for model in family.models])
+            teller = np.where(told[lead, np.arange(len(at))], lead, told.argmax(axis=0))
+            for place, model in enumerate(family.models):
+                mine = teller == place
+                if mine.any():
+                    yield model, at[mine], places[mine]
 
     def explain(self, slot: int) -> str:
         """Which family scores a key, and why."""
