@@ -28,7 +28,7 @@ CEILINGS = {"nab": {"false a day": 0.15}, "skab": {"FAR %": 10.0, "false alarms"
 """0.043; 1.2, 0."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_shipped_topologies_are_scored_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
