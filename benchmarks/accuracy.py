@@ -2,6 +2,7 @@
 
     make accuracy                      # python -m benchmarks.accuracy --shared ../shared
     python -m benchmarks.accuracy --files 2 --no-report
+    python -m benchmarks.quiet         # the anomaly-free run alone
 
 Each topology of `topologies/` runs as shipped, by the engine that runs live: score before learn, the alerts of its
 own rule; and beside it `detectors: auto` with nothing else stated. The judge is a script that knows nothing of this
@@ -15,7 +16,7 @@ import importlib.util
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.published import PUBLISHED
+from benchmarks import tables
+from benchmarks.quiet import quiet, run_of
 from detectors.base import Floats
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
@@ -37,10 +39,6 @@ from stream.topology import Sensor, Source, Topology
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPORA = ("nab", "skab")
-DRAWS = 200
-"""Bootstrap draws over files."""
-HALVES = 100
-"""Random splits of the files in two, for `auto` against the tuned topology."""
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, default=ROOT.parent / "shared", help="folder with data/ and judge/"
     )
-    parser.add_argument("--files", type=int, help="only about so many of each corpus, spread evenly")
+    parser.add_argument("--files", type=_some, help="only about so many of each corpus, spread evenly")
     parser.add_argument("--report", type=Path, default=Path("accuracy.html"))
     parser.add_argument("--no-report", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
@@ -60,7 +58,8 @@ def main() -> None:
         f"{name} {version(name)}" for name in ("mmlw", "numpy", "numba", "river", "scikit-learn")
     )
     print(
-        f"Python {platform.python_version()}, {packages}; bootstrap seed {options.seed}, {DRAWS} draws over files\n"
+        f"Python {platform.python_version()}, {packages}; bootstrap seed {options.seed}, "
+        f"{tables.DRAWS} draws over files\n"
     )
     sections: list[Section] = []
     judge = _judge(options.shared)
@@ -69,6 +68,8 @@ def main() -> None:
             print(f"no judge in {options.shared}: {corpus} is left out\n")
             continue
         sections += _corpus(judge, options, corpus)
+        if corpus == "skab" and (run := run_of(options.shared)).is_file():
+            print(f"{quiet(load(ROOT / 'topologies' / 'skab.yaml'), run)}\n")
     sections.append(_shuttle())
     if not options.no_report:
         write_report(options.report, "Accuracy of the shipped topologies", _told(), sections)
@@ -78,19 +79,15 @@ def main() -> None:
 def _corpus(judge: ModuleType, options: argparse.Namespace, corpus: str) -> list[Section]:
     """The tuned topology and `auto` on a corpus, beside what others published."""
     tuned = load(ROOT / "topologies" / f"{corpus}.yaml")
-    sections, found = [], []
+    sections: list[Section] = []
+    found: dict[str, Sequence[Mapping[str, Any]]] = {}
     for topology in (tuned, _automatic(tuned)):
-        drawn, files = _run(judge, options, corpus, topology)
+        drawn, found[topology.name] = _run(judge, options, corpus, topology)
         sections += drawn if topology is tuned else []  # auto is told in figures, not drawn
-        found.append(files)
-        for line in _table(judge, corpus, files, options.seed):
-            print(f"  {line}")
-    print(f"  {_in_halves(judge, corpus, *found, seed=options.seed)}")
-    head, *rows = PUBLISHED[corpus][0], *PUBLISHED[corpus][1]
-    print("\n  published  " + "  ".join(f"{name:>20}" for name in head))
-    for row in rows:
-        print("             " + "  ".join(f"{cell:>20}" for cell in row))
     print()
+    for line in tables.table(judge, corpus, found, options.seed):
+        print(f"  {line}")
+    print(f"\n  {tables.in_halves(judge, corpus, *found.values(), seed=options.seed)}\n")
     return sections
 
 
@@ -126,24 +123,6 @@ def _run(
     return sections, files
 
 
-def _in_halves(
-    judge: ModuleType, corpus: str, tuned: list[dict[str, Any]], automatic: list[dict[str, Any]], *, seed: int
-) -> str:
-    """How far `auto` stays behind the tuned topology, on halves of the files drawn at random."""
-    rng, name, behind = np.random.default_rng(seed), {"nab": "NAB standard", "skab": "F1"}[corpus], []
-    for _ in range(HALVES):
-        order = rng.permutation(len(tuned))
-        for half in (order[: len(order) // 2], order[len(order) // 2 :]):
-            with np.errstate(invalid="ignore", divide="ignore"):  # a half without any event
-                one, other = (
-                    _figures(corpus, judge.evaluate(corpus, [dict(files[i]) for i in half], vus=False))[name]
-                    for files in (tuned, automatic)
-                )
-            behind.append(one - other)
-    worst = float(np.nanmax(behind))
-    return f"auto is behind by {np.nanmedian(behind):.3f} {name} (median of {2 * HALVES} halves; at most {worst:.3f})"
-
-
 def _judged_file(
     judge: ModuleType, corpus: str, label: Mapping[str, Any], history: History, outcome: Outcome, name: str
 ) -> dict[str, Any]:
@@ -164,48 +143,6 @@ def _judged_file(
         found["cp"] = np.isin(stamps, np.array(label["changepoints"], dtype=stamps.dtype)).astype(int)
         found["cp_given"] = outcome.changes.astype(int)
     return found
-
-
-def _table(judge: ModuleType, corpus: str, files: list[dict[str, Any]], seed: int) -> list[str]:
-    """The judge's figures, each with a 90 % bootstrap interval over files."""
-    whole = judge.evaluate(corpus, [dict(file) for file in files])
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(DRAWS):
-        drawn = [dict(files[i]) for i in rng.integers(0, len(files), len(files))]
-        with np.errstate(invalid="ignore", divide="ignore"):  # a draw without any event
-            draws.append(_figures(corpus, judge.evaluate(corpus, drawn, vus=False)))
-    volumes = np.array([file["vus"] for file in whole_files(judge, files) if file["vus"] is not None])
-    lines = []
-    for name, value in _figures(corpus, whole).items():
-        low, high = np.nanquantile([draw[name] for draw in draws], [0.05, 0.95])
-        lines.append(f"{name:<26}{value:8.3f}   [{low:.3f}, {high:.3f}]")
-    means = [rng.choice(volumes, len(volumes)).mean() for _ in range(DRAWS)]
-    low, high = np.quantile(means, [0.05, 0.95])
-    lines.append(f"{'VUS-PR':<26}{volumes.mean():8.3f}   [{low:.3f}, {high:.3f}]")
-    return lines
-
-
-def whole_files(judge: ModuleType, files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The files with the judge's VUS-PR of each that has labels."""
-    found = []
-    for file in files:
-        truth, score = file["y"][file["p"] :], file["score"][file["p"] :]
-        found.append({**file, "vus": judge.vus_pr(truth, score) if truth.any() else None})
-    return found
-
-
-def _figures(corpus: str, result: Mapping[str, Any]) -> dict[str, float]:
-    events = result["events"]
-    figures: dict[str, float] = {}
-    if corpus == "nab":
-        figures |= {f"NAB {name}": float(value) for name, value in result["nab"].items()}
-    else:
-        figures |= {"F1": result["F1"], "FAR %": result["FAR"], "MAR %": result["MAR"]}
-        figures["changepoint standard"] = float(result["cp_nab"]["standard"] or np.nan)
-    figures |= {"event F1": events["event_f1"], "event recall": events["event_recall"]}
-    figures |= {"false alarms": events["false_alarms"], "false alarms a day": events["false_alarms_per_day"]}
-    return figures
 
 
 def _shuttle() -> Section:
@@ -232,6 +169,13 @@ def _judge(shared: Path) -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _some(text: str) -> int:
+    """A number of files. Raises ValueError."""
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{count} files: at least 1")
+    return count
 
 
 def _told() -> str:

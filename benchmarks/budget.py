@@ -1,11 +1,15 @@
 """Whether a budget of alerts holds: realised alerts over budgeted ones, for scores of many kinds. A Markdown table.
 
-Run it: `python -m benchmarks.budget` (about a minute). Scores are generated; machines that report each minute are
+    python -m benchmarks.budget                                           # calibration evt, all kinds: about a minute
+    python -m benchmarks.budget --method conformal --kind normal --kind "t(3)"
+
+Scores are generated; machines that report each minute are
 calibrated and judged as in a topology, and counted from reading 2,000 on.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Mapping
 
@@ -49,14 +53,21 @@ BUDGETS = {"1 in 300": 1 / 300, "1 in 1,000": 1e-3, "1 in 10,000": 1e-4}
 
 
 def realised(
-    kind: str, rule: AlertRule, rate: float, *, readings: int = 60_000, machines: int = 4, seed: int = 0
+    kind: str,
+    rule: AlertRule,
+    rate: float,
+    *,
+    calibration: Calibration = Calibration(),  # noqa: B008  # frozen
+    readings: int = 60_000,
+    machines: int = 4,
+    seed: int = 0,
 ) -> float:
     """Alerts that opened over those that the budget allows, from reading 2,000 of each machine on."""
     scores = KINDS[kind](np.random.default_rng(seed), (readings, machines)).ravel()
     slots = np.tile(np.arange(machines), readings)
     n = np.arange(len(slots)) // machines
     times = np.asarray(60.0 * n, np.float64)
-    surprise = Calibration().build().score_learn(slots, scores)
+    surprise = calibration.build().score_learn(slots, scores)
     wanted = np.full(len(slots), -np.log10(rate))
     limits = Openings(rule.openings).thresholds(slots, surprise, times, wanted)
     place = Place(n, np.zeros_like(n), n, np.zeros(len(n), np.bool_))
@@ -67,12 +78,23 @@ def realised(
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", choices=["evt", "conformal"], default="evt", help="of the calibration")
+    parser.add_argument(
+        "--kind", action="append", choices=list(KINDS), help="only these; all where none is named"
+    )
+    options = parser.parse_args()
+    calibration = Calibration(method=options.method)
     print("| scores | rule |" + "".join(f" {name} |" for name in BUDGETS))
     print("|---|---|" + "---|" * len(BUDGETS))
-    for kind in KINDS:
+    for kind in options.kind or KINDS:
         for name, rule in RULES.items():
             found = [
-                realised(kind, rule, rate, readings=200_000 if rate < 3e-4 else 60_000)
+                realised(
+                    kind, rule, rate, calibration=calibration, readings=200_000 if rate < 3e-4 else 60_000
+                )
                 for rate in BUDGETS.values()
             ]
             print(f"| {kind} | {name} |" + "".join(f" {ratio:.2f} |" for ratio in found), flush=True)

@@ -6,7 +6,16 @@ from detectors.adaptive_windows import ADWIN
 from detectors.autoencoder import Autoencoder
 from detectors.automatic import Auto
 from detectors.autoregressive import Autoregressive
-from detectors.base import Contributions, Detector, ExampleModel, Model, TrainableDetector, Weights
+from detectors.base import (
+    Contributions,
+    Detector,
+    ExampleModel,
+    Model,
+    Stretches,
+    StretchModel,
+    TrainableDetector,
+    Weights,
+)
 from detectors.calibration import Calibration, Calibrator
 from detectors.checks import check_model
 from detectors.control_charts import MCUSUM, MEWMA
@@ -74,6 +83,8 @@ __all__ = [
     "River",
     "RobustZ",
     "SeasonalProfile",
+    "StretchModel",
+    "Stretches",
     "TrainableDetector",
     "TrainedKNN",
     "Weights",

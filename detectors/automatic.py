@@ -11,7 +11,18 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.acquaintance import Acquaintance
-from detectors.base import Contributions, Detector, ExampleModel, Floats, Mask, Model, Rows, Slots
+from detectors.base import (
+    Contributions,
+    Detector,
+    ExampleModel,
+    Floats,
+    Mask,
+    Model,
+    Rows,
+    Slots,
+    Stretches,
+    StretchModel,
+)
 from detectors.calibration import Calibration, Calibrator
 from detectors.control_charts import MEWMA
 from detectors.discords import LeftMatrixProfile
@@ -113,16 +124,17 @@ class _Stretches:
             yield f"left_matrix_profile.{i}", model
             yield f"left_matrix_profile.tail{i}", calibrator
 
-    def ratios(self, rows: _Batch, used: Mask) -> Floats:
-        """Multiples of the threshold (n, models): the same for each, so that the first decides."""
+    def ratios(self, rows: _Batch, used: Mask) -> tuple[Floats, NDArray[np.int64]]:
+        """Multiples of the threshold (n,), and which model's score was the least probable (n,)."""
+        surprises = np.zeros((len(self.models), len(rows.slots)))
         mean = np.zeros(len(rows.slots))
-        for calibrator, model in zip(self._calibrators, self.models, strict=True):
+        for number, (calibrator, model) in enumerate(zip(self._calibrators, self.models, strict=True)):
             score = model.score_learn(rows.slots, rows.values, rows.times, rows.learn)
             warm = rows.counts > getattr(model, "warmup_readings", 0)
-            mean += calibrator.score_learn(rows.slots, score, rows.learn, warm=warm) / len(self.models)
+            surprises[number] = calibrator.score_learn(rows.slots, score, rows.learn, warm=warm)
+            mean += surprises[number] / len(self.models)
         limit = _IMPROBABLE + _RARER * np.log10(np.maximum(rows.counts, _FEW) / 1000.0)
-        ratios = np.where(mean < limit, mean / limit, 1.0 + mean - limit)
-        return np.repeat(ratios[:, np.newaxis], len(self.models), axis=1)
+        return np.where(mean < limit, mean / limit, 1.0 + mean - limit), surprises.argmax(axis=0)
 
 
 class _Panel:
@@ -145,8 +157,8 @@ class _Panel:
         yield from zip(("knn", "mewma", "adaptive_z", "slow"), self.models, strict=True)
         yield "limits", self._limits
 
-    def ratios(self, rows: _Batch, used: Mask) -> Floats:
-        """Multiples of each model's threshold (n, models), 0 where it is not `used` (n, models)."""
+    def ratios(self, rows: _Batch, used: Mask) -> tuple[Floats, NDArray[np.int64]]:
+        """The largest multiple of a threshold (n,) among the models that are `used` (n, models), and whose it is."""
         found = np.zeros(used.shape)
         for number, model in enumerate(self.models):
             at = np.flatnonzero(used[:, number])
@@ -162,7 +174,7 @@ class _Panel:
             found[at, number] = scores / limits
             if model is not self._examples:
                 found[at, number] *= found[at, number] >= _TOLD
-        return found
+        return found.max(axis=1), found.argmax(axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,35 +210,49 @@ class AutoModel:
         counting = self._counting(slots)
         used = counting | early[:, np.newaxis]
         rows = _Batch(slots, values, times, learned(learn, len(slots)), counts.astype(np.float64))
-        ratios = self._panel.ratios(rows, used)
+        ratios, self._lead = self._panel.ratios(rows, used)
         self._place = np.where(counting & ~early[:, np.newaxis], np.cumsum(used, axis=0) - 1, -1)
-        self._lead = ratios.argmax(axis=1)
-        return np.where(early, 0.0, ratios.max(axis=1))
+        return np.where(early, 0.0, ratios)
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Those of the model that decided; of several lengths compared, the shortest that has any."""
+        """Those of the model that decided; of several lengths compared, that of the least probable stretch."""
         shape = (len(rows), len(self.sensors))
         shares, expected = np.zeros(shape), np.full(shape, np.nan)
-        for number, model in enumerate(self._panel.models):
-            at = np.flatnonzero(self._place[rows, number] >= 0)
-            why = model.contributions(self._place[rows[at], number])
-            mine = (self._lead[rows[at]] == number) | ~shares[at].any(axis=1)
-            shares[at[mine]], expected[at[mine]] = why.shares[mine], why.expected[mine]
+        for model, at, places in self._tellers(rows):
+            shares[at], expected[at] = model.contributions(places)
         return Contributions(shares, expected)
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
         """Distance (k,) to the nearest example, in the unit of the model that gives the reasons; NaN of a chart."""
-        nearest, open_ = np.full(len(rows), np.nan), np.ones(len(rows), np.bool_)
-        several = len(self.sensors) > 1
-        for number, model in enumerate(self._panel.models):
-            decided = ~several | (self._lead[rows] == number)
-            at = np.flatnonzero(open_ & decided & (self._place[rows, number] >= 0))
-            if not len(at) or not isinstance(model, ExampleModel):
-                continue
-            place = self._place[rows[at], number]
-            nearest[at] = model.nearest_distances(place)
-            open_[at[model.contributions(place).shares.any(axis=1)]] = False
+        nearest = np.full(len(rows), np.nan)
+        for model, at, places in self._tellers(rows):
+            if isinstance(model, ExampleModel):
+                nearest[at] = model.nearest_distances(places)
         return nearest
+
+    def stretches(self, rows: NDArray[np.int64]) -> Stretches:
+        """Those of the model that gives the reasons, where it compares stretches."""
+        found = Stretches.none(len(rows), len(self.sensors))
+        for model, at, places in self._tellers(rows):
+            if isinstance(model, StretchModel):
+                for array, part in zip(found, model.stretches(places), strict=True):
+                    array[at] = part
+        return found
+
+    def _tellers(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Model, NDArray[np.int64], NDArray[np.int64]]]:
+        """Who gives the reasons of which of these rows (k,), and where they are in its latest call: the model that
+        decided; where that has none, the first that has any."""
+        places, lead = self._place[rows], self._lead[rows]
+        told = np.zeros(places.shape, np.bool_)
+        for number, model in enumerate(self._panel.models):
+            at = np.flatnonzero(places[:, number] >= 0)
+            told[at, number] = model.contributions(places[at, number]).shares.any(axis=1)
+        teller = np.where(told[np.arange(len(rows)), lead], lead, told.argmax(axis=1))
+        for number, model in enumerate(self._panel.models):
+            if len(at := np.flatnonzero((teller == number) & (places[:, number] >= 0))):
+                yield model, at, places[at, number]
 
     def explain(self, slot: int) -> str:
         """What scores a key, and why."""

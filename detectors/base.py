@@ -27,6 +27,8 @@ __all__ = [
     "ModelUnavailable",
     "Rows",
     "Slots",
+    "StretchModel",
+    "Stretches",
     "TrainableDetector",
     "Weights",
 ]
@@ -48,6 +50,28 @@ class Contributions(NamedTuple):
 
     shares: Floats
     expected: Floats
+
+
+class Stretches(NamedTuple):
+    """What the last readings up to a row were compared with as a whole.
+
+    `readings` (k,): how many, the row's own among them; 0 where none were compared. `since` (k,): epoch seconds of
+    the first. `rank` (k,): 1 where compared with the most similar stretch of the past, 2 with the second.
+    `distances` (k, n_sensors): how far from that, as root mean square, and `shifts` (k, n_sensors): as mean, above
+    it positive; in the sensor's unit, NaN of sensors that were not compared.
+    """
+
+    readings: NDArray[np.int64]
+    since: Floats
+    rank: NDArray[np.int64]
+    distances: Floats
+    shifts: Floats
+
+    @classmethod
+    def none(cls, count: int, width: int) -> Stretches:
+        """Of so many rows of so many sensors, none compared."""
+        whole, unknown = np.zeros(count, np.int64), np.full((count, width), np.nan)
+        return cls(whole, np.zeros(count), whole.copy(), unknown, unknown.copy())
 
 
 @runtime_checkable
@@ -105,6 +129,16 @@ class ExampleModel(Protocol):
         NaN where there was none to compare with. In the unit in which the model measures, which its docstring
         names. Asked for together with `contributions`, and as independent of batch boundaries.
         """
+        ...
+
+
+@runtime_checkable
+class StretchModel(Protocol):
+    """What a model offers besides that compares a row's last readings as a whole."""
+
+    def stretches(self, rows: NDArray[np.int64]) -> Stretches:
+        """For row indices (k,) of the latest `score_learn` call; asked for together with `contributions`, whose
+        `expected` is the last value of the stretch compared with, and as independent of batch boundaries."""
         ...
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from detectors.base import ExampleModel, Rows
+from detectors.base import ExampleModel, Rows, StretchModel
 from detectors.trials import (
     N_KEYS,
     Build,
@@ -275,6 +275,35 @@ def _nearest_examples_have_distances(build: Build, seed: int) -> None:
     require_same(nearest, np.concatenate(parts), "distances depend on where the stream is split")
 
 
+def _stretches_end_with_their_row(build: Build, seed: int) -> None:
+    model, stream = build(), readings(build, seed)
+    model.score_learn(*stream)
+    if not isinstance(model, StretchModel):
+        return
+    count = len(stream.slots)
+    whole = model.stretches(np.arange(count))
+    for i in np.flatnonzero(whole.readings):
+        own = np.flatnonzero(stream.slots[: i + 1] == stream.slots[i])
+        first = own[len(own) - whole.readings[i]]
+        require(whole.since[i] == stream.times[first], f"the stretch up to row {i} began at another time")
+    known = np.isfinite(whole.distances)
+    require(
+        bool((known.any(axis=1) == (whole.readings > 0)).all()),
+        "a stretch without a distance, or without readings",
+    )
+    require(
+        bool((np.abs(whole.shifts[known]) <= 1.001 * whole.distances[known] + 1e-9).all()),
+        "a mean above the root mean square",
+    )
+    again, parts = build(), []
+    for start in range(0, count, 7):
+        again.score_learn(*stream.at(slice(start, start + 7)))
+        if isinstance(again, StretchModel):
+            parts.append(again.stretches(np.arange(min(7, count - start))))
+    for name, array, cut in zip(whole._fields, whole, zip(*parts, strict=True), strict=True):
+        require_same(array, np.concatenate(cut), f"{name} of stretches depend on where the stream is split")
+
+
 def _warms_up_as_declared(build: Build, seed: int) -> None:
     model, stream = build(), readings(build, seed)
     declared = getattr(model, "warmup_readings", 0)
@@ -348,6 +377,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             _tables_grow,
             _contributions_are_shares,
             _nearest_examples_have_distances,
+            _stretches_end_with_their_row,
             _nothing_comes_of_nothing,
             _warms_up_as_declared,
         )

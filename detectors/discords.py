@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots
+from detectors.base import Contributions, Detector, Floats, Mask, Rows, Slots, Stretches
 from detectors.kernels import compiled, floats, learned, slot_numbers
 from detectors.table import Column, Table
 
@@ -85,8 +85,12 @@ class LeftMatrixProfileModel:
                 "seen": Column(np.int64, (width,)),
                 "mean": Column(np.float64, (width,)),
                 "squares": Column(np.float64, (width, recipe.history)),
+                "times": Column(np.float64, (recipe.length,)),
             }
         )
+        self._since: Floats = np.zeros(0)
+        self._distances: Floats = np.zeros((0, width))
+        self._shifts: Floats = np.zeros((0, width))
         self._deviations: Floats = np.zeros((0, width))
         self._expected: Floats = np.zeros((0, width))
 
@@ -97,9 +101,12 @@ class LeftMatrixProfileModel:
         table.reserve(slots)
         scores = np.zeros(len(slots))
         self._deviations, self._expected = np.zeros(values.shape), np.full(values.shape, np.nan)
+        self._since = np.zeros(len(slots))
+        self._distances, self._shifts = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
         _score_learn(
             slots,
             values,
+            floats(times),
             learned(learn, len(slots)),
             table["count"],
             table["ring"],
@@ -107,6 +114,7 @@ class LeftMatrixProfileModel:
             table["seen"],
             table["mean"],
             table["squares"],
+            table["times"],
             recipe.length,
             recipe.neighbours,
             self.warmup_readings,
@@ -114,11 +122,14 @@ class LeftMatrixProfileModel:
             scores,
             self._deviations,
             self._expected,
+            self._since,
+            self._distances,
+            self._shifts,
         )
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Shares by squared score of the sensors; expected is the last value of the most similar stretch."""
+        """Shares by squared score of the sensors; expected is the last value of the stretch compared with."""
         squares = self._deviations[rows] ** 2
         total = squares.sum(axis=1, keepdims=True)
         shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
@@ -129,9 +140,16 @@ class LeftMatrixProfileModel:
         distances: Floats = np.abs(self._deviations[rows]).max(axis=1)
         return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
 
+    def stretches(self, rows: NDArray[np.int64]) -> Stretches:
+        """See `StretchModel`: all of `length` readings."""
+        compared = np.isfinite(self._distances[rows]).any(axis=1)
+        readings = np.where(compared, self._recipe.length, 0)
+        rank = np.where(compared, self._recipe.neighbours, 0)
+        return Stretches(readings, self._since[rows], rank, self._distances[rows], self._shifts[rows])
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
-        `squares` (k, n_sensors, history)."""
+        `squares` (k, n_sensors, history); `times` (k, length)."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
@@ -199,13 +217,25 @@ def _farther(
     return best
 
 
+@compiled("float64(float64[::1], int64, int64, int64)")
+def _shift(ring: Floats, newest: int, lag: int, length: int) -> float:
+    """How far the newest stretch lies above the one so far back, on the mean."""
+    history, total = len(ring), 0.0
+    for back in range(length):
+        a = (newest - back) % history
+        total += ring[a] - ring[(a - lag) % history]
+    return total / length
+
+
 @compiled(
-    "void(int64[::1], float64[:,::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1], int64[:,::1],"
-    " float64[:,::1], float64[:,:,::1], int64, int64, int64, float64, float64[::1], float64[:,::1], float64[:,::1])"
+    "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1],"
+    " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64, int64, int64, float64, float64[::1],"
+    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,::1])"
 )
 def _score_learn(
     slots: Slots,
     values: Floats,
+    times: Floats,
     learn: Mask,
     count: NDArray[np.int64],
     ring: Floats,
@@ -213,6 +243,7 @@ def _score_learn(
     seen: NDArray[np.int64],
     mean: Floats,
     squares: Floats,
+    clock: Floats,
     length: int,
     neighbours: int,
     warmup: int,
@@ -220,6 +251,9 @@ def _score_learn(
     scores: Floats,
     deviations: Floats,
     expected: Floats,
+    since: Floats,
+    distances: Floats,
+    shifts: Floats,
 ) -> None:
     history = ring.shape[2]
     lags = np.zeros(neighbours, np.int64)
@@ -229,7 +263,9 @@ def _score_learn(
         before = (count[slot] - 1) % history
         run = runs[slot, before] + 1 if count[slot] else 1
         runs[slot, place] = min(run, length) if learn[i] else 0
+        clock[slot, count[slot] % length] = times[i]
         count[slot] += 1
+        since[i] = clock[slot, count[slot] % length] if count[slot] >= length else times[i]
         for j in range(values.shape[1]):
             missing = not np.isfinite(values[i, j])
             if missing:
@@ -243,6 +279,7 @@ def _score_learn(
             if neighbours > 1 and np.isfinite(square):
                 lags[0] = nearest
                 square = _farther(runs[slot], squares[slot, j], count[slot], length, lags)
+                nearest = lags[neighbours - 1]
             if missing or not np.isfinite(square):
                 continue
             example = ring[slot, j, (place - nearest) % history]
@@ -255,6 +292,8 @@ def _score_learn(
                 score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
                 expected[i, j] = example
                 deviations[i, j] = score if value >= example else -score
+                distances[i, j] = distance
+                shifts[i, j] = _shift(ring[slot, j], place, nearest, length)
                 scores[i] = max(scores[i], score)
             if learn[i] and known < _SCALED_BY:
                 seen[slot, j] += 1

@@ -27,9 +27,10 @@ class ONNX(TrainableDetector, frozen=True, kw_only=True):
     The graph takes readings (n, n_sensors) as they are, any scaling inside, and gives either a reconstruction (n,
     n_sensors), whose mean squared error in standard deviations of the training data is the score, or itself a score
     (n,) or (n, 1), which counts from its median on. The `quantile` of the training data scores 1. The file is read by
-    training and never again: the graph is stored with the weights, as data. It is checked before it runs (Open Neural
-    Network Exchange, onnx.ai): standard operators only (ai.onnx, ai.onnx.ml), no control flow, no randomness, no
-    weights outside.
+    training and never again: the graph is stored with the weights, as data. It is checked before it runs: standard
+    operators only (ai.onnx, ai.onnx.ml), no control flow, no randomness, no weights outside. The format:
+    "Open Neural Network Exchange Intermediate Representation (ONNX IR) Specification", The ONNX Project,
+    https://onnx.ai/onnx/repo-docs/IR.html.
 
     A missing sensor counts as its mean in the training data, so a graph fails that was never shown this. Fails where
     what it was trained on differs from the rows given here, and where the graph needs earlier readings: it sees one

@@ -15,6 +15,7 @@ __all__ = [
     "ModelInfo",
     "Position",
     "SensorReason",
+    "Stretch",
     "Window",
     "alert_message",
     "episode_id",
@@ -43,13 +44,30 @@ class Position(msgspec.Struct, frozen=True):
     row: int
 
 
-class SensorReason(msgspec.Struct, frozen=True):
+class Stretch(msgspec.Struct, frozen=True):
+    """A sensor's last readings as a whole, and how far they are from a stretch of its past, in its unit."""
+
+    readings: int
+    first_seen: str
+    """When the first of them was taken (RFC 3339)."""
+    last_seen: str
+    distance: float
+    """Root mean square of the differences."""
+    shift: float
+    """Their mean: positive, where they lie above."""
+    rank: int
+    """1: from the most similar stretch; 2: from the second most similar."""
+
+
+class SensorReason(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sensor's part in the score: `share` is signed, shares sum to 1 in absolute value."""
 
     sensor: str
     value: float | None
     expected: float | None
     share: float
+    stretch: Stretch | None = None
+    """What was compared, where that is no single reading; `expected` is the last value of the other stretch."""
 
 
 class Window(msgspec.Struct, frozen=True):

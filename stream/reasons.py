@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stream.alerting import Event, EventKind
-from stream.alerts import SensorReason
+from stream.alerts import SensorReason, Stretch
 
-__all__ = ["duration", "number", "sentence"]
+__all__ = ["apart", "duration", "number", "sentence"]
 
 _ENOUGH = 0.7
 """Sensors are named until they make up so much of what is unusual."""
 _MOST_NAMED = 3
 _LEAST_SHARE = 0.1
 _ALL = 0.995
+_OWN = 0.5
+"""Share of a stretch's squared distance from which its last value alone is what is off."""
+_ONE_SIDED = 0.8
+"""Mean over root mean square difference from which a stretch lies above or below, on the whole."""
 
 
 def sentence(
@@ -40,14 +44,24 @@ def sentence(
     return f"{who} ({part}{how})."
 
 
-def number(value: float) -> str:
-    """Four significant digits, as people write them.
+def number(value: float, digits: int = 4) -> str:
+    """So many significant digits, as people write them.
 
-    >>> number(100.8999), number(123456.7), number(-0.00002)
-    ('100.9', '123,457', '-2e-05')
+    >>> number(100.8999), number(123456.7), number(-0.00002), number(123456.7, 7)
+    ('100.9', '123,457', '-2e-05', '123,456.7')
     """
-    text = f"{value:.4g}"
-    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e12 else text
+    text = f"{value:,.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e15 else text
+
+
+def apart(value: float, other: float) -> tuple[str, str]:
+    """Two numbers with as many digits as it takes to tell them apart.
+
+    >>> apart(52.171, 52.172), apart(1e12 + 1, 1e12), apart(3.0, 3.0)
+    (('52.171', '52.172'), ('1,000,000,000,001', '1,000,000,000,000'), ('3', '3'))
+    """
+    pairs = [(number(value, digits), number(other, digits)) for digits in range(4, 18)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
 def duration(seconds: float) -> str:
@@ -91,11 +105,52 @@ def _named(reasons: Sequence[SensorReason]) -> list[SensorReason]:
 def _sensor(reason: SensorReason, units: Mapping[str, str]) -> str:
     unit = f" {units[reason.sensor]}" if reason.sensor in units else ""
     value = reason.value if reason.value is not None else float("nan")
-    above = reason.share > 0 if reason.expected in (None, value) else value > reason.expected
-    side = "high" if above else "low"
     if reason.expected is None:
+        side = "high" if reason.share > 0 else "low"
         return f"{reason.sensor} is unusually {side} at {number(value)}{unit}"
-    return f"{reason.sensor} is {side} at {number(value)}{unit}, expected about {number(reason.expected)}"
+    here, there = apart(value, reason.expected)
+    stretch = reason.stretch
+    if stretch is not None and stretch.readings == 1:
+        like = "nearest" if stretch.rank == 1 else f"{_nth(stretch.rank)} nearest"
+        often = "never was" if stretch.rank == 1 else f"was at most {_times(stretch.rank - 1)}"
+        return f"{reason.sensor} is at {here}{unit}, where it {often}: the {like} value before was {there}"
+    if stretch is not None and (value - reason.expected) ** 2 < _OWN * stretch.readings * stretch.distance**2:
+        return _course(reason.sensor, stretch, unit)
+    above = reason.share > 0 if reason.expected == value else value > reason.expected
+    return f"{reason.sensor} is {'high' if above else 'low'} at {here}{unit}, expected about {there}"
+
+
+def _course(sensor: str, stretch: Stretch, unit: str) -> str:
+    """Where no single value is off, but how they follow each other."""
+    like = "most similar" if stretch.rank == 1 else f"{_nth(stretch.rank)} most similar"
+    often = "unlike ever" if stretch.rank == 1 else f"as at most {_times(stretch.rank - 1)}"
+    side = "from"
+    if abs(stretch.shift) > _ONE_SIDED * stretch.distance:
+        side = "above" if stretch.shift > 0 else "below"
+    return (
+        f"{sensor} ran {often} before over its last {stretch.readings} readings "
+        f"({_span(stretch.first_seen, stretch.last_seen)}), about {number(stretch.distance, 2)}{unit} {side} "
+        f"the {like} stretch"
+    )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _nth(rank: int) -> str:
+    return {2: "second", 3: "third"}.get(rank, f"{rank}th")
+
+
+def _span(first: str, last: str) -> str:
+    """Two times (RFC 3339, UTC), the day once where it is the same.
+
+    >>> _span("2026-01-04T12:00:00Z", "2026-01-04T13:55:00Z")
+    '2026-01-04 12:00:00 to 13:55:00 UTC'
+    """
+    (day, clock), (last_day, last_clock) = first[:-1].split("T"), last[:-1].split("T")
+    until = last_clock if day == last_day else f"{last_day} {last_clock}"
+    return f"{day} {clock} to {until} UTC"
 
 
 def _how(detector: str, score: float, threshold: float, *, calibrated: bool) -> str:

@@ -171,7 +171,9 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     while_open: bool = False
     """False: nothing, so that a fault does not become normal."""
     accept_after: Seconds = 86400.0
-    """An alert that has been open this long is taken for a new regime, and learned."""
+    """From so long after an alert's first anomalous reading its readings are learned, as a new regime. It does not
+    close then, but once the detector has learned so much that they score below the threshold: mostly within 200
+    readings, with charts whose mean is slow (`cusum`, `mewma`, `mcusum`) after hundreds or thousands."""
     start_from: StartFrom | None = None
     """A machine that was never seen before starts with what another one has learned once that is warm: `sister`, the
     lowest numbered of those named alike (`pump-01` for `pump-07`); or by pattern (`{"pump-*": pump-01}`)."""

@@ -25,6 +25,7 @@ from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Win
 from stream.align import Aligner
 from stream.arrivals import Arrivals, Verdict
 from stream.binding import Binding
+from stream.courses import courses
 from stream.endings import ALERTS, NOBODY, closed_alert, kept_episode, unwatched
 from stream.ensemble import Decision, DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
@@ -270,8 +271,7 @@ class Scorer:
                     i = int(piece[event.index])
                     if event.kind is EventKind.OPENED:
                         found.opened.setdefault(ensemble.name, []).append(int(rows[i]))
-                    score = float(decision.decided[event.index])
-                    alert = self._alert(ensemble, decision.info, event, why, part, i, score)
+                    alert = self._alert(ensemble, decision, event, why, part, i)
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
 
@@ -680,11 +680,16 @@ class Scorer:
         return aligned, slots[index], offsets[index], list(refused.items())
 
     def _alert(
-        self, ensemble: Ensemble, info: ModelInfo, event: Event, why: Why, part: Part, i: int, score: float
+        self, ensemble: Ensemble, decision: Decision, event: Event, why: Why, part: Part, i: int
     ) -> Alert:
+        """The alert of this event at row `i` of the part, while the decision is the detectors' latest."""
         batch, episode = part.batch, event.episode
-        machine = batch.machines[i]
-        columns = (_plain(part.columns[i]), _plain(why.expected), why.shares.tolist())
+        machine, score = batch.machines[i], float(decision.decided[event.index])
+        weights = {} if self._topology.combine is None else self._topology.combine.weights
+        stretches = courses(
+            ensemble.lanes, decision.scores, weights, event.index, float(batch.times[i]), len(why.shares)
+        )
+        columns = (_plain(part.columns[i]), _plain(why.expected), why.shares.tolist(), stretches)
         reasons = [SensorReason(*parts) for parts in zip(self._topology.columns, *columns, strict=True)]
         reasons.sort(key=lambda reason: -abs(reason.share))
         times, window = self._recent.window(int(part.slots[i]), part.slots, batch.values, batch.times, i)
@@ -717,7 +722,7 @@ class Scorer:
             ),
             contributions=reasons,
             nearest_example=_plain(np.array([why.nearest]))[0],
-            model=info,
+            model=decision.info,
             position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
             window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +166,13 @@ def test_every_kind_of_the_registry_is_checked() -> None:
     assert all(any(name.startswith(kind) for name in ONLINE) for kind in registry.ONLINE)
     assert all(recipe.kind == kind for kind, recipe in registry.ONLINE.items())
     assert all(recipe.kind == kind for kind, recipe in registry.TRAINABLE.items())
+
+
+@pytest.mark.parametrize("kind", [*registry.ONLINE, *registry.TRAINABLE])
+def test_every_kind_names_its_source(kind: str) -> None:
+    """A publication's year, or a specification."""
+    recipe = registry.ONLINE.get(kind) or registry.TRAINABLE[kind]
+    assert re.search(r"\b(1[89]|20)\d\d\b|Specification", inspect.getdoc(recipe) or "")
 
 
 class _Broken(AdaptiveZModel):

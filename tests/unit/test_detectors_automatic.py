@@ -117,6 +117,27 @@ def test_score_of_one_sensor_counts_decades_beyond_the_threshold() -> None:
     np.testing.assert_allclose(scores, np.where(mean < limit, mean / limit, 1.0 + mean - limit), rtol=1e-12)
 
 
+def test_reason_of_one_sensor_is_its_course_where_that_is_off_and_else_its_value() -> None:
+    rng = np.random.default_rng(7)
+    values = 50.0 + 5.0 * np.sin(np.arange(3000) / 8.0) + rng.normal(scale=0.2, size=3000)
+    values[1508:1568] = 50.0 + rng.normal(scale=0.2, size=60)  # from where it crosses 50: no value is new
+    values[2500] = 90.0
+    topology = Topology(name="one", source=Source(sensors=(Sensor("level"),)), detectors="auto")  # type: ignore[arg-type]
+    scorer = fresh_scorer(topology)
+    scorer.admit(["m"], {})
+    rows = np.arange(3000)
+    times = np.asarray(1.7e9 + 60.0 * rows, np.float64)
+    batch = Batch(["m"] * 3000, times, values[:, None], rows, np.zeros_like(rows), np.full(3000, -1))
+    alerts = [alert for alert in scorer.process(batch, rows).alerts if alert.event == "opened"]
+    told = {round((alert.window.times[-1] - 1.7e9) / 60.0): alert for alert in alerts}
+    course = next(alert for at, alert in told.items() if 1500 < at < 1600)
+    stretch = course.contributions[0].stretch
+    assert stretch is not None
+    assert stretch.readings in (24, 96)
+    assert f"ran as at most once before over its last {stretch.readings} readings (2023-11-1" in course.reason
+    assert "level is at 90, where it never was: the nearest value before was 5" in told[2500].reason
+
+
 def test_escalation_needs_a_calibration_or_auto() -> None:
     source = Source(sensors=(Sensor("a"),))
     rule = AlertRule(escalation=1.0)

@@ -120,6 +120,24 @@ def test_first_scores_are_no_giants_where_most_values_repeat() -> None:
     assert 1.0 < scored(LeftMatrixProfile(length=1), values)[:50].max() <= 50.0
 
 
+def test_stretch_is_told_as_it_was_compared_whatever_the_neighbour() -> None:
+    values = np.cumsum(np.random.default_rng(6).normal(size=400))
+    times = 10.0 * np.arange(400.0)
+    for neighbours in (1, 2):
+        model = LeftMatrixProfile(length=8, neighbours=neighbours).build(("x",))
+        model.score_learn(np.zeros(400, np.int64), values[:, None], times)
+        rows = np.array([399, 200, 3])
+        told = model.stretches(rows)
+        assert told.readings.tolist() == [8, 8, 0]
+        assert told.since[:2].tolist() == [3920.0, 1930.0]
+        assert told.rank.tolist() == [neighbours, neighbours, 0]
+        expected = model.contributions(rows).expected[0, 0]
+        ends = np.flatnonzero(values == expected)  # where the stretch compared with ends
+        gap = values[392:400] - values[ends[0] - 7 : ends[0] + 1]
+        assert told.distances[0, 0] == pytest.approx(np.sqrt(np.mean(gap**2)))
+        assert told.shifts[0, 0] == pytest.approx(gap.mean())
+
+
 def test_history_must_hold_three_stretches() -> None:
     with pytest.raises(ValueError, match="no three stretches of 24"):
         LeftMatrixProfile(length=24, history=60)

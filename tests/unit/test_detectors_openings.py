@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.budget import BUDGETS, KINDS, RULES, realised
 from detectors.base import Floats
+from detectors.calibration import Calibration
 from detectors.openings import OpeningRule, Openings
 from stream.alerting import AlertTable, EventKind, Place
 from stream.rules import AlertRule
@@ -26,6 +27,16 @@ def test_alerts_open_as_often_as_budgeted(kind: str, rule: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "t(3)", "beta(2, 5)", "AR(1) 0.9, exponential"])
 def test_rare_alerts_too(kind: str) -> None:
     assert 0.4 < realised(kind, RULES["1"], BUDGETS["1 in 10,000"], readings=100_000) < 2.5
+
+
+@pytest.mark.parametrize("kind", ["normal", "t(3)"])
+def test_conformal_calibration_keeps_a_budget_that_its_history_can_tell(kind: str) -> None:
+    conformal = Calibration(method="conformal")
+    for name in ("1 in 300", "1 in 1,000"):
+        ratio = realised(kind, RULES["1"], BUDGETS[name], calibration=conformal, readings=25_000)
+        assert 0.5 < ratio < 2.0, name
+    rare = realised(kind, RULES["1"], BUDGETS["1 in 10,000"], calibration=conformal, readings=25_000)
+    assert rare == 0.0, "what is rarer than one in the history it cannot tell, as the docs say"
 
 
 def exponential(n: int, seed: int = 0) -> Floats:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.acceptance import lasted
 from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, RandomCutForest
 from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
@@ -64,6 +65,15 @@ def test_fault_does_not_become_normal_while_its_alert_is_open() -> None:
     assert "closed" in {event for _, event in events(judge(learning, ten_hours, 100))}
     back = events(judge(protected, quiet(5, 2), 700))
     assert back == [(702, "closed")], "and the machine's own normal is still known"
+
+
+def test_regime_accepted_after_a_time_is_learned_then_and_its_alert_closes_later() -> None:
+    """An hour is 60 readings here; a chart with a slow mean takes much longer to come to it."""
+    quick, slow = lasted("adaptive_z", 10.0), lasted("mewma", 10.0)
+    assert quick is not None
+    assert slow is not None
+    assert 60 < quick < 200
+    assert slow > 3 * quick
 
 
 def test_alert_open_for_long_enough_is_taken_for_a_new_regime() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stream.alerting import Episode, Event, EventKind
-from stream.alerts import SensorReason
+from stream.alerts import SensorReason, Stretch
 from stream.reasons import sentence
 
 UNITS = {"flow": "l/s"}
@@ -48,6 +48,56 @@ def test_reading_without_a_sensor_to_blame_is_unusual_as_a_whole() -> None:
     assert told([SensorReason("flow", 1.0, None, 0.0)]).startswith(
         "The reading as a whole is unusual (level:"
     )
+
+
+DAY = ("2026-01-04T12:00:00Z", "2026-01-04T13:55:00Z")
+
+
+def test_course_is_told_where_no_single_value_is_off() -> None:
+    stretch = Stretch(24, *DAY, distance=3.21, shift=0.4, rank=1)
+    assert told([SensorReason("flow", 52.17, 52.22, -1.0, stretch)]) == (
+        "flow ran unlike ever before over its last 24 readings (2026-01-04 12:00:00 to 13:55:00 UTC), "
+        "about 3.2 l/s from the most similar stretch (level: score 7.66, alert from 6)."
+    )
+
+
+def test_course_is_above_where_it_lies_above_on_the_whole_and_its_days_are_told() -> None:
+    stretch = Stretch(
+        24, "2026-01-04T23:00:00Z", "2026-01-05T01:00:00.500Z", distance=10.0, shift=9.5, rank=2
+    )
+    assert told([SensorReason("flow", 62.0, 52.0, 1.0, stretch)]).startswith(
+        "flow ran as at most once before over its last 24 readings (2026-01-04 23:00:00 to 2026-01-05 "
+        "01:00:00.500 UTC), about 10 l/s above the second most similar stretch ("
+    )
+
+
+def test_value_is_told_where_it_alone_makes_the_stretch_unlike() -> None:
+    stretch = Stretch(24, *DAY, distance=8.2, shift=1.7, rank=1)
+    assert told([SensorReason("flow", 92.0, 52.0, 1.0, stretch)]).startswith(
+        "flow is high at 92 l/s, expected about 52 ("
+    )
+
+
+def test_single_value_is_compared_with_the_nearest_before() -> None:
+    value = Stretch(1, DAY[1], DAY[1], distance=0.05, shift=-0.05, rank=1)
+    assert told([SensorReason("flow", 52.17, 52.22, -1.0, value)]).startswith(
+        "flow is at 52.17 l/s, where it never was: the nearest value before was 52.22 ("
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "says"),
+    [
+        (1e12 + 3000.0, 1e12, "high at 1,000,000,003,000 l/s, expected about 1,000,000,000,000"),
+        (1e18 + 1e6, 1e18, "high at 1.000000000001e+18 l/s, expected about 1e+18"),
+        (100.0001, 100.0002, "low at 100.0001 l/s, expected about 100.0002"),
+        (123456.7, 123456.9, "low at 123,456.7 l/s, expected about 123,456.9"),
+    ],
+)
+def test_numbers_that_differ_are_told_with_digits_that_differ(
+    value: float, expected: float, says: str
+) -> None:
+    assert told([SensorReason("flow", value, expected, 1.0)]).startswith(f"flow is {says} (")
 
 
 def test_probability_is_told_in_numbers_of_readings() -> None:
