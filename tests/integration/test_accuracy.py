@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import accuracy, tables
+from benchmarks.quiet import quiet
 from detectors.base import Floats, Mask
 from detectors.quality import EventQuality, event_quality
 from stream.backtest import backtest, fresh_scorer
@@ -111,6 +112,23 @@ def test_faults_of_a_generated_testbed_are_found_by_the_shipped_topology() -> No
     assert quality.events == 3
     assert quality.recall >= 2 / 3
     assert quality.false_alarms <= 4
+
+
+def test_false_alarms_of_a_run_without_faults_are_told_with_the_length_of_its_pieces(tmp_path: Path) -> None:
+    topology = load(accuracy.ROOT / "topologies" / "skab.yaml")
+    values = np.random.default_rng(13).normal(100.0, 1.0, (1500, 8))
+    values[700:800] += 8.0  # in each piece once, a tenth of what is counted
+    frame = pd.DataFrame(values, columns=list(topology.source.names))
+    frame.insert(0, "timestamp", pd.date_range("2026-01-01", periods=1500, freq="s"))
+    frame.to_csv(tmp_path / "run.csv", index=False)
+    told = quiet(topology, tmp_path / "run.csv", 1400)
+    share = re.search(
+        r"16 pieces of 1,400, the first 400 uncounted: ([\d.]+)% of readings alarm, 1.00 false", told
+    )
+    assert share is not None, told
+    assert 10.0 <= float(share[1]) < 60.0
+    with pytest.raises(ValueError, match="400 readings, from 401 to 1,500 can be"):
+        quiet(topology, tmp_path / "run.csv", 400)
 
 
 def printed(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

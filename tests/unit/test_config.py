@@ -82,6 +82,16 @@ def test_three_topologies_are_shipped() -> None:
     assert {"water_flow.yaml", "shuttle.yaml", "pump_line.py"} <= {path.name for path in SHIPPED}
 
 
+def test_example_on_the_way_from_scores_to_alerts_loads(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "detection.md").read_text(encoding="utf-8")
+    example = page.split("```yaml\n", 1)[1].split("```", 1)[0]
+    path = tmp_path / "example.yaml"
+    path.write_text(f"name: example\nsource: {{sensors: [a]}}\n{example}", encoding="utf-8")
+    found = load(path)
+    assert found.combine is not None
+    assert (found.combine.method, found.combine.weights) == ("mean", {"spread": 0.5})
+
+
 def test_every_problem_is_reported_at_once_with_line_place_and_remedy(tmp_path: Path) -> None:
     text = """\
 name: Pumps!
