@@ -75,6 +75,8 @@ class Outcome:
     """Whether a worker went on in a stream that is not the one it had read."""
     gaps: float = 0
     conserved: bool = True
+    counted: list[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
+    """Of processes that were not killed: behind which place they committed, up to which, and what they counted."""
     miscounted: list[tuple[float, int]] = field(default_factory=list)
     """Messages that a process told it had dealt with, and how many it had committed, where these differ."""
     stuck: str = ""
