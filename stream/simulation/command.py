@@ -91,8 +91,8 @@ def command(seed: int | None, schedules: int, jobs: int, no_shrink: bool) -> Non
 
 
 def _tell(seed: int, no_shrink: bool) -> None:
-    from stream.simulation.schedule import schedule
     from stream.simulation.search import Failure, shrink, simulate
+    from stream.simulation.seeds import schedule
 
     plan = schedule(seed)
     outcome, problems = simulate(plan)

@@ -64,7 +64,8 @@ class Outcome:
     moves: list[Moved] = field(default_factory=list)
     alerts: list[Delivery] = field(default_factory=list)
     dead: list[Delivery] = field(default_factory=list)
-    replies: list[dict[str, Any]] = field(default_factory=list)
+    replies: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """Answers, each with the number of the command in the schedule, from 0."""
     hasty: list[Mapping[str, Any]] = field(default_factory=list)
     """Receipts that went out before the store had a word of the command."""
     saved: Saved = field(default_factory=Saved)

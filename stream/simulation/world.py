@@ -318,28 +318,28 @@ class World:
         await plant.publish([message])
 
     async def _operator(self) -> None:
-        async with MemoryBroker(self.server, user="operator") as broker:
+        """Sends commands, also in the name of strangers; what is answered tells by its correlation to which."""
+        async with (
+            MemoryBroker(self.server, user="operator") as broker,
+            MemoryBroker(self.server, user="stranger") as other,
+        ):
             queue = Queue(name="mmlw.reply.operator", kind="reply")
             intake = await broker.consume(queue, offset=None, prefetch=100)
-            for command in self.schedule.commands:
+            for number, command in enumerate(self.schedule.commands):
                 await self._time_for(command)
-                body: dict[str, Any] = {"id": command.id, "issued": START + command.issued}
-                body |= {"model": command.model, "machine": command.machine, "detector": command.detector}
-                body |= {"label": command.label, "learn": command.learn}
-                await broker.publish(
-                    [
-                        Message(
-                            exchange=CONTROL_EXCHANGE,
-                            routing_key=f"control.{_NAME}.{command.verb}",
-                            body=json.dumps({k: v for k, v in body.items() if v is not None}).encode(),
-                            reply_to=queue.name,
-                            correlation_id=command.id,
-                        )
-                    ]
+                message = Message(
+                    exchange=CONTROL_EXCHANGE,
+                    routing_key=f"control.{_NAME}.{command.verb}",
+                    body=command.body,
+                    reply_to=queue.name,
+                    correlation_id=str(number),
                 )
+                await (broker if command.by == "operator" else other).publish([message])
             while not self._drained():
                 for delivery in await intake.receive(10, 0.0, 0.2):
-                    self.outcome.replies.append(json.loads(delivery.body))
+                    self.outcome.replies.append(
+                        (int(str(delivery.correlation_id)), json.loads(delivery.body))
+                    )
                     await intake.ack(delivery.tag)
 
     async def _time_for(self, command: Command) -> None:
@@ -366,6 +366,7 @@ class World:
 
     async def _worker(self) -> None:
         """Start the process again and again until everything is processed, then stop it."""
+        process, stops = 0, dict(self.schedule.stops)
         while True:
             self.dead = self._unsure = False
             self._done, before, self._since = 0, _totals(), self._counted
@@ -374,6 +375,9 @@ class World:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(self._stop_when_drained(stop))
+                    process += 1
+                    if process in stops:
+                        self.loop.call_later(stops[process], stop.set)
                     await worker.run(stop)
                     watching.cancel()
                 if self._drained():
@@ -438,10 +442,7 @@ class World:
         """Every reading was processed and committed, every command answered."""
         if self._sending:
             return False
-        answered = {reply.get("command") for reply in self.outcome.replies}
-        if {command.id for command in self.schedule.commands} - answered:
-            return False
-        if len(self.outcome.replies) < len(self.schedule.commands):
+        if {number for number, _ in self.outcome.replies} != set(range(len(self.schedule.commands))):
             return False
         store = self.server.store(readings_queue(self.topology).name)
         if self.schedule.source == "queue":
