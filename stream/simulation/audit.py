@@ -20,6 +20,9 @@ from stream.simulation.reference import Reference
 
 __all__ = ["audit"]
 
+_DEATHS = 3
+"""Processes that a reading kills before it is put aside."""
+
 
 def audit(outcome: Outcome) -> list[str]:
     """What is wrong, in sentences; nothing if the run equals an uninterrupted one."""
@@ -35,6 +38,9 @@ def audit(outcome: Outcome) -> list[str]:
     found += _check_counts(outcome, expected)
     found += check_commands(outcome)
     found += check_models(outcome, expected.condemned)
+    killers = sum(why == "killed_worker" for _, why in expected.refused)
+    if outcome.killed > _DEATHS * killers and not outcome.schedule.retention:
+        found.append(f"{killers} readings killed {outcome.killed} processes: each may kill {_DEATHS}")
     if not outcome.conserved:
         found.append("received is not processed + dead-lettered + passed over")
     for told, committed in outcome.miscounted:

@@ -82,3 +82,5 @@ class Outcome:
     """Messages that a process told it had dealt with, and how many it had committed, where these differ."""
     stuck: str = ""
     crashes: int = 0
+    killed: int = 0
+    """Deaths of those over a reading that kills whoever scores it."""
