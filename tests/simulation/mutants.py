@@ -474,8 +474,8 @@ MUTANTS = (
     Mutant(
         "a shadow begins without the alerts that are open",
         "stream.scorer:Scorer.shadow",
-        "        shadow.ensemble.alerts.restore(slots, self._ensembles[shadow.ensemble.name].alerts.snapshot(slots))\n",
-        "",
+        "shadow.ensemble.alerts.restore(slots, ",
+        "(slots, ",
     ),
     Mutant(
         "a slot that is used again keeps another machine's past",
