@@ -182,6 +182,7 @@ def _check_pauses(outcome: Outcome) -> list[str]:
             places = range(floor, floor + plan.max_batch) if plan.source == "queue" else offsets
             batch = [place for place in places if place >= floor][: plan.max_batch]
             again = (batch or offsets)[-1] if what.again else -1
+            limit = max(limit, what.position)  # how far the one before went was judged
             continue
         if plan.retention:  # the next message may be anywhere
             break
