@@ -284,7 +284,9 @@ class Worker:
         saved = await in_thread(lane.store.load, topology.source.resident_machines)
         lane.position = saved.position
         if lane.suspects is None:
-            window = topology.checkpoint.after + topology.source.max_batch if saved.died else 0
+            window = (
+                topology.checkpoint.after + topology.source.max_batch if saved.died or saved.unsettled else 0
+            )
             lane.suspects = Suspects(saved.trying, window=window)
         built, history = await self._models(lane, saved)
         if saved.forgotten:

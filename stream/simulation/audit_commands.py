@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 from stream.simulation.audit_models import followed
 from stream.simulation.outcome import Committed, Loaded, Outcome
@@ -12,6 +13,8 @@ __all__ = ["check_commands"]
 
 _MISSING = ("models:/scale/7", "models:/scale/8")
 """Versions that the registry does not give."""
+_COMMIT, _ROUNDING = 0.0015, 0.001
+"""Seconds between a command's turn and the end of its commit, at most; and the audit's times are of milliseconds."""
 
 
 def check_commands(outcome: Outcome) -> list[str]:
@@ -23,20 +26,27 @@ def check_commands(outcome: Outcome) -> list[str]:
         *_check_decisions(outcome),
         *_check_receipts(outcome),
         *_check_pauses(outcome),
+        *_check_strangers(outcome),
     ]
 
 
 def _first(outcome: Outcome) -> list[Command]:
-    """Each command once, where it came first."""
+    """Each operator's command once, where it came first."""
     found: dict[str, Command] = {}
-    for command in outcome.schedule.commands:
+    for command in (command for command in outcome.schedule.commands if command.by == "operator"):
         found.setdefault(command.id, command)
     return list(found.values())
 
 
 def _check_order(outcome: Outcome) -> list[str]:
     """Each command is decided once, in the order in which they were sent, and the audit says so."""
-    decided = [line for line in outcome.saved.audit if line["status"] in ("applied", "refused")]
+    first = {command.id: command.digest for command in _first(outcome)}
+    decided = [
+        line
+        for line in outcome.saved.audit
+        if line["status"] in ("applied", "refused")
+        and line["digest"] == first.get(line["id"], line["digest"])
+    ]
     sent = [command.id for command in _first(outcome) if command.verb != "status"]
     told = [line["id"] for line in decided if line["id"] in sent]
     found = [] if told == sent else [f"decided were {told}, sent were {sent}"]
@@ -55,12 +65,19 @@ def _check_decisions(outcome: Outcome) -> list[str]:
     found: list[str] = []
     kept = outcome.saved.commands
     sent = {command.id: command for command in _first(outcome)}
+    done_at = {
+        name: what.at for what in outcome.story if isinstance(what, Committed) for name in what.commands
+    }
     current, before, shadow, last = "1", None, None, float("-inf")
     for line in outcome.saved.audit:
         name, verb = line["id"], line["verb"]
-        if line["status"] == "duplicate" or verb == "status":
+        if line["status"] == "duplicate" or verb == "status" or line["by"] == "stranger":
             continue
         command, issued = sent.get(name), last
+        if command is not None and line["digest"] != command.digest:
+            if line["status"] != "refused":
+                found.append(f"{name}: another command under its id was {line['status']}")
+            continue
         if command is not None:
             issued, model = round(START + command.issued, 6), str(command.model)
         elif line["by"] in ("registry", "rollback_when"):
@@ -71,10 +88,11 @@ def _check_decisions(outcome: Outcome) -> list[str]:
         back = {"rollback": before, "promote": shadow}
         version = back.get(verb, model.rpartition("/")[2])
         stale = issued < last
-        refused = stale or model in _MISSING or version is None
         done = line["status"] == "applied"
+        over = command is not None and _is_over(command, done_at.get(name) if done else None, line["at"])
+        refused = stale or model in _MISSING or version is None or over
         if done and refused:
-            why = "out of order" if stale else "impossible"
+            why = "out of order" if stale else "expired" if over else "impossible"
             found.append(f"{name}: {verb} was carried out, and is {why}")
         if not done and not refused and verb not in ("accept", "label"):  # whose alert may have closed
             found.append(f"{name}: {verb} was not carried out")
@@ -94,18 +112,51 @@ def _check_decisions(outcome: Outcome) -> list[str]:
     return found
 
 
+def _is_over(command: Command, committed: float | None, refused: str) -> bool:
+    """Whether a command had expired when it was carried out, or can have when it was refused."""
+    if command.expires is None:
+        return False
+    until = command.issued + command.expires
+    if committed is not None:
+        return committed - _COMMIT > until
+    return datetime.fromisoformat(refused).timestamp() - START + _ROUNDING >= until
+
+
+def _check_strangers(outcome: Outcome) -> list[str]:
+    """What comes of nobody's on the list is refused and written down, and has no effect."""
+    found: list[str] = []
+    told = [line for line in outcome.saved.audit if line["by"] == "stranger"]
+    for line in told:
+        if line["status"] != "refused":
+            found.append(f"a stranger's {line['verb']} was {line['status']}")
+    known = {line["digest"] for line in told}
+    for command in outcome.schedule.commands:
+        if command.by == "stranger" and command.digest not in known:
+            found.append(f"{command.id}: the audit has nothing of a stranger's {command.verb}")
+    found += [
+        f"{name}: is a stranger's" for name, r in outcome.saved.commands.items() if r["by"] == "stranger"
+    ]
+    return found
+
+
 def _check_receipts(outcome: Outcome) -> list[str]:
     """Answers say what the checkpoint says, and name the place at which it was done."""
     found: list[str] = []
     kept = outcome.saved.commands
-    sent = {command.id: command for command in outcome.schedule.commands}
-    for reply in outcome.replies:
-        name = reply.get("command")
-        if name not in sent:
+    sent = {command.id: command for command in _first(outcome)}
+    for number, reply in outcome.replies:
+        command, name = outcome.schedule.commands[number], reply.get("command")
+        if command.by == "stranger":
+            if reply["status"] != "refused":
+                found.append(f"{command.id}: a stranger was told: {reply['status']}")
+        elif name != command.id:
             found.append(f"an answer to a command that nobody sent: {name}")
-        elif reply["status"] == "applied" and sent[name].verb != "status":
+        elif command.digest != sent[command.id].digest:
+            if reply["status"] != "refused" or "duplicate" in reply:
+                found.append(f"{name}: another command under its id was answered like the first: {reply}")
+        elif reply["status"] == "applied" and command.verb != "status":
             told = (reply.get("model"), reply.get("partitions"))
-            stored = kept.get(name, {})
+            stored = kept.get(command.id, {})
             if told != (stored.get("model"), stored.get("partitions")):
                 found.append(f"{name}: the receipt says {told}, the checkpoint {stored}")
         elif reply["status"] == "refused" and name in kept:
@@ -131,6 +182,7 @@ def _check_pauses(outcome: Outcome) -> list[str]:
             places = range(floor, floor + plan.max_batch) if plan.source == "queue" else offsets
             batch = [place for place in places if place >= floor][: plan.max_batch]
             again = (batch or offsets)[-1] if what.again else -1
+            limit = max(limit, what.position)  # how far the one before went was judged
             continue
         if plan.retention:  # the next message may be anywhere
             break
@@ -139,7 +191,7 @@ def _check_pauses(outcome: Outcome) -> list[str]:
         if what.paused is not None:
             paused, limit = what.paused, what.position
     times = Counter(command.id for command in plan.commands)
-    said = {reply["command"]: reply.get("paused") for reply in outcome.replies}
+    said = {plan.commands[number].id: reply.get("paused") for number, reply in outcome.replies}
     paused = False
     for command in _first(outcome):
         if command.verb in ("pause", "resume") and command.id in outcome.saved.commands:

@@ -63,6 +63,12 @@ class Watch:
         self._swap, self._before = None if receipt["verb"] == "rollback" else receipt["command"], alerts
         self._last, self._current = _Span(), _Span()
 
+    @property
+    def spans(self) -> dict[str, tuple[int, float | None, float | None]]:
+        """The last whole span and the one at hand: alerts, since when and until when."""
+        spans = {"last": self._last, "current": self._current}
+        return {name: (span.alerts, span.since, span.until) for name, span in spans.items()}
+
     def add(self, time: float, place: int, *, opened: bool) -> None:
         """The model in place scored a reading."""
         now = self._current

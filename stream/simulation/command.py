@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported when the command runs: --help answers at once
 __all__ = ["add_to", "search_in_parallel"]
 
 _AT_A_TIME = 50
+_COMPILING = "compiling the detectors' kernels (minutes the first time, then seconds)"
 
 
 def add_to(group: click.Group) -> None:
@@ -25,10 +26,14 @@ def add_to(group: click.Group) -> None:
 
 
 def search_in_parallel(seeds: range, jobs: int) -> Iterator[tuple[int, list[Failure]]]:
-    """Schedules done since the last time, and the failures among them."""
-    parts = [seeds[i : i + _AT_A_TIME] for i in range(0, len(seeds), _AT_A_TIME)]
+    """Schedules done since the last time, and the failures among them.
+
+    The first comes by itself: it has the kernels compiled and kept, so the other processes need not do it again."""
+    rest = seeds[1:]
+    parts = [rest[i : i + _AT_A_TIME] for i in range(0, len(rest), _AT_A_TIME)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        yield 1, pool.submit(_search, seeds[:1]).result()
         futures = {pool.submit(_search, part): len(part) for part in parts}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -68,16 +73,36 @@ def command(seed: int | None, schedules: int, jobs: int, no_shrink: bool) -> Non
         _tell(first, no_shrink)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     failures: list[Failure] = []
     click.echo(f"seeds {first} to {first + schedules - 1}")
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=schedules)
-        for done, found in search_in_parallel(range(first, first + schedules), jobs):
+    told = not sys.stderr.isatty()
+    if told:
+        click.echo(f"{_COMPILING} …", err=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    done = 0
+    with Progress(*columns, console=Console(stderr=True), disable=told) as bar:
+        task = bar.add_task(_COMPILING, total=schedules)
+        for count, found in search_in_parallel(range(first, first + schedules), jobs):
             failures += found
-            bar.advance(task, done)
+            bar.update(task, advance=count, description="simulating")
+            if told and (done == 0 or (done + count) * 10 // schedules > done * 10 // schedules):
+                click.echo(f"{done + count} of {schedules}, {len(failures)} with something wrong", err=True)
+            done += count
     if not failures:
         click.echo(f"{schedules} schedules, nothing wrong")
         return
@@ -91,8 +116,8 @@ def command(seed: int | None, schedules: int, jobs: int, no_shrink: bool) -> Non
 
 
 def _tell(seed: int, no_shrink: bool) -> None:
-    from stream.simulation.schedule import schedule
     from stream.simulation.search import Failure, shrink, simulate
+    from stream.simulation.seeds import schedule
 
     plan = schedule(seed)
     outcome, problems = simulate(plan)

@@ -64,7 +64,8 @@ class Outcome:
     moves: list[Moved] = field(default_factory=list)
     alerts: list[Delivery] = field(default_factory=list)
     dead: list[Delivery] = field(default_factory=list)
-    replies: list[dict[str, Any]] = field(default_factory=list)
+    replies: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """Answers, each with the number of the command in the schedule, from 0."""
     hasty: list[Mapping[str, Any]] = field(default_factory=list)
     """Receipts that went out before the store had a word of the command."""
     saved: Saved = field(default_factory=Saved)
@@ -75,7 +76,11 @@ class Outcome:
     """Whether a worker went on in a stream that is not the one it had read."""
     gaps: float = 0
     conserved: bool = True
+    counted: list[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
+    """Of processes that were not killed: behind which place they committed, up to which, and what they counted."""
     miscounted: list[tuple[float, int]] = field(default_factory=list)
     """Messages that a process told it had dealt with, and how many it had committed, where these differ."""
     stuck: str = ""
     crashes: int = 0
+    killed: int = 0
+    """Deaths of those over a reading that kills whoever scores it."""

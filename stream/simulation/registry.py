@@ -30,6 +30,7 @@ class _Scale:
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         if (values[:, 0] == KILLER).any():
+            self._world.outcome.killed += 1
             self._world.die()
         scores: Floats = np.nan_to_num(np.abs(values[:, 0])) * self._factor
         return scores

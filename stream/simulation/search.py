@@ -9,7 +9,8 @@ import msgspec
 
 from stream.simulation.audit import audit
 from stream.simulation.outcome import Outcome
-from stream.simulation.schedule import Schedule, schedule
+from stream.simulation.schedule import Schedule
+from stream.simulation.seeds import schedule
 from stream.simulation.world import run
 
 __all__ = ["Failure", "search", "shrink", "simulate"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class World:
         """Those who may do something yet: the machines, who replays dead letters, and who moves the alias."""
         self._counted = -1
         """The position up to which this process has committed."""
+        self._since = -1
+        """That of the processes before."""
         self._done = 0
         """Messages that this process has committed."""
         self._struck = asyncio.Event()
@@ -315,28 +318,28 @@ class World:
         await plant.publish([message])
 
     async def _operator(self) -> None:
-        async with MemoryBroker(self.server, user="operator") as broker:
+        """Sends commands, also in the name of strangers; what is answered tells by its correlation to which."""
+        async with (
+            MemoryBroker(self.server, user="operator") as broker,
+            MemoryBroker(self.server, user="stranger") as other,
+        ):
             queue = Queue(name="mmlw.reply.operator", kind="reply")
             intake = await broker.consume(queue, offset=None, prefetch=100)
-            for command in self.schedule.commands:
+            for number, command in enumerate(self.schedule.commands):
                 await self._time_for(command)
-                body: dict[str, Any] = {"id": command.id, "issued": START + command.issued}
-                body |= {"model": command.model, "machine": command.machine, "detector": command.detector}
-                body |= {"label": command.label, "learn": command.learn}
-                await broker.publish(
-                    [
-                        Message(
-                            exchange=CONTROL_EXCHANGE,
-                            routing_key=f"control.{_NAME}.{command.verb}",
-                            body=json.dumps({k: v for k, v in body.items() if v is not None}).encode(),
-                            reply_to=queue.name,
-                            correlation_id=command.id,
-                        )
-                    ]
+                message = Message(
+                    exchange=CONTROL_EXCHANGE,
+                    routing_key=f"control.{_NAME}.{command.verb}",
+                    body=command.body,
+                    reply_to=queue.name,
+                    correlation_id=str(number),
                 )
+                await (broker if command.by == "operator" else other).publish([message])
             while not self._drained():
                 for delivery in await intake.receive(10, 0.0, 0.2):
-                    self.outcome.replies.append(json.loads(delivery.body))
+                    self.outcome.replies.append(
+                        (int(str(delivery.correlation_id)), json.loads(delivery.body))
+                    )
                     await intake.ack(delivery.tag)
 
     async def _time_for(self, command: Command) -> None:
@@ -363,14 +366,18 @@ class World:
 
     async def _worker(self) -> None:
         """Start the process again and again until everything is processed, then stop it."""
+        process, stops = 0, dict(self.schedule.stops)
         while True:
             self.dead = self._unsure = False
-            self._done, before = 0, _totals()
+            self._done, before, self._since = 0, _totals(), self._counted
             stop = asyncio.Event()
             worker = self._process_now = self._process()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(self._stop_when_drained(stop))
+                    process += 1
+                    if process in stops:
+                        self.loop.call_later(stops[process], stop.set)
                     await worker.run(stop)
                     watching.cancel()
                 if self._drained():
@@ -402,15 +409,19 @@ class World:
             wait=60.0,
         )
 
-    def _count(self, before: Mapping[str, float]) -> None:
+    def _count(self, before: Counter[str]) -> None:
         """What the metrics of this process told. Counts are conserved unless it was killed."""
-        told = {name: value - before[name] for name, value in _totals().items()}
-        self.outcome.gaps += told["offsets_lost"]
+        told = _totals()
+        told.subtract(before)
+        told = +told
+        self.outcome.gaps += told.pop("offsets_lost", 0)
         if not self.dead:
-            dealt_with = sum(told[name] for name in ("processed", "deadlettered", "dropped"))
-            self.outcome.conserved &= told["received"] == dealt_with + told["to come again"]
-            if dealt_with != self._done and not self._unsure:
-                self.outcome.miscounted.append((dealt_with, self._done))
+            received, again = told.pop("received", 0), told.pop("to come again", 0)
+            self.outcome.conserved &= received == told.total() + again
+            if told.total() != self._done and not self._unsure:
+                self.outcome.miscounted.append((told.total(), self._done))
+            if not self._unsure:
+                self.outcome.counted.append((self._since, self._counted, told))
 
     async def _stop_when_drained(self, stop: asyncio.Event) -> None:
         while not self._drained():  # noqa: ASYNC110 - seen from outside
@@ -431,10 +442,7 @@ class World:
         """Every reading was processed and committed, every command answered."""
         if self._sending:
             return False
-        answered = {reply.get("command") for reply in self.outcome.replies}
-        if {command.id for command in self.schedule.commands} - answered:
-            return False
-        if len(self.outcome.replies) < len(self.schedule.commands):
+        if {number for number, _ in self.outcome.replies} != set(range(len(self.schedule.commands))):
             return False
         store = self.server.store(readings_queue(self.topology).name)
         if self.schedule.source == "queue":
@@ -447,8 +455,8 @@ def _bound(source: Source) -> Source:
     return msgspec.structs.replace(source, queue=None)
 
 
-def _totals() -> dict[str, float]:
-    """Counters that the auditor asks for, over all of their labels but for messages that come again."""
+def _totals() -> Counter[str]:
+    """Counters that the auditor asks for, dead letters by reason and what was passed over by policy."""
     counters = {
         "received": _METRICS.received,
         "processed": _METRICS.processed,
@@ -456,12 +464,13 @@ def _totals() -> dict[str, float]:
         "dropped": _METRICS.dropped,
         "offsets_lost": _METRICS.gaps,
     }
-    told = dict.fromkeys((*counters, "to come again"), 0.0)
+    told: Counter[str] = Counter()
     for name, counter in counters.items():
         for family in counter.collect():
             for sample in family.samples:
-                again = sample.labels.get("policy") in ("replayed", "returned")
-                told["to come again" if again else name] += sample.value
+                label = sample.labels.get("reason") or sample.labels.get("policy")
+                again = label in ("replayed", "returned")
+                told["to come again" if again else f"{name} {label}" if label else name] += int(sample.value)
     return told
 
 

@@ -448,6 +448,144 @@ MUTANTS = (
         "ours = seen is not None and found.version == seen.pointed",
         "ours = False",
     ),
+    Mutant(
+        "the rates are not in the checkpoint",
+        "stream.scorer:Scorer.components",
+        "in self._tables()}",
+        'in self._tables() if name != "rates"}',
+    ),
+    Mutant(
+        "how long machines are known is not in the checkpoint",
+        "stream.scorer:Scorer.components",
+        "in self._tables()}",
+        'in self._tables() if name != "kin"}',
+    ),
+    Mutant(
+        "the state of shadows is not in the checkpoint",
+        "stream.scorer:Scorer._tables",
+        "        yield from self.beside.tables()\n",
+        "",
+    ),
+    Mutant(
+        "shadows never score",
+        "stream.engine:Engine._look_beside",
+        "        beside.observe(scored)\n",
+        "",
+    ),
+    Mutant(
+        "a shadow begins without the alerts that are open",
+        "stream.scorer:Scorer.shadow",
+        "shadow.ensemble.alerts.restore(slots, ",
+        "(slots, ",
+    ),
+    Mutant(
+        "a slot that is used again keeps another machine's past",
+        "stream.scorer:Scorer.admit",
+        "elif len(used) and self._fresh[name]:",
+        'elif len(used) and self._fresh[name] and name != "recent":',
+    ),
+    Mutant(
+        "an alert forgets at a restart what it has seen",
+        "stream.alerting:AlertTable.restore",
+        "self._columns.restore(slots, rows)",
+        'self._columns.restore(slots, {**rows, "readings": rows["readings"] * 0})',
+    ),
+    Mutant(
+        "every alert is of the lowest severity",
+        "stream.alerting:AlertTable._advance",
+        "severity = names[before if kind is EventKind.CLOSED else max(episode.severity, 0)]",
+        "severity = names[0]",
+    ),
+    Mutant(
+        "what an operator closes has no peak",
+        "stream.scorer:Scorer.close_alert",
+        "        episode, severity = ended\n",
+        "        episode, severity = ended\n        episode.peak = 0.0\n",
+    ),
+    Mutant(
+        "every dead letter says that it cannot be decoded",
+        "stream.engine:Engine._dead_letter",
+        "delivery, error, identity",
+        'delivery, ReadingRejected("not_decodable", ""), identity',
+    ),
+    Mutant(
+        "a letter that is sent back twice counts as processed",
+        "stream.engine:Engine._enter",
+        'dict.fromkeys(twice, "duplicate")',
+        "{}",
+    ),
+    Mutant(
+        "a loss to retention is told too small",
+        "stream.engine:Engine._count_lost",
+        "(steps[steps > 2] - 1).sum()",
+        "(steps[steps > 2] - 2).sum()",
+    ),
+    Mutant(
+        "a command has no line in the audit",
+        "stream.control:Control._carry_out",
+        "            changes.audit = lines\n",
+        "            changes.audit = []\n",
+    ),
+    Mutant(
+        "strangers' commands are carried out",
+        "stream.commands:Docket.admit",
+        'asked.via == "broker" and asked.by not in self._operators',
+        "False",
+    ),
+    Mutant(
+        "expired commands are carried out",
+        "stream.commands:Term.check",
+        "if now > self.until:",
+        "if False:",
+    ),
+    Mutant(
+        "a command may expire while it waits for its turn",
+        "stream.control:Control._carry_out",
+        "            term.check(self._clock.now())\n",
+        "",
+    ),
+    Mutant(
+        "another command under an id is answered like the first",
+        "stream.commands:Docket.precedent",
+        'if (first["verb"], first.get("body", asked.digest)) != (asked.verb, asked.digest):',
+        "if False:",
+    ),
+    Mutant(
+        "an end in order makes forget what may have been scored",
+        "stream.engine:Engine.__init__",
+        "saved.died or saved.unsettled",
+        "saved.died",
+    ),
+    Mutant(
+        "an end in order says that nothing comes again",
+        "stream.engine:Engine.run",
+        "unsettled=self._again)",
+        "unsettled=False)",
+    ),
+    Mutant(
+        "a swap waits for one message",
+        "stream.engine:Engine.run",
+        "self.position.last_offset + rule.after + source.max_batch",
+        "self.position.last_offset + 1",
+    ),
+    Mutant(
+        "a swap waits for less than was scored",
+        "stream.engine:Engine.run",
+        "self.position.last_offset + rule.after + source.max_batch",
+        "self.position.last_offset + rule.after",
+    ),
+    Mutant(
+        "a reading may kill once more",
+        "stream.engine:Engine._process",
+        "trying.deaths >= DEATHS",
+        "trying.deaths >= DEATHS + 1",
+    ),
+    Mutant(
+        "a start that fails in order makes forget who died of what",
+        "stream.runtimes.local:Worker._run_once",
+        "if saved.died or saved.unsettled else 0",
+        "if saved.died else 0",
+    ),
 )
 
 
@@ -477,7 +615,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
 
 
 def _extras() -> dict[str, Any]:
-    from stream.errors import BrokerUnreachable, CheckpointError
+    from stream.errors import BrokerUnreachable, CheckpointError, ReadingRejected
     from stream.state import Changes, Saved
     from stream.threads import in_thread
 
@@ -485,6 +623,7 @@ def _extras() -> dict[str, Any]:
         "BrokerUnreachable": BrokerUnreachable,
         "Changes": Changes,
         "CheckpointError": CheckpointError,
+        "ReadingRejected": ReadingRejected,
         "Saved": Saved,
         "in_thread": in_thread,
     }

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from stream.simulation.command import command, search_in_parallel
-from stream.simulation.schedule import schedule
 from stream.simulation.search import Failure, search, shrink, simulate
+from stream.simulation.seeds import schedule
 from stream.simulation.world import run
 from tests.simulation.mutants import MUTANTS, Mutant, planted
 
