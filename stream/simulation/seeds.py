@@ -101,7 +101,8 @@ def _resumed(plan: Schedule) -> Schedule:
     """In the end somebody resumes once more: a command is refused that was issued before something which a topology
     does by itself, and that comes after it."""
     times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
-    at = 4.0 + max(times)
+    full = sum(fault.kind == "full" for fault in plan.faults)  # each keeps it waiting for seconds
+    at = 4.0 + 6.0 * full + max(times)
     return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
 
 
