@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from stream.simulation.outcome import Committed, Outcome
-from stream.simulation.schedule import START
+from stream.simulation.schedule import START, Command
 
-__all__ = ["Watch", "changes", "check_models", "followed"]
+__all__ = ["Watch", "acts", "changes", "check_models", "followed"]
 
 _ROUNDING = 0.001
 """Seconds: the audit's times are of milliseconds."""
@@ -22,6 +22,20 @@ def changes(outcome: Outcome) -> list[Mapping[str, Any]]:
     kept = outcome.saved.commands
     committed = [name for what in outcome.story if isinstance(what, Committed) for name in what.commands]
     return [kept[name] for name in committed if kept[name]["verb"] in ("swap", "rollback", "promote")]
+
+
+def acts(outcome: Outcome) -> list[tuple[int, Mapping[str, Any], Command | None]]:
+    """What commands did, in order: the last place before it, the receipt; and the command that said it of alerts."""
+    sent = {command.id: command for command in reversed(outcome.schedule.commands)}
+    found: list[tuple[int, Mapping[str, Any], Command | None]] = []
+    for what in outcome.story:
+        for name in what.commands if isinstance(what, Committed) else ():
+            receipt = outcome.saved.commands[name]
+            if receipt["verb"] in ("accept", "label"):
+                found.append((what.position, receipt, sent[name]))
+            elif receipt["verb"] in ("swap", "rollback", "promote", "shadow"):
+                found.append((what.position, receipt, None))
+    return found
 
 
 def followed(line: Mapping[str, Any]) -> str:

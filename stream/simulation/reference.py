@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ from detectors.rates import Rates
 from stream.alerts import episode_id, rfc3339
 from stream.brokers.base import Delivery
 from stream.reasons import duration, number
-from stream.simulation.audit_models import Watch
+from stream.simulation.audit_models import Watch, acts
 from stream.simulation.episodes import Episode, Scored, close, step
-from stream.simulation.outcome import Committed, Outcome
+from stream.simulation.outcome import Outcome
 from stream.simulation.schedule import KILLER, Command
+from stream.simulation.shadowed import Shadowed
 
-__all__ = ["THRESHOLDS", "Reference", "Shadowed"]
+__all__ = ["THRESHOLDS", "Reference"]
 
 THRESHOLDS = {"spike": 6.0, "scale": 60.0}
 _LATENESS = 10.0
@@ -26,35 +26,6 @@ _WINDOW = 24
 """Readings of the recent past that an alert shows."""
 _NOTHING = (-np.inf, -1)
 """Newest time and highest sequence number of a machine that has sent nothing."""
-
-
-@dataclass(slots=True)
-class Shadowed:
-    """A shadow, what it would have alerted of, and how it compares with its champion since that one came."""
-
-    name: str
-    """Of its table in the checkpoint."""
-    version: int
-    lives: dict[str, Episode]
-    tally: dict[str, Any] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """Compare anew."""
-        names = ("both", "neither", "champion_only", "shadow_only", "champion", "shadow")
-        self.tally = {**dict.fromkeys(names, 0), "since": None, "until": None}
-
-    def add(self, machine: str, reading: Scored, size: float, *, opened: bool) -> None:
-        """Both scored a reading; the champion's."""
-        mine = Scored(reading.time, size * self.version, reading.threshold, reading.number, reading.offset)
-        told = step(self.lives.setdefault(machine, Episode()), mine)
-        one, other = reading.score >= reading.threshold, mine.score >= mine.threshold
-        names = {(True, True): "both", (False, False): "neither", (True, False): "champion_only"}
-        tally = self.tally
-        tally[names.get((one, other), "shadow_only")] += 1
-        tally["champion"] += opened
-        tally["shadow"] += told == "opened"
-        tally["since"] = reading.time if tally["since"] is None else tally["since"]
-        tally["until"] = max(reading.time, tally["until"] or reading.time)
 
 
 class Reference:
@@ -94,16 +65,16 @@ class Reference:
 
     def process(self, messages: Sequence[tuple[int, Delivery]]) -> list[str]:
         """Read these, each at its place, with the commands as they fell between them; what is wrong with those."""
-        acts = _acts(self.outcome)
+        falling = acts(self.outcome)
         for place, message in messages:
-            while acts and acts[0][0] < place:
-                self._act(*acts.pop(0)[1:])
+            while falling and falling[0][0] < place:
+                self._act(*falling.pop(0)[1:])
             self.fates[place] = fate = self._read(place, message)
             if not message.exchange and fate.startswith("deadlettered"):
                 if message.message_id in self._again:
                     self.twice[place] = fate
                 self._again.add(message.message_id)
-        for _, receipt, command in acts:
+        for _, receipt, command in falling:
             self._act(receipt, command)
         return self._problems
 
@@ -295,20 +266,6 @@ class Reference:
 
 def _bytes(rows: Mapping[str, Any]) -> dict[str, bytes]:
     return {name: np.ascontiguousarray(column).tobytes() for name, column in rows.items()}
-
-
-def _acts(outcome: Outcome) -> list[tuple[int, Mapping[str, Any], Command | None]]:
-    """What commands did, in order: the last place before it, the receipt; and the command that said it of alerts."""
-    sent = {command.id: command for command in reversed(outcome.schedule.commands)}
-    found: list[tuple[int, Mapping[str, Any], Command | None]] = []
-    for what in outcome.story:
-        for name in what.commands if isinstance(what, Committed) else ():
-            receipt = outcome.saved.commands[name]
-            if receipt["verb"] in ("accept", "label"):
-                found.append((what.position, receipt, sent[name]))
-            elif receipt["verb"] in ("swap", "rollback", "promote", "shadow"):
-                found.append((what.position, receipt, None))
-    return found
 
 
 def _sentence(

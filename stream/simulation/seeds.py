@@ -104,7 +104,8 @@ def _resumed(plan: Schedule) -> Schedule:
         kept = tuple(command for command in plan.commands if command.verb not in ("pause", "resume"))
         return msgspec.structs.replace(plan, commands=kept)
     times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
-    at = 4.0 + max(times)
+    full = sum(fault.kind == "full" for fault in plan.faults)  # each keeps it waiting for seconds
+    at = 4.0 + 6.0 * full + max(times)
     return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
 
 

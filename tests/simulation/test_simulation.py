@@ -32,6 +32,12 @@ def test_schedules_hold_every_kind_of_failure() -> None:
     assert {plan.source for plan in plans} == {"stream", "queue"}
     assert any(plan.retention for plan in plans)
     assert any(plan.segment for plan in plans)
+    assert any(plan.stops for plan in plans)
+    commands = [command for plan in plans for command in plan.commands]
+    assert any(command.by == "stranger" for command in commands)
+    assert any(command.expires is not None for command in commands)
+    bodies = [{(command.id, command.body) for command in plan.commands} for plan in plans]
+    assert any(len({name for name, _ in body}) < len(body) for body in bodies)
 
 
 def test_schedules_have_crashes_alerts_duplicates_and_dead_letters() -> None:
