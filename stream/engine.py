@@ -180,7 +180,10 @@ class Engine:
                     deliveries = deliveries[count:]
                 if self.ledger.wait() <= 0:
                     await self._settle(intake)
-            await self._settle(intake, Changes(self.position, running=False, unsettled=self._again))
+            await self._settle(
+                intake,
+                Changes(self.position, running=False, unsettled=self._again, trying=self._suspects.mark),
+            )
             self._intake = None
             await intake.close()
         finally:

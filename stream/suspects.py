@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from stream.state import Trying
 
-__all__ = ["DEATHS", "Suspects"]
+__all__ = ["DEATHS", "DIED", "Suspects"]
 
 DEATHS = 3
 """Deaths after which a message is put aside."""
+DIED = Trying(-1, -1, "", 0)
+"""Written down where a process ends in order that began after a death: of which message is not known yet."""
 
 
 class Suspects:
@@ -57,6 +59,11 @@ class Suspects:
         if past is not None and alone and self._was_at_work(first) and past.fingerprint in ("", fingerprint):
             deaths = past.deaths + 1
         return Trying(first, last, fingerprint if alone else "", deaths)
+
+    @property
+    def mark(self) -> Trying | None:
+        """What to write down where the process ends in order: whom a death before it may be blamed on."""
+        return None if self._window <= 0 else self._past or DIED
 
     def done(self, count: int) -> None:
         """So many messages were processed."""

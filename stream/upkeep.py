@@ -234,7 +234,9 @@ def _summary(path: Path, copied: Checkpoint, saved: Saved, *, running: bool) -> 
             for command, receipt in list(saved.commands.items())[-5:]
         ],
         "dead_letters_replayed": len(saved.replays),
-        "suspects": f"messages {saved.trying.first} to {saved.trying.last}" if saved.trying else None,
+        "suspects": f"messages {saved.trying.first} to {saved.trying.last}"
+        if saved.trying and saved.trying.deaths
+        else None,
     }
 
 

@@ -47,7 +47,7 @@ from stream.plan import broker_plan, readings_queue
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.state import Changes, Saved, Store, StreamPosition
-from stream.suspects import Suspects
+from stream.suspects import DIED, Suspects
 from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology
 from stream.trainer import Trainer
@@ -285,7 +285,7 @@ class Worker:
         lane.position = saved.position
         if lane.suspects is None:
             window = (
-                topology.checkpoint.after + topology.source.max_batch if saved.died or saved.unsettled else 0
+                topology.checkpoint.after + topology.source.max_batch if saved.died or saved.trying else 0
             )
             lane.suspects = Suspects(saved.trying, window=window)
         built, history = await self._models(lane, saved)
@@ -457,7 +457,8 @@ async def _end(lane: _Lane) -> None:
     try:
         saved = await in_thread(lane.store.load, 0)
         if saved.died:
-            ended = Changes(saved.position, trying=saved.trying, running=False, unsettled=True)
+            mark = DIED if lane.suspects is None else lane.suspects.mark
+            ended = Changes(saved.position, trying=saved.trying or mark, running=False, unsettled=True)
             await in_thread(lane.store.commit, ended)
     except CheckpointError as error:
         log.get().warning("end_not_written", topology=lane.topology.name, cause=str(error))

@@ -152,7 +152,7 @@ def _check_following(outcome: Outcome) -> list[str]:
 def _serving(outcome: Outcome, since: float) -> list[Mapping[str, Any]]:
     """What put models in place that served at some time since."""
     kept = outcome.saved.commands
-    found: list[Mapping[str, Any]] = []
+    found: list[Mapping[str, Any]] = [{"model": {"version": 1}}]
     for what in (what for what in outcome.story if isinstance(what, Committed)):
         for name in what.commands:
             if kept[name]["verb"] in ("swap", "rollback", "promote"):

@@ -559,8 +559,8 @@ MUTANTS = (
     Mutant(
         "an end in order says that nothing comes again",
         "stream.engine:Engine.run",
-        "unsettled=self._again)",
-        "unsettled=False)",
+        "unsettled=self._again,",
+        "unsettled=False,",
     ),
     Mutant(
         "a swap waits for one message",
@@ -583,7 +583,7 @@ MUTANTS = (
     Mutant(
         "a start that fails in order makes forget who died of what",
         "stream.runtimes.local:Worker._run_once",
-        "if saved.died or saved.unsettled else 0",
+        "if saved.died or saved.trying else 0",
         "if saved.died else 0",
     ),
 )
