@@ -380,7 +380,8 @@ class World:
                         self.loop.call_later(stops[process], stop.set)
                     await worker.run(stop)
                     watching.cancel()
-                if self._drained():
+                cut_short = process in stops and self._pending()
+                if self._drained() and not cut_short:
                     self._count(before)
                     return
             except* _Crash:
