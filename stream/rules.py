@@ -173,7 +173,7 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accept_after: Seconds = 86400.0
     """From so long after an alert's first anomalous reading its readings are learned, as a new regime. It does not
     close then, but once the detector has learned so much that they score below the threshold: mostly within 200
-    readings, with charts whose mean is slow (`cusum`, `mewma`, `mcusum`) after hundreds or thousands."""
+    readings, with charts (`cusum`, `mewma`, `mcusum`) after some hundreds."""
     start_from: StartFrom | None = None
     """A machine that was never seen before starts with what another one has learned once that is warm: `sister`, the
     lowest numbered of those named alike (`pump-01` for `pump-07`); or by pattern (`{"pump-*": pump-01}`)."""
