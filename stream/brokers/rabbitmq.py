@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ssl
 import time
-import warnings
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -31,9 +30,6 @@ from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnrea
 
 __all__ = ["RabbitBroker"]
 
-# A driver's connection that never came about is closed when it is collected, sometimes outside the event loop.
-warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited", RuntimeWarning)
-
 _LISTEN = 2.0
 """Seconds to listen for why a TLS connection was ended."""
 
@@ -42,6 +38,16 @@ _PARTING = 1.0
 
 _WINDOW = 200
 """Publishings that may wait for a confirm: the driver scans all of them on a multiple confirm."""
+
+
+class _Connection(aio_pika.Connection):
+    """The driver's connection, without its attempt to close what never came about when it is collected.
+
+    That may be outside the event loop; what came about is closed by whoever opened it.
+    """
+
+    def __del__(self) -> None:
+        pass
 
 
 class RabbitBroker:
@@ -250,6 +256,7 @@ class RabbitBroker:
                 async with asyncio.timeout(self.timeout):
                     connection = await aio_pika.connect(
                         self._url,
+                        connection_class=_Connection,
                         ssl_context=self._context,
                         auth=mechanism,
                         client_properties=properties,
