@@ -23,7 +23,7 @@ import msgspec
 from stream.errors import CheckpointError, CheckpointFull, CheckpointUnproven
 from stream.rows import Layout, pack, unpack
 from stream.sealed import SealedTables, Sums, create
-from stream.state import Changes, Group, Saved, StreamPosition, Trying
+from stream.state import Changes, Group, Saved, StreamPosition, Suspicion
 from stream.witness import Witness
 
 __all__ = ["Checkpoint", "trouble"]
@@ -59,7 +59,7 @@ class _Head(msgspec.Struct, frozen=True):
     position: tuple[int, str] = (-1, "")
     paused: bool = False
     running: bool = False
-    trying: Trying | None = None
+    suspicion: Suspicion | None = None
     sums: Sums = {}
     unsettled: bool = False
 
@@ -243,7 +243,7 @@ class Checkpoint:
             paused=head.paused,
             died=head.running,
             unsettled=head.unsettled,
-            trying=head.trying,
+            suspicion=head.suspicion,
             stored=head.sums.get("state", (0, 0))[0],
             names=[name for (name,) in self._db.execute("SELECT machine FROM state")],
         )
@@ -336,7 +336,7 @@ class Checkpoint:
             (changes.position.last_offset, changes.position.fingerprint),
             head.paused if changes.paused is None else changes.paused,
             head.running if changes.running is None else changes.running,
-            changes.trying,
+            changes.suspicion,
             sums,
             head.unsettled if changes.unsettled is None else changes.unsettled,
         )

@@ -111,7 +111,6 @@ class Engine:
         self.ledger = Ledger(store, scorer, saved, rule=topology.checkpoint, metrics=metrics, clock=clock)
         self._queue = readings_queue(topology)
         self._stream = self._queue.kind == "stream"
-        self._trying = saved.trying
         self._unsettled = saved.died or saved.unsettled
         self._floor = -1
         """The last message that may have been scored before the last failure: no swap comes before it again."""
@@ -158,8 +157,7 @@ class Engine:
                 self._floor = self.position.last_offset + rule.after + source.max_batch
                 self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
             await self._fetch_unwatched()
-            await self.ledger.commit(Changes(self.position, running=True, trying=self._trying))
-            await self._tell()
+            await self._settle(intake, Changes(self.position, running=True))
             self._intake = intake
             self.consuming = self.started = True
             self._metrics.consuming.set(1)
@@ -169,21 +167,18 @@ class Engine:
                     await self._settle(intake)
                     await asyncio.sleep(_IDLE)
                     continue
-                most = self._suspects.most(self.position.next_offset, self._pace.most)
                 if not deliveries:
-                    deliveries = await intake.receive(most, source.linger, min(self.ledger.wait(), _IDLE))
+                    wait = min(self.ledger.wait(), _IDLE)
+                    deliveries = await intake.receive(self._pace.most, source.linger, wait)
                     if not deliveries and not self._stream and self._again and not await intake.end():
                         self._floor = -1  # the queue is empty: nothing comes again
                 if deliveries:
-                    count = _fitting(deliveries[:most])
+                    count = self._suspects.most(deliveries[: _fitting(deliveries[: self._pace.most])])
                     await self._batch(intake, deliveries[:count])
                     deliveries = deliveries[count:]
                 if self.ledger.wait() <= 0:
                     await self._settle(intake)
-            await self._settle(
-                intake,
-                Changes(self.position, running=False, unsettled=self._again, trying=self._suspects.mark),
-            )
+            await self._settle(intake, Changes(self.position, running=False, unsettled=self._again))
             self._intake = None
             await intake.close()
         finally:
@@ -302,22 +297,20 @@ class Engine:
         self._in_hand = len(fresh)
         if fresh:
             await self._process(intake, fresh)
-            self._suspects.done(len(fresh))
         if self._stream:
             await intake.ack(deliveries[-1].tag)
 
     async def _process(self, intake: Intake, fresh: list[Delivery]) -> None:
-        trying = self._suspects.attempt(fresh[0].offset, fresh[-1].offset, fingerprint(fresh[0]))
-        if trying is None:
+        if not self._suspects.watched:
             await self._take(intake, fresh, self._alone)
             return
         async with self._alone:
             await self._settle(intake)
-            if trying.deaths >= DEATHS:
+            if self._suspects.killed(fresh[0]):
                 killer = ReadingRejected("killed_worker", f"the process died {DEATHS} times over it")
                 await self._put_aside(intake, fresh[0], killer)
                 return
-            await self.ledger.note(trying)
+            await self.ledger.note(self._suspects.attempt(fresh))
             await self._take(intake, fresh, contextlib.nullcontext())
             await self._settle(intake)
 
@@ -496,7 +489,11 @@ class Engine:
 
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
-        await self.ledger.commit(changes)
+        count = self.ledger.messages
+        if changes is not None or count:
+            changes = changes or Changes(self.position)
+            changes.suspicion = self._suspects.record(count if self._stream else 0)
+            await self.ledger.commit(changes)
         await self._tell()
         await breathe()
         self._show_state()
@@ -504,6 +501,7 @@ class Engine:
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)
+        self._suspects.settled(count)
 
     async def _put_aside(self, intake: Intake, delivery: Delivery, error: ReadingRejected) -> None:
         """A message by itself becomes a dead letter and leaves no state: what it may have left in memory is not

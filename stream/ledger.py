@@ -12,7 +12,7 @@ from detectors.base import Slots
 from stream.clock import Clock
 from stream.metrics import TopologyMetrics
 from stream.scorer import Scorer
-from stream.state import Changes, Saved, Store, StreamPosition, Trying
+from stream.state import Changes, Saved, Store, StreamPosition, Suspicion
 from stream.threads import in_thread
 from stream.topology import CheckpointRule
 
@@ -100,12 +100,8 @@ class Ledger:
             return 0.0
         return max(self._since + self._rule.every - self._clock.monotonic(), 0.0)
 
-    async def commit(self, changes: Changes | None = None) -> None:
-        """Commit what is pending, with these changes; nothing where there is neither."""
-        if changes is None:
-            if not self.messages:
-                return
-            changes = Changes(self.processed)
+    async def commit(self, changes: Changes) -> None:
+        """Commit what is pending, with these changes."""
         self.processed = changes.position
         changes.replays = tuple(self._replays)
         changes.models = {**self._scorer.beside.rows(), **changes.models}
@@ -137,9 +133,9 @@ class Ledger:
         self.stored += len(self._created.intersection(changes.machines))
         self._created.difference_update(changes.machines)
 
-    async def note(self, trying: Trying) -> None:
-        """Write down which message is about to be processed. Nothing may be pending."""
-        await in_thread(self._store.commit, Changes(self.committed, trying=trying))
+    async def note(self, suspicion: Suspicion) -> None:
+        """Write down which messages are about to be processed. Nothing may be pending."""
+        await in_thread(self._store.commit, Changes(self.committed, suspicion=suspicion))
 
     def _count(self, tally: Tally) -> None:
         self._metrics.processed.inc(tally.usable)

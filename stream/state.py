@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from detectors.base import Rows
 
-__all__ = ["Changes", "Group", "ModelRows", "Saved", "Store", "StreamPosition", "Trying"]
+__all__ = ["Changes", "Group", "ModelRows", "Saved", "Store", "StreamPosition", "Suspicion"]
 
 
 ModelRows = Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
@@ -35,14 +35,12 @@ class StreamPosition:
         return self.last_offset + 1
 
 
-class Trying(NamedTuple):
-    """Messages that are about to be processed, by number, after the process died `deaths` times over them."""
+class Suspicion(NamedTuple):
+    """What may have been at work when the process died: the first `unnamed` messages behind the position, in a death
+    before which nothing was written down, and messages by fingerprint, each in so many deaths."""
 
-    first: int
-    last: int
-    fingerprint: str
-    """Of a message by itself; empty for several."""
-    deaths: int
+    unnamed: int
+    deaths: Mapping[str, int]
 
 
 class Group(NamedTuple):
@@ -71,7 +69,7 @@ class Changes:
     paused: bool | None = None
     running: bool | None = None
     unsettled: bool | None = None
-    trying: Trying | None = None
+    suspicion: Suspicion | None = None
     """None forgets the message that was being tried."""
 
 
@@ -97,7 +95,7 @@ class Saved:
     """The process ended without saying so: killed, crashed, or cut from power."""
     unsettled: bool = False
     """It ended in order, and messages behind the position may have been scored, and their alerts told."""
-    trying: Trying | None = None
+    suspicion: Suspicion | None = None
     forgotten: tuple[str, ...] = ()
 
     @property

@@ -1,33 +1,40 @@
 """Messages to be handled with care: after the process died, and after a detector failed.
 
 A message that kills the process leaves no word. So what is about to be processed after a death is written down
-first, a batch at a time; after a second one, the messages of that batch one by one; a message that was at work
-in three deaths is not processed again. While one topology tries such messages, no other of its process scores
-any: it might kill, and these would be blamed.
+first, a batch at a time, by fingerprint: a queue's messages have no number, and a stream may be made anew. Messages
+of a batch that was at work in another death come one by one; a message that was at work in three deaths is not
+processed again. While one topology tries such messages, no other of its process scores any: it might kill, and
+these would be blamed.
 """
 
 from __future__ import annotations
 
-from stream.state import Trying
+from collections.abc import Sequence
 
-__all__ = ["DEATHS", "DIED", "Suspects"]
+from stream.brokers.base import Delivery
+from stream.proof import fingerprint
+from stream.state import Suspicion
+
+__all__ = ["DEATHS", "Suspects"]
 
 DEATHS = 3
 """Deaths after which a message is put aside."""
-DIED = Trying(-1, -1, "", 0)
-"""Written down where a process ends in order that began after a death: of which message is not known yet."""
+_DIGITS = 16
 
 
 class Suspects:
     """Says how many messages to take at once, what to write down before, and which one not to take.
 
-    Messages are numbered: by offset, or in a queue by their place after the last commit. `window` messages may
-    have been at work when the process died, `trying` is what it wrote down last.
+    `past` is what was written down before this process, `died` whether the one before was killed. `window` messages
+    that are not in the store may have been at work then. What is said here outlives an engine, not the process.
     """
 
-    def __init__(self, trying: Trying | None = None, *, window: int = 0) -> None:
-        self._past = trying if window else None
-        self._window = window
+    def __init__(self, past: Suspicion | None, *, died: bool, window: int) -> None:
+        past = past or Suspicion(window if died else 0, {})
+        self._unnamed = past.unnamed
+        self._deaths = dict(past.deaths)
+        self._left = window
+        self._tried: Sequence[str] = ()
         self._single = 0
         self._failures = 0
 
@@ -41,34 +48,53 @@ class Suspects:
         """True while messages are taken one by one because a detector failed."""
         return self._single > 0
 
-    def most(self, number: int, limit: int) -> int:
-        """How many messages to take from this one on, at most `limit`. A stream may have none of this number: what
-        was at work may begin behind it."""
-        past = self._past
-        if self._single > 0 or (self._window > 0 and past is not None and number <= past.last):
-            return 1
-        return limit
-
-    def attempt(self, first: int, last: int, fingerprint: str) -> Trying | None:
-        """What to write down before these messages are processed; None: nothing. `fingerprint` of the first."""
-        if self._window <= 0:
-            return None
-        alone = first == last
-        deaths = 1
-        past = self._past
-        if past is not None and alone and self._was_at_work(first) and past.fingerprint in ("", fingerprint):
-            deaths = past.deaths + 1
-        return Trying(first, last, fingerprint if alone else "", deaths)
-
     @property
-    def mark(self) -> Trying | None:
-        """What to write down where the process ends in order: whom a death before it may be blamed on."""
-        return None if self._window <= 0 else self._past or DIED
+    def watched(self) -> bool:
+        """True while messages are written down before they are processed."""
+        return self._unnamed > 0 or bool(self._deaths)
 
-    def done(self, count: int) -> None:
-        """So many messages were processed."""
-        self._window -= count
+    def most(self, deliveries: Sequence[Delivery]) -> int:
+        """How many of these messages, one at least, to take at once."""
+        if self._single > 0:
+            return 1
+        if self._deaths:
+            for i, delivery in enumerate(deliveries):
+                if _name(delivery) in self._deaths:
+                    return max(i, 1)
+        return len(deliveries)
+
+    def killed(self, delivery: Delivery) -> bool:
+        """True for a message that was at work in too many deaths."""
+        return self._deaths.get(_name(delivery), 0) >= DEATHS
+
+    def attempt(self, deliveries: Sequence[Delivery]) -> Suspicion:
+        """What to write down before these messages are processed: their deaths, should the process die of them."""
+        self._tried = [_name(delivery) for delivery in deliveries]
+        unnamed = self._unnamed
+        deaths = dict(self._deaths)
+        for i, name in enumerate(self._tried):
+            deaths[name] = self._deaths.get(name, 1 if i < unnamed else 0) + 1
+        return Suspicion(max(unnamed - len(deliveries), 0), deaths)
+
+    def record(self, settled: int = 0) -> Suspicion | None:
+        """What to write down with a commit after which so many messages do not come again."""
+        unnamed = max(self._unnamed - settled, 0)
+        deaths = self._deaths if self._left > settled else {}
+        if settled:
+            deaths = {name: count for name, count in deaths.items() if name not in self._tried}
+        return Suspicion(unnamed, deaths) if unnamed or deaths else None
+
+    def settled(self, count: int) -> None:
+        """So many messages were processed and do not come again."""
+        if not count:
+            return
+        self._left -= count
         self._single -= count
+        self._unnamed = max(self._unnamed - count, 0)
+        for name in self._tried if self._left > 0 else list(self._deaths):
+            self._deaths.pop(name, None)
+        self._tried = ()
 
-    def _was_at_work(self, number: int) -> bool:
-        return self._past is not None and self._past.first <= number <= self._past.last
+
+def _name(delivery: Delivery) -> str:
+    return fingerprint(delivery)[:_DIGITS]

@@ -47,7 +47,7 @@ from stream.plan import broker_plan, readings_queue
 from stream.scorer import Scored, Scorer, online_info
 from stream.shelf import Shelf, info_of
 from stream.state import Changes, Saved, Store, StreamPosition
-from stream.suspects import DIED, Suspects
+from stream.suspects import Suspects
 from stream.threads import in_thread
 from stream.topology import RegistryModel, Topology
 from stream.trainer import Trainer
@@ -249,7 +249,7 @@ class Worker:
             while not stop.is_set():
                 try:
                     saved = await in_thread(lane.store.load, 0)
-                    await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+                    await in_thread(lane.store.commit, Changes(saved.position, suspicion=saved.suspicion))
                 except CheckpointFull:
                     await _wait(stop, next(pauses))
                     continue
@@ -284,10 +284,7 @@ class Worker:
         saved = await in_thread(lane.store.load, topology.source.resident_machines)
         lane.position = saved.position
         if lane.suspects is None:
-            window = (
-                topology.checkpoint.after + topology.source.max_batch if saved.died or saved.trying else 0
-            )
-            lane.suspects = Suspects(saved.trying, window=window)
+            lane.suspects = _suspects(topology, saved)
         built, history = await self._models(lane, saved)
         if saved.forgotten:
             log.get().warning("state_forgotten", topology=topology.name, tables=saved.forgotten)
@@ -352,7 +349,7 @@ class Worker:
         )
         lane.metrics.replaced.inc()
         saved.position = StreamPosition()
-        await in_thread(lane.store.commit, Changes(saved.position, trying=saved.trying))
+        await in_thread(lane.store.commit, Changes(saved.position, suspicion=saved.suspicion))
 
     async def _models(
         self, lane: _Lane, saved: Saved
@@ -407,7 +404,7 @@ class Worker:
             return ModelHistory(_ref(past[0]), _ref(past[1]) if past[1] else None)
         ref = await asyncio.to_thread(shelf.resolve, spec.model)
         changes = Changes(
-            saved.position, trying=saved.trying, models={name: (reference(ref, spec.model), None)}
+            saved.position, suspicion=saved.suspicion, models={name: (reference(ref, spec.model), None)}
         )
         await in_thread(lane.store.commit, changes)
         return ModelHistory(ref)
@@ -450,6 +447,12 @@ def guarantee(topology: Topology) -> str:
     return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"
 
 
+def _suspects(topology: Topology, saved: Saved) -> Suspects:
+    """Whom to blame for a death: whatever a killed process may have had at work."""
+    most = topology.checkpoint.after + 2 * topology.source.max_batch
+    return Suspects(saved.suspicion, died=saved.died, window=most)
+
+
 async def _end(lane: _Lane) -> None:
     """Leave word that the process ended in order: the next start must not take it for a death.
 
@@ -457,8 +460,8 @@ async def _end(lane: _Lane) -> None:
     try:
         saved = await in_thread(lane.store.load, 0)
         if saved.died:
-            mark = DIED if lane.suspects is None else lane.suspects.mark
-            ended = Changes(saved.position, trying=saved.trying or mark, running=False, unsettled=True)
+            suspects = lane.suspects or _suspects(lane.topology, saved)
+            ended = Changes(saved.position, suspicion=suspects.record(), running=False, unsettled=True)
             await in_thread(lane.store.commit, ended)
     except CheckpointError as error:
         log.get().warning("end_not_written", topology=lane.topology.name, cause=str(error))

@@ -17,7 +17,6 @@ from stream.simulation.audit_models import check_models
 from stream.simulation.audit_state import check_state
 from stream.simulation.outcome import Outcome
 from stream.simulation.reference import Reference
-from stream.simulation.schedule import Schedule
 
 __all__ = ["audit"]
 
@@ -40,9 +39,8 @@ def audit(outcome: Outcome) -> list[str]:
     found += check_commands(outcome)
     found += check_models(outcome, expected.condemned)
     killers = sum(why == "killed_worker" for _, why in expected.refused)
-    most = _DEATHS + _numbers_move(outcome.schedule)
-    if outcome.killed > most * killers and not outcome.schedule.retention:
-        found.append(f"{killers} readings killed {outcome.killed} processes: each may kill {most}")
+    if outcome.killed > _DEATHS * killers and not outcome.schedule.retention:
+        found.append(f"{killers} readings killed {outcome.killed} processes: each may kill {_DEATHS}")
     if not outcome.conserved:
         found.append("received is not processed + dead-lettered + passed over")
     for told, committed in outcome.miscounted:
@@ -195,11 +193,3 @@ def _compare_dead_letters(outcome: Outcome, expected: Reference) -> list[str]:
         for key in counted:
             counted[key] = 1 if key[3] is None else counted[key]
     return _differences("dead letter", wanted, told, outcome)
-
-
-def _numbers_move(plan: Schedule) -> bool:
-    """Whether a queue may send again what is committed: those behind it then have other numbers than in the death
-    before, which does not count against them."""
-    return plan.source == "queue" and any(
-        (fault.op, fault.kind) == ("ack", "disconnect") for fault in plan.faults
-    )

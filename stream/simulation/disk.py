@@ -79,7 +79,7 @@ class SimulatedStore:
         world.blocking("commit", False)
         world.outcome.used_damage |= disk.damaged
         saved = copy.copy(disk.saved)
-        saved.position, saved.trying = changes.position, changes.trying
+        saved.position, saved.suspicion = changes.position, changes.suspicion
         models = {
             **saved.models,
             **{name: tuple(map(_copied, pair)) for name, pair in changes.models.items()},

@@ -51,9 +51,9 @@ MUTANTS = (
     Mutant(
         "acknowledged with the batch that is still at work",
         "stream.engine:Engine._process",
-        """        trying = self._suspects""",
+        """        if not self._suspects.watched""",
         """        self._tag = fresh[-1].tag
-        trying = self._suspects""",
+        if not self._suspects.watched""",
     ),
     Mutant(
         "state and position in two transactions",
@@ -115,10 +115,10 @@ MUTANTS = (
         "if True",
     ),
     Mutant(
-        "a suspect behind a skipped offset is not taken singly",
+        "a suspect behind others is not taken singly",
         "stream.suspects:Suspects.most",
-        "past is not None and number <= past.last",
-        "self._was_at_work(number)",
+        "return max(i, 1)",
+        "return 1 if i == 0 else len(deliveries)",
     ),
     Mutant(
         "the swapped model is not in the checkpoint",
@@ -275,14 +275,20 @@ MUTANTS = (
     Mutant(
         "suspects are never taken singly",
         "stream.suspects:Suspects.most",
-        "            return 1\n",
-        "            return limit\n",
+        "return max(i, 1)",
+        "return len(deliveries)",
     ),
     Mutant(
         "what kills the process is tried for ever",
         "stream.suspects:Suspects.attempt",
-        "deaths = past.deaths + 1",
-        "deaths = 1",
+        "self._deaths.get(name, 1 if i < unnamed else 0) + 1",
+        "1",
+    ),
+    Mutant(
+        "the death of which nothing was written down does not count",
+        "stream.suspects:Suspects.attempt",
+        "1 if i < unnamed else 0",
+        "0",
     ),
     Mutant(
         "the count of a queue's messages begins anew",
@@ -559,8 +565,8 @@ MUTANTS = (
     Mutant(
         "an end in order says that nothing comes again",
         "stream.engine:Engine.run",
-        "unsettled=self._again,",
-        "unsettled=False,",
+        "unsettled=self._again)",
+        "unsettled=False)",
     ),
     Mutant(
         "a swap waits for one message",
@@ -576,15 +582,15 @@ MUTANTS = (
     ),
     Mutant(
         "a reading may kill once more",
-        "stream.engine:Engine._process",
-        "trying.deaths >= DEATHS",
-        "trying.deaths >= DEATHS + 1",
+        "stream.suspects:Suspects.killed",
+        ">= DEATHS",
+        "> DEATHS",
     ),
     Mutant(
         "a start that fails in order makes forget who died of what",
-        "stream.runtimes.local:Worker._run_once",
-        "if saved.died or saved.trying else 0",
-        "if saved.died else 0",
+        "stream.runtimes.local:_end",
+        "suspicion=suspects.record()",
+        "suspicion=None",
     ),
 )
 
@@ -594,8 +600,8 @@ def planted(mutant: Mutant) -> Iterator[None]:
     """The product with this bug, for as long as the block runs."""
     module_name, _, path = mutant.target.partition(":")
     module = importlib.import_module(module_name)
-    class_name, _, function_name = path.partition(".")
-    owner: Any = getattr(module, class_name)
+    class_name, _, function_name = path.rpartition(".")
+    owner: Any = getattr(module, class_name) if class_name else module
     healthy = owner.__dict__[function_name]
     source = inspect.getsource(healthy)
     if source.count(mutant.old) != 1:

@@ -18,7 +18,8 @@ from typing import Any, Literal, Self, get_args
 from detectors.base import Model
 from stream.brokers.base import Broker, Delivery, Intake, Message, Plan, Queue
 from stream.models import ModelRef
-from stream.state import Changes, Group, Saved, Store, Trying
+from stream.state import Changes, Group, Saved, Store, Suspicion
+from stream.suspects import DEATHS
 
 __all__ = ["POINTS", "SWAP_POINTS", "Killer", "Point", "WatchedBroker", "WatchedShelf", "WatchedStore"]
 
@@ -59,32 +60,35 @@ class Killer:
     ready: Callable[[], None] | None
     position: int = -1
     target: int = 0
-    beyond: int = 0
-    trying: Trying | None = None
+    suspicion: Suspicion | None = None
 
     def loaded(self, saved: Saved) -> None:
         """The worker begins from here."""
-        self.position, self.trying = saved.position.last_offset, saved.trying
+        self.position, self.suspicion = saved.position.last_offset, saved.suspicion
         self.target = self.position + self.after
-        self.beyond = max(self.target, saved.trying.last if saved.trying else -1)
 
     def committing(self, changes: Changes) -> None:
         """This is about to be committed."""
-        if changes.trying is not None:
-            self.trying = changes.trying
+        if changes.suspicion is not None:
+            self.suspicion = changes.suspicion
 
     def committed(self, changes: Changes) -> None:
         """This is on disk."""
-        self.position, self.trying = changes.position.last_offset, changes.trying
-        if self.position >= self.beyond and self.ready is not None:
+        self.position, self.suspicion = changes.position.last_offset, changes.suspicion
+        if self.position >= self.target and not self._deaths and self.ready is not None:
             self.ready()
             self.ready = None
+
+    @property
+    def _deaths(self) -> int:
+        """In how many deaths a message will have been at work, should this process die now."""
+        return max(self.suspicion.deaths.values(), default=0) if self.suspicion is not None else 0
 
     def passed(self, point: Point) -> None:
         """The worker is at this point now."""
         if point != self.point:
             return
-        blamed = self.trying is not None and self.trying.deaths > 1
+        blamed = self._deaths >= DEATHS
         if point != "starting" and (blamed or self.position < self.target):
             return
         self.passage -= 1

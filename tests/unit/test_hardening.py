@@ -19,8 +19,8 @@ from stream.ledger import Ledger
 from stream.plan import broker_plan, readings_queue
 from stream.runtimes.local import Worker, guarantee
 from stream.scorer import Scorer
-from stream.state import Changes, Saved, StreamPosition, Trying
-from stream.suspects import DEATHS, Suspects
+from stream.state import Changes, Saved, StreamPosition, Suspicion
+from stream.suspects import Suspects
 from stream.topology import Topology
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology
@@ -290,22 +290,64 @@ def test_guarantee_is_told_for_every_kind_of_source() -> None:
     assert "rising times" in told(queue="old", order_by="time")
 
 
+def _sent(*bodies: str) -> list[Delivery]:
+    return [
+        Delivery(body=b.encode(), exchange="", routing_key="k", offset=-1, tag=i, received=0.0)
+        for i, b in enumerate(bodies)
+    ]
+
+
 def test_message_is_put_aside_after_three_deaths_and_no_other() -> None:
-    """Deaths happen while offsets 10 to 14 are at work; 12 is the killer."""
-    suspects = Suspects(None, window=100)  # the first death is behind us
-    tried = suspects.attempt(10, 14, "")
-    assert tried == Trying(10, 14, "", 1)
-    suspects = Suspects(tried, window=100)  # the second: now one by one
-    assert [suspects.most(n, 64) for n in (9, 10, 14, 15)] == [1, 1, 1, 64]  # 9: the stream may have none
-    assert suspects.attempt(10, 10, "a") == Trying(10, 10, "a", 2)
-    tried = suspects.attempt(12, 12, "c")
-    suspects = Suspects(tried, window=100)  # the third
-    killer = suspects.attempt(12, 12, "c")
-    assert killer is not None
-    assert killer.deaths == DEATHS
-    other = suspects.attempt(12, 12, "another message under this number")
-    assert other is not None
-    assert other.deaths == 1
+    """Deaths happen while five messages are at work, however they are numbered; "c" is the killer."""
+    suspects = Suspects(None, died=True, window=100)  # the first death is behind us
+    tried = suspects.attempt(_sent(*"abcde"))
+    assert tried.unnamed == 95
+    assert list(tried.deaths.values()) == [2] * 5
+    suspects = Suspects(tried, died=True, window=100)  # the second: now one by one, behind what comes again
+    assert suspects.most(_sent(*"xyabcde")) == 2
+    assert suspects.most(_sent(*"abcde")) == 1
+    assert suspects.most(_sent(*"xy")) == 2
+    suspects.attempt(_sent("a"))
+    suspects.settled(1)
+    assert suspects.most(_sent(*"aab")) == 2  # "a" killed nobody
+    record = suspects.record()
+    assert record is not None
+    assert len(record.deaths) == 4  # not forgotten with a commit
+    tried = suspects.attempt(_sent("c"))
+    assert sorted(tried.deaths.values()) == [2, 2, 2, 3]
+    suspects.settled(0)  # an engine begins
+    assert len(suspects.attempt(_sent("c")).deaths) == 4
+    suspects = Suspects(tried, died=True, window=100)  # the third
+    (killer, other), (last,) = _sent("c", "b"), _sent("new")
+    assert [suspects.killed(each) for each in (killer, other, last)] == [True, False, False]
+
+
+def test_a_death_that_is_no_death_of_a_message_is_not_counted() -> None:
+    """A connection was lost and what was tried comes again; then the process ended in order."""
+    suspects = Suspects(None, died=True, window=10)
+    for _ in range(5):
+        tried = suspects.attempt(_sent("a", "b"))
+        suspects.settled(0)  # an engine begins
+    assert list(tried.deaths.values()) == [2, 2]
+    assert suspects.record() == Suspicion(10, {})
+    suspects = Suspects(suspects.record(), died=False, window=10)
+    assert list(suspects.attempt(_sent("a")).deaths.values()) == [2]
+    suspects.settled(1)
+    assert suspects.record() == Suspicion(9, {})
+    assert suspects.record(9) is None
+    suspects.settled(9)
+    assert not suspects.watched
+
+
+def test_suspects_that_never_come_again_are_forgotten() -> None:
+    past = Suspects(None, died=True, window=10).attempt(_sent("a", "b"))
+    suspects = Suspects(past, died=True, window=10)
+    for name in "cdefghijkl":
+        assert suspects.watched
+        suspects.attempt(_sent(name))
+        suspects.settled(1)
+    assert not suspects.watched
+    assert suspects.record() is None
 
 
 def test_while_a_topology_tries_what_may_have_killed_no_other_of_the_process_scores(
@@ -315,8 +357,8 @@ def test_while_a_topology_tries_what_may_have_killed_no_other_of_the_process_sco
     story: list[tuple[str, str]] = []
     note, process = Ledger.note, Scorer.process
 
-    async def noted(self: Ledger, trying: Trying) -> None:
-        await note(self, trying)
+    async def noted(self: Ledger, suspicion: Suspicion) -> None:
+        await note(self, suspicion)
         story.append(("noted", self._scorer._topology.name))
         await asyncio.sleep(0.01)  # the others' turn, if they may
 
@@ -373,9 +415,10 @@ def test_a_batch_is_as_many_messages_as_the_loop_can_spare_time_for(tmp_path: Pa
 
 
 def test_nothing_is_written_down_after_an_orderly_end() -> None:
-    suspects = Suspects(None, window=0)
-    assert suspects.attempt(0, 9, "") is None
-    assert suspects.most(0, 64) == 64
+    suspects = Suspects(None, died=False, window=100)
+    assert not suspects.watched
+    assert suspects.record() is None
+    assert suspects.most(_sent(*"abc")) == 3
 
 
 def test_state_of_every_kind_of_detector_survives_eviction(tmp_path: Path) -> None:
