@@ -21,6 +21,7 @@ from stream.training_data import TrainingOptions, TrainingSource
 from stream.validation import suggest
 
 __all__ = [
+    "AGAIN",
     "CLOCK_SKEW",
     "MODEL_VERBS",
     "READ_ONLY",
@@ -151,6 +152,12 @@ def limit(verb: str) -> str:
     return f"a command has at most {largest(verb)} bytes{remedy}"
 
 
+AGAIN = 5.0
+"""Seconds until what found no registry asks it again."""
+Via = Literal["broker", "http", "worker"]
+"""How a command came; `worker` for what the topology's own rules ask for, which nobody else can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A command as it came, nothing of it believed yet."""
@@ -158,9 +165,9 @@ class Asked:
     verb: str
     body: bytes
     by: str | None
-    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token,
-    `registry` for an alias that is followed."""
-    via: Literal["broker", "http", "registry"] = "broker"
+    """The user whom the broker verified, None where the sender did not state one; `http` for who had the token;
+    the rule's name for what the topology's own rules ask for."""
+    via: Via = "broker"
     id: str | None = None
     """The id of a command that brings none."""
     note: str | None = None
@@ -210,7 +217,10 @@ class Docket:
         self._operators = operators
         self._applied = {name: _ended(receipt) for name, receipt in receipts.items()}
         self._refused: dict[str, Receipt] = {}
-        self._last = max((float(receipt.get("issued", 0.0)) for receipt in receipts.values()), default=0.0)
+        self._last = 0.0
+        """When the last command of an operator was issued that was carried out."""
+        for receipt in receipts.values():
+            self._follow(receipt)
         for line in audited:
             if line.get("status") == "refused" and line.get("id") is not None:
                 known = {"command": line["id"], "verb": line["verb"], "body": line["digest"]}
@@ -280,8 +290,13 @@ class Docket:
     def applied(self, receipt: Receipt) -> None:
         """Remember a command that was carried out."""
         self._applied[receipt["command"]] = receipt
-        self._last = max(self._last, receipt["issued"])
+        self._follow(receipt)
         _forget(self._applied, _REMEMBERED)
+
+    def _follow(self, receipt: Receipt) -> None:
+        """Operators' commands have an order; what the worker did meanwhile by its own rules does not void them."""
+        if receipt.get("via") != "worker":
+            self._last = max(self._last, float(receipt.get("issued", 0.0)))
 
     def refused(self, receipt: Receipt) -> None:
         """Remember an operator's command that was refused, unless its id was used before."""

@@ -20,7 +20,7 @@ from stream import log
 from stream.audit import Audit, Line
 from stream.brokers.base import Broker, Delivery, Intake, Message, Queue
 from stream.clock import SYSTEM_CLOCK, Clock
-from stream.commands import CLOCK_SKEW, MODEL_VERBS, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
+from stream.commands import AGAIN, CLOCK_SKEW, MODEL_VERBS, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
 from stream.engine import Engine
 from stream.errors import (
     BrokerError,
@@ -165,21 +165,26 @@ class Control:
         """Take swaps back that the topology's own rule condemns; as a command, so that it is audited like any."""
         beside, tried = self._engine.scorer.beside, set[str]()
         while True:
+            pause = _WATCH
             for detector in beside.verdicts():
-                async with self._one:
-                    await self._take_back(detector, tried)
+                try:
+                    async with self._one:
+                        await self._take_back(detector, tried)
+                except RegistryUnreachable as error:
+                    pause = AGAIN
+                    self._told(detector, "the model before cannot be loaded", {"reason": str(error)})
             tried &= {f"{name}-{self._verbs.serving(name).version}" for name in beside.verdicts()}
-            await asyncio.sleep(_WATCH)
+            await asyncio.sleep(pause)
 
     async def _take_back(self, detector: str, tried: set[str]) -> None:
         """Take a swap back that is condemned, now that no other command can change what serves."""
         verdict, swapped = self._engine.scorer.beside.verdicts().get(detector), self._verbs.serving(detector)
         if verdict is None or f"{detector}-{swapped.version}" in tried:
             return
-        tried.add(f"{detector}-{swapped.version}")
         name = f"rollback_when-{detector}-{swapped.version}-{self._engine.position.next_offset}"
         body = msgspec.json.encode({"id": name, "detector": detector})
-        receipt = await self._handle(Asked("rollback", body, "rollback_when", "http", name, verdict))
+        receipt = await self._handle(Asked("rollback", body, "rollback_when", "worker", name, verdict))
+        tried.add(f"{detector}-{swapped.version}")
         await self._write()
         self._told(detector, verdict, receipt)
 
@@ -195,7 +200,7 @@ class Control:
             due.done()
 
     def _told(self, detector: str, verdict: str, receipt: Receipt | None) -> None:
-        applied = receipt is not None and receipt["status"] == "applied"
+        applied = receipt is not None and receipt.get("status") == "applied"
         if applied:
             self._metrics.rolled_back(detector)
         log.get().warning(
@@ -268,8 +273,8 @@ class Control:
                 return first
             await self._carry_out(asked, command, receipt)
         except Exception as error:  # whatever a command brings up must not stop the topology, nor come again
-            if isinstance(error, RegistryUnreachable) and asked.via == "registry":
-                raise  # nothing is decided: the alias is looked at again
+            if isinstance(error, RegistryUnreachable) and asked.via == "worker":
+                raise  # nothing is decided: who asked asks again
             if isinstance(error, MmlwError) and not isinstance(error, (CommandRefused, ModelError)):
                 raise  # broker or checkpoint: the runtime starts anew, and the command is delivered again
             if not isinstance(error, MmlwError):
@@ -329,7 +334,7 @@ class Control:
                 term.check(self._clock.now())
             changes = prepared.act()
             status = "applied" if prepared.work is None else "running"
-            receipt.update(status=status, issued=term.issued, by=asked.by, body=asked.digest)
+            receipt.update(status=status, issued=term.issued, by=asked.by, via=asked.via, body=asked.digest)
             changes.commands = {receipt["command"]: dict(receipt)}
             lines.extend(
                 self._audit.take(self._audit.line(asked, receipt["command"], status, receipt.get("note")))

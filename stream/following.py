@@ -200,7 +200,7 @@ class Follower:
             body["digest"] = now.digest
         note = f"{spec.model} moved to version {now.version}, told by {way}"
         encoded = msgspec.json.encode(body)
-        return Asked("swap", encoded, "registry", "registry", identity, note, kept)
+        return Asked("swap", encoded, "registry", "worker", identity, note, kept)
 
 
 def _kept(seen: Mapping[str, Seen]) -> ModelRows:

@@ -16,7 +16,8 @@ import msgspec
 from stream import log
 from stream.agreement import Tally
 from stream.clock import Clock
-from stream.commands import Asked, Receipt
+from stream.commands import AGAIN, Asked, Receipt
+from stream.errors import RegistryUnreachable
 from stream.metrics import TopologyMetrics, TriggerOutcome
 from stream.retrain_rule import METRICS
 from stream.retraining import Trigger
@@ -65,14 +66,19 @@ class Retrainer:
                 log.get().error("drift_watch_ended", topology=name, detector=detector, cause=cause[:300])
             asking = self._retraining.look(self._clock.now())
             self._told = {key: told for key, told in self._told.items() if key[1] in asking.get(key[0], {})}
-            for detector, causes in asking.items():
-                await self._train(detector, causes)
-            for detector, version in self._retraining.challengers().items():
-                await self._shadow(detector, version)
-            for detector, version in self._retraining.shadows().items():
-                await self._promote(detector, version)
+            pause = _LOOK
+            try:
+                for detector, causes in asking.items():
+                    await self._train(detector, causes)
+                for detector, version in self._retraining.challengers().items():
+                    await self._shadow(detector, version)
+                for detector, version in self._retraining.shadows().items():
+                    await self._promote(detector, version)
+            except RegistryUnreachable as error:  # nothing was decided
+                pause = AGAIN
+                log.get().warning("retraining_waits", topology=self._topology.name, cause=str(error))
             self._show()
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(pause)
 
     async def _train(self, detector: str, causes: dict[Trigger, str]) -> None:
         now, retraining = self._clock.now(), self._retraining
@@ -91,7 +97,7 @@ class Retrainer:
         name = f"retrain-{detector}-{round(now, 3)}"
         body = {"id": name, "detector": detector, "source": source, "options": options}
         cause = "; ".join(f"{trigger}: {why}" for trigger, why in causes.items())
-        asked = Asked("train", msgspec.json.encode(body), "retrain", "http", name, cause)
+        asked = Asked("train", msgspec.json.encode(body), "retrain", "worker", name, cause)
         await self._serve(asked, partial(self._trained, detector, causes))
 
     async def _trained(self, detector: str, causes: dict[Trigger, str], receipt: Receipt | None) -> None:
@@ -119,7 +125,7 @@ class Retrainer:
         address = f"models:/{self._topology.registry_models[detector].name}/{version}"
         body = {"detector": detector, "model": address}
         name = f"retrain-shadow-{detector}-{version}-{round(self._clock.now(), 3)}"
-        asked = Asked("shadow", msgspec.json.encode(body), "retrain", "http", name, "trained by retrain")
+        asked = Asked("shadow", msgspec.json.encode(body), "retrain", "worker", name, "trained by retrain")
         await self._serve(asked, partial(self._shadowed, detector, version))
 
     async def _shadowed(self, detector: str, version: str, receipt: Receipt | None) -> None:
@@ -145,7 +151,7 @@ class Retrainer:
             return
         name = f"retrain-promote-{detector}-{version}-{round(self._clock.now(), 3)}"
         body = msgspec.json.encode({"detector": detector})
-        asked = Asked("promote", body, "retrain", "http", name, "promote_when is met")
+        asked = Asked("promote", body, "retrain", "worker", name, "promote_when is met")
         await self._serve(asked, partial(self._promoted, detector, version))
 
     async def _promoted(self, detector: str, version: str, receipt: Receipt | None) -> None:

@@ -98,7 +98,8 @@ def _check_decisions(outcome: Outcome) -> list[str]:
             found.append(f"{name}: {verb} was not carried out")
         if not done:
             continue
-        last = max(last, float(kept[name]["issued"]))
+        if command is not None:  # what the worker does by its own rules voids no operator's command
+            last = max(last, float(kept[name]["issued"]))
         if verb in ("swap", "shadow", *back):
             told = str(kept[name]["model"]["version"])
             if told != version:

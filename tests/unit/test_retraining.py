@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,22 @@ import pytest
 from detectors import AdaptiveZ
 from stream.alerts import Alert, ModelInfo, Position, Window, rfc3339
 from stream.checkpoint import Checkpoint
+from stream.commands import Asked
 from stream.config import dump_yaml, load
 from stream.cron import next_instant, previous_instant
 from stream.drifting import DriftWatch
-from stream.errors import ConfigError
+from stream.errors import ConfigError, RegistryUnreachable
 from stream.feedback import Feedback
 from stream.feedback import Window as Labelled
 from stream.gates import PromoteWhen
+from stream.metrics import Metrics
 from stream.retrain_rule import Drift, Quality, Retrain
+from stream.retrainer import Retrainer
 from stream.retraining import Retraining
 from stream.state import Changes, StreamPosition
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.training_data import Marked, kept_rows
+from tests.aio import run
 
 MONDAY = 1_722_826_800.0  # 2024-08-05 03:00 UTC
 HOUR, DAY = 3600.0, 86400.0
@@ -164,6 +170,38 @@ def test_only_what_the_rule_trained_becomes_a_shadow() -> None:
     assert (found.challengers(), found.shadows()) == ({}, {"scale": "8"})
     found.shadowed("scale", "9")  # an operator's, in its place
     assert found.shadows() == {}
+
+
+def test_a_challenger_waits_for_a_registry_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.retrainer._LOOK", 0.0)
+    monkeypatch.setattr("stream.retrainer.AGAIN", 0.0)
+    plant = topology(schedule="0 3 * * 1")
+    feedback = Feedback(follows=True)
+    found = retraining(feedback, schedule="0 3 * * 1")
+    beside: Any = SimpleNamespace(retraining=found, feedback=feedback, shadows={})
+    found.began("scale", MONDAY, by_rule=True)
+    found.trained("scale", "8", MONDAY)
+    asked: list[str] = []
+
+    async def serve(command: Asked, answer: Any) -> None:
+        asked.append(command.verb)
+        if len(asked) < 3:
+            raise RegistryUnreachable("nothing answers")
+        await answer({"status": "applied"})
+        found.shadowed("scale", "8")
+
+    async def story() -> None:
+        metrics = Metrics().of("plant", ("scale",))
+        clock: Any = SimpleNamespace(now=lambda: MONDAY + 1.0)
+        retrainer = Retrainer(plant, beside, serve, metrics=metrics, clock=clock, busy=lambda: False)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(retrainer.run())
+            while found.challengers():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            running.cancel()
+
+    run(story())
+    assert asked == ["shadow"] * 3
 
 
 def test_an_operator_may_keep_the_promotion() -> None:

@@ -19,7 +19,7 @@ from detectors.base import Floats, Mask, Model, Slots
 from detectors.calibration import Calibration
 from detectors.registry import TRAINABLE
 from stream.alerts import ModelInfo
-from stream.errors import ModelError
+from stream.errors import ModelError, RegistryUnreachable
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.models import ModelRef
 from stream.readings import Batch
@@ -388,6 +388,64 @@ def test_swap_is_taken_back_where_the_operators_clock_is_ahead(tmp_path: Path) -
                 pass
             assert [line["status"] for line in lines] == ["applied"]
             assert (await found.ask("status"))["models"]["scale"]["version"] == "1"
+
+    run(story())
+
+
+def test_swap_is_taken_back_once_the_registry_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.control.AGAIN", 0.005)
+
+    class Away(Shelf):
+        asked = 0
+        away = False
+
+        def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
+            if self.away:
+                self.asked += 1
+                raise RegistryUnreachable("nothing answers")
+            return super().model(ref, sensors)
+
+    async def story() -> None:
+        found = plant(tmp_path, rollback_when=RollbackWhen(within=1e9, alerts="> 0"))
+        found.shelf = shelf = Away()
+        await found.declare()
+        async with found.running() as worker:
+            decided = time.time()
+            assert (await found.ask("swap", model="models:/scale/9"))["status"] == "applied"
+            shelf.away = True
+            await found.publish(readings(200))
+            await found.reached(worker, 200)
+            while shelf.asked < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert not [line for line in await audit(found) if line["by"] == "rollback_when"]
+            shelf.away = False
+            while not (lines := [x for x in await audit(found) if x["by"] == "rollback_when"]):
+                pass
+            assert [line["status"] for line in lines] == ["applied"]
+            assert (await found.ask("status"))["models"]["scale"]["version"] == "1"
+            early = await found.ask("pause", issued=decided)
+            assert "out of order" in early["reason"], "the operator's own swap came after it"
+
+    run(story())
+
+
+def test_commands_of_the_worker_itself_do_not_void_those_of_operators(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path, rollback_when=RollbackWhen(within=1e9, alerts="> 0"))
+        await found.declare()
+        async with found.running() as worker:
+            assert (await found.ask("swap", model="models:/scale/9"))["status"] == "applied"
+            decided = time.time()
+            await found.publish(readings(200))
+            await found.reached(worker, 200)
+            while not [line for line in await audit(found) if line["by"] == "rollback_when"]:
+                pass
+            assert (await found.ask("pause", issued=decided))["status"] == "applied"
+        async with found.running() as worker:
+            assert (await found.ask("resume", issued=decided))["status"] == "applied"
+            assert "out of order" in (await found.ask("pause", issued=decided - 1.0))["reason"]
 
     run(story())
 
