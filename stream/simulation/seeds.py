@@ -91,22 +91,7 @@ def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Sched
     follows = rng.random() < 0.2
     if rng.random() < (0.5 if follows else 0.15):
         plan = _watched(rng, plan, swaps=rng.choice((0, 1, 2) if follows else (1, 1, 2)))
-    plan = _followed(rng, plan, deadly=deadly) if follows else plan
-    if not plan.poll and not plan.rollback:
-        return plan
-    return _resumed(plan) if any(command.verb == "pause" for command in plan.commands) else plan
-
-
-def _resumed(plan: Schedule) -> Schedule:
-    """In the end somebody resumes once more: a command is refused that was issued before something which a topology
-    does by itself, and that comes after it. Where something may last for longer, nobody pauses."""
-    if any(fault.kind in ("full", "silent", "deaf") for fault in plan.faults):
-        kept = tuple(command for command in plan.commands if command.verb not in ("pause", "resume"))
-        return msgspec.structs.replace(plan, commands=kept)
-    times = [plan.readings[-1].at, *(move.at for move in plan.moves), *(c.at for c in plan.commands)]
-    full = sum(fault.kind == "full" for fault in plan.faults)  # each keeps it waiting for seconds
-    at = 4.0 + 6.0 * full + max(times)
-    return msgspec.structs.replace(plan, commands=(*plan.commands, Command(at, "resume", "z", at)))
+    return _followed(rng, plan, deadly=deadly) if follows else plan
 
 
 def _watched(rng: random.Random, plan: Schedule, swaps: int) -> Schedule:
