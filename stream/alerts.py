@@ -35,6 +35,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     digest: str
     kind: str
 
+    @property
+    def labels(self) -> tuple[str, str, str, str]:
+        """Of the metric that tells which model scores."""
+        return self.name, self.version, self.digest, self.kind
+
 
 class Position(msgspec.Struct, frozen=True):
     """The reading that caused an event: its message's offset in the stream, and its row in the message."""

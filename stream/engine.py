@@ -13,34 +13,32 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Model
-from stream import log
-from stream.alerts import PROCESS, Alert, ModelInfo, alert_message
+from stream.acts import Acts
+from stream.alerts import alert_message
 from stream.backlog import LAG_INTERVAL, lag_of
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
 from stream.deadletters import Origin, dead_letter, replayed
 from stream.errors import BrokerUnreachable, CommandRefused, ReadingRejected, Stalled
-from stream.feedback import Raised
 from stream.ledger import Ledger, Tally
 from stream.metrics import TopologyMetrics
 from stream.pace import Pace, breathe
 from stream.plan import readings_queue
 from stream.proof import fingerprint, prove
 from stream.readings import Batch, Decoder
+from stream.roster import Roster
 from stream.scorer import DetectorFailed, Scored, Scorer
+from stream.showing import Showing
 from stream.state import Changes, Group, Saved, Store, StreamPosition
 from stream.suspects import DEATHS, Suspects
-from stream.threads import in_thread
 from stream.topology import Topology
 
-__all__ = ["Engine", "Poison", "Swap"]
+__all__ = ["Engine", "Poison"]
 
 _IDLE = 0.25
 """Seconds after which an engine without readings looks for commands and a stop."""
@@ -61,19 +59,6 @@ class _Turn:
     done: asyncio.Future[float]
     settled: bool
     """Not before everything is scored again that may have been scored before a failure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """A prepared change of a detector's model, to be applied between two batches."""
-
-    detector: str
-    model: Model
-    info: ModelInfo
-    reference: dict[str, Any]
-    previous: dict[str, Any] | None
-    back: bool = False
-    """To a model that was there before: it is not watched."""
 
 
 class Poison(Exception):
@@ -115,7 +100,6 @@ class Engine:
         self._floor = -1
         """The last message that may have been scored before the last failure: no swap comes before it again."""
         self._broker = broker
-        self._store = store
         self._metrics = metrics
         self._clock = clock
         self._suspects = suspects
@@ -123,6 +107,9 @@ class Engine:
         self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
         self._pace = Pace(topology.source.max_batch)
+        self.acts = Acts(scorer, self.ledger, metrics)
+        self._roster = Roster(topology.source, scorer, self.ledger, store)
+        self._showing = Showing(topology, scorer, self.ledger, metrics, clock)
         self._replays = set(saved.replays)
         self._turns: list[_Turn] = []
         self._looks: list[tuple[Sequence[str], asyncio.Future[list[Group]]]] = []
@@ -136,9 +123,7 @@ class Engine:
             scorer.admit(*group)
         scorer.kin.know(set(saved.names).difference(saved.machines))
         metrics.paused.set(self.paused)
-        for name, lane in scorer.lanes.items():
-            metrics.active_model(name, *_labels(lane.info))
-        self._show_state()
+        self._showing.state()
 
     @property
     def position(self) -> StreamPosition:
@@ -227,57 +212,11 @@ class Engine:
         self._turns.append(_Turn(act, done, settled))
         return await done
 
-    def apply(self, swap: Swap) -> Changes:
-        """Put a prepared model in place (an act for `between_batches`)."""
-        shadow = self.scorer.beside.shadows.get(swap.detector)
-        if shadow is not None and shadow.lane.model is swap.model:
-            self.ledger.touch(self.scorer.promote(swap.detector))
-        else:
-            changed = self.scorer.swap(swap.detector, swap.model, swap.info, back=swap.back)
-            self.ledger.touch(changed)
-        self._metrics.active_model(swap.detector, *_labels(swap.info))
-        return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})
-
-    def accept(self, machine: str, detector: str | None) -> Changes:
-        """Take a machine's open alerts for normal (an act for `between_batches`). Raises CommandRefused."""
-        slots = self.scorer.accept(machine, detector)
-        if not len(slots):
-            whose = "" if detector is None else f' of "{detector}"'
-            raise CommandRefused(f'"{machine}" has no open alert{whose}')
-        self.ledger.touch(slots)
-        return Changes(self.position)
-
-    def close_alert(self, raised: Raised, *, learned: bool) -> bool:
-        """End an alert because an operator says that it is none (within an act for `between_batches`); it is told
-        once that is committed. False where it is not open any more."""
-        alert = self.scorer.close_alert(raised.machine, raised.detector, learned=learned)
-        if alert is None:
-            self.scorer.beside.feedback.gone(raised)
-            return False
-        told = msgspec.structs.replace(alert, threshold=raised.threshold)
-        self.scorer.beside.feedback.closed([told])
-        self.ledger.touch(self.scorer.residents.slots([raised.machine]))
-        return True
-
     async def state_of(self, machines: Sequence[str]) -> list[Group]:
         """Copies of the state of those of these machines that are known, as it is between two batches."""
         looked: asyncio.Future[list[Group]] = asyncio.get_running_loop().create_future()
         self._looks.append((machines, looked))
         return await looked
-
-    async def _look(self) -> None:
-        """Answer who asks for state; the store is used by nobody else meanwhile."""
-        residents = self.scorer.residents
-        looks, self._looks = self._looks, []
-        for machines, looked in looks:
-            away = residents.missing(machines)
-            here = [machine for machine in dict.fromkeys(machines) if machine not in set(away)]
-            slots = np.array([residents.find(machine) for machine in here], np.int64)
-            found = [Group(here, self.scorer.components(slots))] if here else []
-            if away and self.ledger.machines > len(residents):
-                found += await in_thread(self._store.fetch, away)
-            if not looked.done():
-                looked.set_result(found)
 
     async def _batch(self, intake: Intake, deliveries: Sequence[Delivery]) -> None:
         """The way of one batch.
@@ -325,7 +264,7 @@ class Engine:
         if twice:
             decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
             rejected = [item for item in rejected if item[0] not in twice]
-        batch, crowded = await self._admit(intake, decoded)
+        batch, crowded = await self._roster.admit(decoded, lambda: self._settle(intake))
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
         offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
         careful = self._suspects.careful
@@ -342,26 +281,17 @@ class Engine:
         self._pace.took(len(fresh), self._clock.monotonic() - before)
         await breathe()
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
-        self._count_scored(fresh, batch, scored)
+        self._showing.scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
-        async with alone:
-            self._look_beside(scored)
+        async with alone:  # the shadows score what is decided and published already
+            self.scorer.beside.observe(scored)
+        self._showing.dropped_shadows(self.scorer.beside.take_dropped())
         self._enter(fresh, batch, scored, refused, origins, twice)
         for observe in self._observers:
             observe(scored)
         await breathe()
         if careful:
             await self._settle(intake)
-
-    def _look_beside(self, scored: Scored) -> None:
-        """Have the shadows score what is decided and published already."""
-        beside = self.scorer.beside
-        beside.observe(scored)
-        for detector, cause in beside.take_dropped():
-            self._metrics.shadow_dropped(detector)
-            log.get().warning(
-                "shadow_dropped", topology=self.topology.name, detector=detector, cause=cause[:300]
-            )
 
     def _enter(
         self,
@@ -404,51 +334,15 @@ class Engine:
         """The messages not processed yet. Those of a queue are numbered by their place after the position."""
         number = self.position.next_offset
         if self._stream:
-            self._count_lost(deliveries)
+            self._showing.lost(self.position.last_offset, [delivery.offset for delivery in deliveries])
             return [delivery for delivery in deliveries if delivery.offset >= number]
         return [msgspec.structs.replace(d, offset=number + i) for i, d in enumerate(deliveries)]
-
-    async def _admit(self, intake: Intake, batch: Batch) -> tuple[Batch, list[tuple[int, ReadingRejected]]]:
-        """Have every machine of the batch in memory; messages of machines beyond the limit are refused."""
-        residents, source = self.scorer.residents, self.topology.source
-        missing = residents.missing(batch.machines)
-        if not missing:
-            await self._fetch_sisters(batch.machines)
-            return batch, []
-        if (over := len(residents) + len(missing) - source.resident_machines) > 0:
-            await self._settle(intake)
-            here = [machine for machine in batch.machines if machine not in set(missing)]
-            self.scorer.evict(over + source.resident_machines // 16, residents.slots(here))
-        if self.ledger.machines > len(residents):
-            for group in await in_thread(self._store.fetch, missing):
-                self.scorer.admit(*group)
-            missing = residents.missing(missing)
-        room = max(source.max_machines - self.ledger.machines, 0)
-        self.scorer.admit(missing[:room], {})
-        self.ledger.created(missing[:room])
-        await self._fetch_sisters([machine for machine in batch.machines if not residents.missing([machine])])
-        if not (refused := set(missing[room:])):
-            return batch, []
-        detail = f"{source.max_machines} machines are known, which is the limit (max_machines)"
-        messages = dict.fromkeys(
-            int(m) for m, machine in zip(batch.messages, batch.machines, strict=True) if machine in refused
-        )
-        kept = batch.select(~np.isin(batch.messages, list(messages)))
-        return kept, [(message, ReadingRejected("too_many_machines", detail)) for message in messages]
-
-    async def _fetch_sisters(self, machines: Sequence[str]) -> None:
-        """Have those in memory from whom new machines start."""
-        if absent := self.scorer.kin.absent(machines):
-            for group in await in_thread(self._store.fetch, absent):
-                self.scorer.admit(*group)
 
     async def _fetch_unwatched(self) -> None:
         """End every open alert whose machine is no longer scored by what raised it, as the topology is now."""
         feedback, watches = self.scorer.beside.feedback, self.scorer.watches
         ended = [raised for raised in feedback.open if not watches(raised.detector, raised.machine)]
-        if away := self.scorer.residents.missing([raised.machine for raised in ended]):
-            for group in await in_thread(self._store.fetch, away):
-                self.scorer.admit(*group)
+        await self._roster.fetch([raised.machine for raised in ended])
         self._end_unwatched()
         for raised in ended:
             if raised.closed is None:
@@ -473,15 +367,10 @@ class Engine:
         if messages:
             await self._broker.publish(messages)
         if scored.alerts:
-            now = self._clock.monotonic()
-            came = dict(zip(offsets.tolist(), batch.messages.tolist(), strict=True))
-            for alert in scored.alerts:
-                if alert.type == PROCESS:
-                    self._metrics.alerted(alert.detector, alert.event)
-                else:
-                    self._metrics.health_alerted(alert.type, alert.event)
-                self._metrics.alert_latency.observe(now - fresh[came[alert.position.offset]].received)
-                _log_alert(alert)
+            came = zip(offsets.tolist(), batch.messages.tolist(), strict=True)
+            self._showing.alerted(
+                scored.alerts, {offset: fresh[message].received for offset, message in came}
+            )
 
     def _dead_letter(self, delivery: Delivery, error: ReadingRejected) -> Message:
         identity = None if self._stream else delivery.message_id
@@ -496,7 +385,7 @@ class Engine:
             await self.ledger.commit(changes)
         await self._tell()
         await breathe()
-        self._show_state()
+        self._showing.state()
         await breathe()
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
@@ -519,8 +408,11 @@ class Engine:
         return self.position.last_offset < self._floor
 
     async def _take_turns(self, intake: Intake) -> None:
-        if self._looks:
-            await self._look()
+        looks, self._looks = self._looks, []
+        for machines, looked in looks:  # the store is used by nobody else meanwhile
+            found = await self._roster.state_of(machines)
+            if not looked.done():
+                looked.set_result(found)
         turns = [turn for turn in self._turns if not (turn.settled and self._again)]
         self._turns = [turn for turn in self._turns if turn not in turns]
         for turn in turns:
@@ -543,57 +435,12 @@ class Engine:
             return
         await self._broker.publish([alert_message(alert, self.topology.sink.exchange) for alert in alerts])
         feedback.told()
-        for alert in alerts:
-            self._metrics.alerted(alert.detector, alert.event)
-            _log_alert(alert)
+        self._showing.alerted(alerts, {})
 
     async def _first(self, intake: Intake) -> list[Delivery]:
         """The first deliveries from the position on, once the stream is proven to be the same."""
         source = self.topology.source
         return await prove(intake, self.position, most=source.max_batch, linger=source.linger)
-
-    def _count_lost(self, deliveries: Sequence[Delivery]) -> None:
-        """Retention may take messages before they are read. A stream skips one offset at the end of a segment."""
-        last = self.position.last_offset
-        steps = np.diff([last, *(delivery.offset for delivery in deliveries if delivery.offset > last)])
-        if last >= 0 and (lost := int((steps[steps > 2] - 1).sum())):
-            self._metrics.gaps.inc(lost)
-            log.get().error("readings_lost", topology=self.topology.name, lost=lost, cause="retention")
-
-    def _count_scored(self, fresh: Sequence[Delivery], batch: Batch, scored: Scored) -> None:
-        now = self._clock.monotonic()
-        self._metrics.decoded.inc(len(batch))
-        self._metrics.batch.observe(len(scored.batch))
-        for delivery in fresh:
-            self._metrics.scored_latency.observe(now - delivery.received)
-        for name, scores in scored.scores.items():
-            self._metrics.scored(name, int(np.count_nonzero(~np.isnan(scores))))
-        self._metrics.machine_days.inc(scored.machine_days)
-        for _, policy in scored.dropped:
-            self._metrics.dropped_readings(policy, 1)
-        for detector, machine in scored.unhealthy:
-            self._metrics.unhealthy(detector)
-            name = self.topology.name
-            log.limited(
-                "detector_unhealthy", f"{name}/{detector}", topology=name, detector=detector, machine=machine
-            )
-        if len(scored.batch):
-            self._metrics.last_reading.set(float(scored.batch.times[-1]))
-
-    def _show_state(self) -> None:
-        self._metrics.machines.set(self.ledger.machines)
-        self._metrics.resident.set(len(self.scorer.residents))
-        for name, count in self.scorer.open_alerts().items():
-            self._metrics.open_alerts(name, count)
-        for name, count in self.scorer.warming().items():
-            self._metrics.warming(name, count)
-        self._metrics.sick(self.scorer.sick())
-        for name in self.topology.registry_models:
-            shadow = self.scorer.beside.shadows.get(name)
-            if shadow is None:
-                self._metrics.compared(name, None, None)
-            else:
-                self._metrics.compared(name, shadow.lane.info.version, shadow.comparison.total)
 
 
 def _fitting(deliveries: Sequence[Delivery]) -> int:
@@ -613,20 +460,3 @@ def _silent(scored: Scored, batch: Batch, others: set[int]) -> dict[int, str]:
     dropped = Counter(message for message, _ in scored.dropped)
     rows = Counter(batch.messages.tolist())
     return {m: policy for m, policy in scored.dropped if dropped[m] == rows[m] and m not in others}
-
-
-def _labels(info: ModelInfo) -> tuple[str, str, str, str]:
-    return info.name, info.version, info.digest, info.kind
-
-
-def _log_alert(alert: Alert) -> None:
-    log.get().info(
-        f"alert_{alert.event}",
-        topology=alert.topology,
-        machine=alert.machine,
-        detector=alert.detector,
-        type=alert.type,
-        severity=alert.severity,
-        score=round(alert.score, 4),
-        reason=alert.reason,
-    )

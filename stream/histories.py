@@ -144,6 +144,12 @@ def read_past(past: Past, topology: Topology, label_column: str | None = None) -
     )
 
 
+_MASKED = (
+    "a capture leaves out what sick sensors said: alerts of sensors' health may differ from those of live; "
+    "--stream has them all"
+)
+
+
 def read_history(
     path: Path, topology: Topology, machine: str | None = None, label_column: str | None = None
 ) -> History:
@@ -181,6 +187,8 @@ def read_history(
     if machines is not None and machines.name != "machine" and machines.nunique() > max(len(frame) // 5, 1):
         machines = None  # a number of each row, say
     captured = all(name in rest.columns for name in PLACE_COLUMNS) and path.suffix == ".parquet"
+    if captured and topology.health is not None:
+        notes.append(_MASKED)
     return History(
         machine or path.stem,
         stamps.astype(str),

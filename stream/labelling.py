@@ -53,7 +53,7 @@ def _said(
     for raised in meant:
         engine.scorer.beside.feedback.label(raised, label, learned=bool(command.learn), at=now)
         if label == "false" and raised.closed is None:
-            closed.append(engine.close_alert(raised, learned=bool(command.learn)))
+            closed.append(engine.acts.close_alert(raised, learned=bool(command.learn)))
     receipt |= {"alerts": [raised.id for raised in meant], "machine": meant[0].machine, "closed": sum(closed)}
     return Changes(engine.position)
 

@@ -146,10 +146,10 @@ class Retraining:
         self._states[detector].pending.pop(trigger, None)
 
     def since(self, detector: str) -> float:
-        """From which time on readings are trained on."""
+        """From which time on readings are trained on, in epoch seconds."""
         newest = self._feedback.newest
         assert newest is not None  # noqa: S101 - held back until there is one
-        return newest - self.rules[detector].over
+        return max(newest - self.rules[detector].over, 0.0)
 
     def began(self, detector: str, now: float, *, by_rule: bool) -> None:
         """A training began, whoever asked for it."""

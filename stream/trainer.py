@@ -62,14 +62,15 @@ class Trainer:
         self._folders = folders
         self._connect = connect
         self.running: Training | None = None
+        self._one = asyncio.Lock()
         self._cancelling = Cancelling()
 
     def check(self, training: Training) -> None:
         """Raises CommandRefused where it cannot be begun now, or at all."""
-        options, source = training.options, training.source
         if self.running is not None:
             busy = f'"{self.running.detector}" of {self.running.topology.name}'
             raise CommandRefused(f"this worker trains {busy} already; send it again when that is done")
+        options, source = training.options, training.source
         if sum(it is not None for it in (source.stream, source.capture, source.frame)) != 1:
             raise CommandRefused('train needs "source" with exactly one of "stream", "capture" and "frame"')
         if not 0 < options.timeout <= _LONGEST or (options.rows is not None and options.rows < 1):
@@ -88,11 +89,20 @@ class Trainer:
     async def train(self, training: Training, told: Told) -> dict[str, Any]:
         """Train and register: `model`, `aliases`, `metrics`, `trained_s`. Whoever cancels it ends the process.
 
-        Raises CommandRefused, ConfigError, BrokerError, TrainingCancelled, and ModelError where the process ends by
-        itself or lasts too long.
+        Where two were found to be possible at once, the second waits for the first. Raises CommandRefused,
+        ConfigError, BrokerError, TrainingCancelled; ModelError where the process ends by itself or lasts too long.
         """
-        self.check(training)
-        self.running, began = training, time.monotonic()
+        if self._one.locked():
+            await told({"phase": "waiting", "elapsed_s": 0.0})
+        async with self._one:
+            self.running = training
+            try:
+                return await self._train(training, told)
+            finally:
+                self.running = None
+
+    async def _train(self, training: Training, told: Told) -> dict[str, Any]:
+        began = time.monotonic()
         cancelling = self._cancelling = Cancelling()
         try:
             async with asyncio.timeout(training.options.timeout):
@@ -104,7 +114,6 @@ class Trainer:
             limit = f"took longer than {training.options.timeout:g} s"
             raise ModelError(f"the training {limit}; give it fewer rows, or a longer timeout") from None
         finally:
-            self.running = None
             cancelling.over()
         return {**result, "trained_s": round(time.monotonic() - began, 3)}
 

@@ -12,9 +12,10 @@ import msgspec
 
 from detectors.base import Model
 from stream import log
+from stream.acts import Swap
 from stream.clock import Clock
 from stream.commands import Command, Receipt
-from stream.engine import Engine, Swap
+from stream.engine import Engine
 from stream.errors import CommandRefused, ModelError
 from stream.labelling import labelled
 from stream.metrics import TopologyMetrics
@@ -176,7 +177,7 @@ class Verbs:
         receipt["machine"] = machine
         if detector is not None:
             receipt["detector"] = detector
-        return Prepared(lambda: self._engine.accept(machine, detector))
+        return Prepared(lambda: self._engine.acts.accept(machine, detector))
 
     async def _cancelled(self, command: Command, receipt: Receipt) -> Prepared:
         """The training that a command began is ended, at once: its own receipt tells that, too."""
@@ -353,7 +354,7 @@ class Verbs:
 
         def act() -> Changes:
             receipt["partitions"] = {"0": {"first_offset": self._engine.position.next_offset}}
-            return self._engine.apply(swap)
+            return self._engine.acts.apply(swap)
 
         def done() -> None:
             self._models[detector] = ModelHistory(ref, earlier)

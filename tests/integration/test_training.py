@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream.brokers.base import Message
-from stream.brokers.memory import MemoryBroker
+from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.cli import cli
 from stream.commands import Asked
 from stream.config import dump_yaml
@@ -32,8 +32,8 @@ from stream.models import Registry
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
 from stream.topology import RegistryModel, Sensor, Source, Topology
-from stream.trainer import Trainer
-from stream.training_data import StreamRange, frame_table, stream_table, within
+from stream.trainer import Trainer, Training
+from stream.training_data import StreamRange, TrainingSource, frame_table, stream_table, within
 from stream.validation import Reader
 from tests.aio import run
 from tests.mlflow_server import mlflow_server
@@ -118,6 +118,25 @@ class Shop(Plant):
         async with MemoryBroker(self.server, user=user) as broker:
             asked: dict[str, Any] = {"user": user, "timeout": 90.0, "told": self.log.append}
             return await request(broker, self.topology.name, "train", **asked, **arguments)
+
+
+def test_of_two_trainings_that_were_possible_at_once_the_second_waits(tmp_path: Path) -> None:
+    registry, told = f"sqlite:///{tmp_path}/registry.db", list[Any]()
+
+    async def hear(progress: dict[str, Any]) -> None:
+        told.append(progress["phase"])
+
+    async def story() -> None:
+        trainer = Trainer(registry, (tmp_path,), lambda: MemoryBroker(MemoryServer()))
+        columns: Any = frame(200).assign(time=[START + i for i in range(200)]).to_dict("list")
+        training = Training(topology=trainable(), detector="scale", source=TrainingSource(frame=columns))
+        trainer.check(training)
+        async with asyncio.TaskGroup() as tasks:
+            found = [tasks.create_task(trainer.train(training, hear)) for _ in range(2)]
+        assert sorted(each.result()["model"]["version"] for each in found) == [1, 2]
+
+    run(story())
+    assert told.count("waiting") == 1
 
 
 def test_command_line_logs_everything_and_the_newer_of_two_trainings_is_loaded(

@@ -30,8 +30,9 @@ MUTANTS = (
         "commit before publish",
         "stream.engine:Engine._take",
         """        await self._publish(fresh, scored, refused, offsets, batch)
-        async with alone:
-            self._look_beside(scored)
+        async with alone:  # the shadows score what is decided and published already
+            self.scorer.beside.observe(scored)
+        self._showing.dropped_shadows(self.scorer.beside.take_dropped())
         self._enter(fresh, batch, scored, refused, origins, twice)
 """,
         """        self._enter(fresh, batch, scored, refused, origins, twice)
@@ -122,9 +123,9 @@ MUTANTS = (
     ),
     Mutant(
         "the swapped model is not in the checkpoint",
-        "stream.engine:Engine.apply",
-        "return Changes(self.position, models={swap.detector: (swap.reference, swap.previous)})",
-        "return Changes(self.position)",
+        "stream.acts:Acts.apply",
+        "return Changes(self._ledger.processed, models={swap.detector: (swap.reference, swap.previous)})",
+        "return Changes(self._ledger.processed)",
     ),
     Mutant(
         "a command leaves no receipt in the checkpoint",
@@ -176,19 +177,19 @@ MUTANTS = (
     ),
     Mutant(
         "a machine that was evicted starts afresh",
-        "stream.engine:Engine._admit",
-        "if self.ledger.machines > len(residents):",
+        "stream.roster:Roster.admit",
+        "if self._ledger.machines > len(residents):",
         "if False:",
     ),
     Mutant(
         "what is evicted was not committed",
-        "stream.engine:Engine._admit",
-        "            await self._settle(intake)\n            here",
+        "stream.roster:Roster.admit",
+        "            await settle()\n            here",
         "            here",
     ),
     Mutant(
         "a loss to retention is not told",
-        "stream.engine:Engine._count_lost",
+        "stream.showing:Showing.lost",
         "self._metrics.gaps.inc(lost)",
         "pass",
     ),
@@ -244,8 +245,8 @@ MUTANTS = (
     Mutant(
         "the order of commands begins anew with each process",
         "stream.commands:Docket.__init__",
-        'max((float(receipt.get("issued", 0.0)) for receipt in receipts.values()), default=0.0)',
-        "0.0",
+        "            self._follow(receipt)\n",
+        "            pass\n",
     ),
     Mutant(
         "a receipt is sent before it is written",
@@ -322,14 +323,14 @@ MUTANTS = (
     ),
     Mutant(
         "what an operator accepted is not in the checkpoint",
-        "stream.engine:Engine.accept",
-        "        self.ledger.touch(slots)\n",
+        "stream.acts:Acts.accept",
+        "        self._ledger.touch(slots)\n",
         "",
     ),
     Mutant(
         "the limit of machines is not kept",
-        "stream.engine:Engine._admit",
-        "room = max(source.max_machines - self.ledger.machines, 0)",
+        "stream.roster:Roster.admit",
+        "room = max(source.max_machines - self._ledger.machines, 0)",
         "room = len(missing)",
     ),
     Mutant(
@@ -395,17 +396,17 @@ MUTANTS = (
     Mutant(
         "a rollback by rule takes back whatever is there when its turn comes",
         "stream.control:Control._serve_verdicts",
-        """                async with self._one:
-                    await self._take_back(detector, tried)
-""",
-        """                swapped = beside.verdicts
-                verdict = beside.verdicts()
-                async with self._one:
-                    beside.verdicts = lambda: verdict
-                    try:
+        """                    async with self._one:
                         await self._take_back(detector, tried)
-                    finally:
-                        beside.verdicts = swapped
+""",
+        """                    swapped = beside.verdicts
+                    verdict = beside.verdicts()
+                    async with self._one:
+                        beside.verdicts = lambda: verdict
+                        try:
+                            await self._take_back(detector, tried)
+                        finally:
+                            beside.verdicts = swapped
 """,
     ),
     Mutant(
@@ -474,9 +475,9 @@ MUTANTS = (
     ),
     Mutant(
         "shadows never score",
-        "stream.engine:Engine._look_beside",
-        "        beside.observe(scored)\n",
-        "",
+        "stream.engine:Engine._take",
+        "            self.scorer.beside.observe(scored)\n",
+        "            pass\n",
     ),
     Mutant(
         "a shadow begins without the alerts that are open",
@@ -522,7 +523,7 @@ MUTANTS = (
     ),
     Mutant(
         "a loss to retention is told too small",
-        "stream.engine:Engine._count_lost",
+        "stream.showing:Showing.lost",
         "(steps[steps > 2] - 1).sum()",
         "(steps[steps > 2] - 2).sum()",
     ),

@@ -198,6 +198,10 @@ def test_capture_gives_the_alerts_of_live_with_their_ids(tmp_path: Path) -> None
         assert past.place == Path("plant/plant.csv")
         assert len(past.files) > 2
         history = read_past(past, plant.topology)
+        assert [note.split(":")[0] for note in history.notes] == [
+            "a capture leaves out what sick sensors said"
+        ]
+        assert not read_past(past, msgspec.structs.replace(plant.topology, health=None)).notes
         outcome = backtest(fresh_scorer(whole_rows(plant.topology)), history)
         assert outcome.alerts == alerts
         assert len(alerts) > 5

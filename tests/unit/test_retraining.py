@@ -115,6 +115,10 @@ def test_a_training_waits_for_the_interval_the_week_and_another_training() -> No
     assert found.hold("scale", MONDAY + 7 * DAY, busy=False) is None
 
 
+def test_a_training_over_more_than_there_ever_was_begins_with_the_epoch() -> None:
+    assert retraining(schedule="0 3 * * 1", over=1e15).since("scale") == 0.0
+
+
 def test_without_a_reading_there_is_nothing_to_train_on() -> None:
     found = retraining(readings=False, schedule="* * * * *")
     assert found.hold("scale", MONDAY, busy=False) == "no_data"
