@@ -40,6 +40,7 @@ _BREATH = 0.01
 """Seconds that are theirs."""
 _STEP = 1.0
 _START = 1_704_067_200.0
+_MICROSECOND = 1e-6
 
 Frame = Mapping[str, list[float | int | str | None]]
 """A data frame as columns: `machine` and `time` where there are any, and the sensors."""
@@ -105,7 +106,8 @@ def kept_rows(machines: Sequence[str], times: Floats, marked: Sequence[Marked]) 
         rows = {str(name): np.flatnonzero(places == i) for i, name in enumerate(names)}
     for mark in marked:
         own = rows.get(mark.machine, np.zeros(0, np.int64))
-        inside = (times[own] >= mark.start) & (times[own] <= (np.inf if mark.end is None else mark.end))
+        last = np.inf if mark.end is None else mark.end + _MICROSECOND  # alerts tell times in microseconds
+        inside = (times[own] >= mark.start - _MICROSECOND) & (times[own] <= last)
         keep[own[inside]] = mark.keep
     return np.flatnonzero(keep)
 

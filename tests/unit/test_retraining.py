@@ -23,6 +23,7 @@ from stream.feedback import Feedback
 from stream.feedback import Window as Labelled
 from stream.gates import PromoteWhen
 from stream.metrics import Metrics
+from stream.readings import epoch_seconds
 from stream.retrain_rule import Drift, Quality, Retrain
 from stream.retrainer import Retrainer
 from stream.retraining import Retraining
@@ -380,6 +381,14 @@ def test_a_training_leaves_out_faults_and_keeps_what_is_normal_by_the_last_word(
     assert (times[kept] - MONDAY).tolist() == [15.0, 2 * HOUR, 2 * HOUR + 1, 3 * HOUR]
     assert len(kept_rows(["m2"] * 9, times, feedback.marked())) == 9
     assert kept_rows(["m1"], np.array([9e9]), [Marked("m1", 0.0, None, False)]).tolist() == []
+
+
+def test_the_last_reading_of_an_alert_is_left_out_although_alerts_tell_microseconds() -> None:
+    times = np.array([MONDAY + i / 3.0 for i in range(9)])
+    ends = [epoch_seconds(rfc3339(time)) for time in times.tolist()]
+    for i in range(9):
+        kept = kept_rows(["m1"] * 9, times, [Marked("m1", ends[0], ends[i], False)])
+        assert kept.tolist() == list(range(i + 1, 9))
 
 
 BASE = """\
