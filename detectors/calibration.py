@@ -53,6 +53,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     largest_shape: Annotated[float, Meta(ge=0, le=0.9)] = 0.5
     """Bound of the Pareto shape: what lets heavy tails be heavy, and alarm less; 0 fits an exponential tail, which
     promises too much on heavy ones (8 times as many as said beyond 1 in 10,000, Student's t(3); 0.5 leaves 3)."""
+    repeats: Literal["tail", "count"] = "tail"
+    """What a score is worth that the history holds already, to the last digit: with `tail` what any other is; with
+    `count` it is no rarer than it and higher ones came. Scores of discrete sensors (counts, stages) repeat; a tail
+    takes their every record for far rarer than records are; but nothing that repeats is then rarer than one in the
+    history."""
 
     def __post_init__(self) -> None:
         if self.warmup > self.history:
@@ -113,6 +118,7 @@ class Calibrator:
             recipe.quantile,
             recipe.largest_shape,
             recipe.method == "evt",
+            recipe.repeats == "count",
             surprise,
         )
         return surprise
@@ -212,7 +218,7 @@ def _remember(
 
 @compiled(
     "void(int64[::1], float64[::1], boolean[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1],"
-    " float64[:,::1], int64, float64, float64, boolean, float64[::1])"
+    " float64[:,::1], int64, float64, float64, boolean, boolean, float64[::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -227,6 +233,7 @@ def _score_learn(
     quantile: float,
     largest_shape: float,
     evt: bool,
+    counts: bool,
     surprise: Floats,
 ) -> None:
     history = ring.shape[1]
@@ -241,6 +248,12 @@ def _score_learn(
                 excess = (score - row[_THRESHOLD]) / row[_SCALE]
                 decay = np.log1p(row[_SHAPE] * excess) / row[_SHAPE] if row[_SHAPE] > 0.0 else excess
                 surprise[i] = min((decay - np.log(1.0 - quantile)) / np.log(10.0), _LARGEST)
+                above, came = 0, False
+                for h in range(held if counts else 0):
+                    above += ring[slot, h] >= score
+                    came = came or ring[slot, h] == score
+                if came:
+                    surprise[i] = min(surprise[i], -np.log10(above / held))
             else:
                 above = 0
                 for h in range(held):

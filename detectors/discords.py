@@ -69,7 +69,8 @@ class LeftMatrixProfile(Detector, frozen=True, kw_only=True):
 
 
 class LeftMatrixProfileModel:
-    """State per key: for each reading of the history 16 bytes a sensor; 17 kB at the defaults with one sensor."""
+    """State per key: for each reading of the history 2 bytes, and 16 a sensor (8 with `length` 1 and one neighbour);
+    18 kB at the defaults with one sensor."""
 
     def __init__(self, recipe: LeftMatrixProfile, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -77,14 +78,15 @@ class LeftMatrixProfileModel:
         self.warmup_readings = max(recipe.warmup, recipe.length + recipe.length // 2)
         self._recipe = recipe
         width = len(sensors)
+        slides = recipe.length > 1 or recipe.neighbours > 1
         self._table = Table(
             {
                 "count": Column(np.int64),
                 "ring": Column(np.float64, (width, recipe.history)),
-                "learned": Column(np.int32, (recipe.history,)),
+                "learned": Column(np.int16, (recipe.history,)),
                 "seen": Column(np.int64, (width,)),
                 "mean": Column(np.float64, (width,)),
-                "squares": Column(np.float64, (width, recipe.history)),
+                "squares": Column(np.float64, (width, recipe.history if slides else 1)),
                 "times": Column(np.float64, (recipe.length,)),
             }
         )
@@ -149,7 +151,7 @@ class LeftMatrixProfileModel:
 
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
-        `squares` (k, n_sensors, history); `times` (k, length)."""
+        `squares` (k, n_sensors, history), or (k, n_sensors, 1) of single values; `times` (k, length)."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
@@ -159,15 +161,16 @@ class LeftMatrixProfileModel:
         self._table.restore(slots, rows)
 
 
-@compiled("Tuple((float64, int64))(float64[::1], int32[::1], float64[::1], int64, int64)")
+@compiled("Tuple((float64, int64))(float64[::1], int16[::1], float64[::1], int64, int64)")
 def _nearest(
-    ring: Floats, runs: NDArray[np.int32], squares: Floats, count: int, length: int
+    ring: Floats, runs: NDArray[np.int16], squares: Floats, count: int, length: int
 ) -> tuple[float, int]:
     """Squared distance of the newest stretch to the nearest before it (inf if none), and how far back that is.
 
     A stretch counts that lies within a run of learned readings (`runs`: how many up to each, at most `length`).
     `squares` holds the squared distances by lag and slides with each reading: one term comes, one goes. Rounding
-    errors do not pile up, since one lag in `length` is summed anew each time."""
+    errors do not pile up, since one lag in `length` is summed anew each time. Of single values it holds nothing,
+    unless further neighbours are sought in it."""
     history = len(ring)
     newest = (count - 1) % history
     gone = (newest - length) % history
@@ -189,15 +192,16 @@ def _nearest(
             left += history if left < 0 else 0
             come, went = ring[newest] - ring[end], ring[gone] - ring[left]
             total = max(squares[lag] + come * come - went * went, 0.0)
-        squares[lag] = total
+        if len(squares) > 1:
+            squares[lag] = total
         if total < best and runs[end] >= length:
             best, nearest = total, lag
     return best, nearest
 
 
-@compiled("float64(int32[::1], float64[::1], int64, int64, int64[::1])")
+@compiled("float64(int16[::1], float64[::1], int64, int64, int64[::1])")
 def _farther(
-    runs: NDArray[np.int32], squares: Floats, count: int, length: int, lags: NDArray[np.int64]
+    runs: NDArray[np.int16], squares: Floats, count: int, length: int, lags: NDArray[np.int64]
 ) -> float:
     """Squared distance of the next nearest stretches, one for each further entry of `lags`, which are filled in;
     inf where there are not so many. `squares` are those that `_nearest` left."""
@@ -228,7 +232,7 @@ def _shift(ring: Floats, newest: int, lag: int, length: int) -> float:
 
 
 @compiled(
-    "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1],"
+    "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int16[:,::1],"
     " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64, int64, int64, float64, float64[::1],"
     " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,::1])"
 )
@@ -239,7 +243,7 @@ def _score_learn(
     learn: Mask,
     count: NDArray[np.int64],
     ring: Floats,
-    runs: NDArray[np.int32],
+    runs: NDArray[np.int16],
     seen: NDArray[np.int64],
     mean: Floats,
     squares: Floats,

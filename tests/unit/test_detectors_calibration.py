@@ -136,3 +136,18 @@ def test_scores_that_were_always_0_calibrate_once_the_detector_has_warmed_up() -
     assert found[300] == 30.0, "what never moved and does is as rare as can be"
     assert not np.delete(found, 300).any()
     assert not recipe.build().score_learn(where, scores).any(), "unless all of it is a warm-up"
+
+
+def test_score_that_came_before_is_no_rarer_than_it_came_where_repeats_are_counted() -> None:
+    scores = np.zeros(5000)
+    scores[500::500] = 8.0
+    scores[-1] = 8.0
+    slots = np.zeros(5000, np.int64)
+    recipe = Calibration(history=5000, repeats="count")
+    counted, by_tail = (
+        it.build().score_learn(slots, scores)[-1] for it in (recipe, Calibration(history=5000))
+    )
+    assert counted == pytest.approx(np.log10(4499 / 9)), "zeros before the first other score are left out"
+    assert by_tail > counted
+    scores[-1] = 8.5
+    assert recipe.build().score_learn(slots, scores)[-1] > counted + 1.0
