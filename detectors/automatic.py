@@ -36,7 +36,7 @@ class Auto(Detector, frozen=True, kw_only=True):
     One sensor's values, and stretches of two lengths, are compared with its past (`left_matrix_profile`, each length
     calibrated, their log-probabilities averaged, and rarer ones asked for the longer a key is known); above 1 its
     score counts decades of probability, which is what `escalation` of the alert rule stands on. Beside them a profile
-    of its day counts (`seasonal_profile`, from six sigmas, and from what the key's own deviations pass once in 100,000)
+    of its day counts (`seasonal_profile`, from 6 sigmas, and from what the key's own deviations pass once in 100,000)
     where it explained half of the variance from the third to the eighth day; that of its week takes its place where
     it leaves less than half of what that leaves in the third week, at whose end both are judged anew. Which it is
     follows from the rate: it takes 100 readings in six days. A distance that came before is no rarer than it came

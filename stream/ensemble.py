@@ -25,6 +25,7 @@ from detectors.base import (
 )
 from detectors.calibration import Calibrator
 from detectors.openings import Openings
+from stream import log
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
 from stream.binding import Binding
@@ -232,6 +233,8 @@ class Ensemble:
         self._threshold = threshold
         self._calibrator = calibrator
         self._openings = openings
+        self._warned = False
+        """Whether it was said that alerts are to be rarer than calibration can count."""
         self._parts: dict[tuple[bool, ...], Ensemble] = {}
         """The same with fewer lanes, for machines that the others do not score."""
 
@@ -387,6 +390,8 @@ class Ensemble:
         if self._openings is not None and np.isfinite(decided).all():
             kept = self._openings.thresholds(slots, decided, batch.times, limits, learn & ~unknown)
             limits = np.where(unknown, limits, kept)
+        if not self._warned:
+            self._warn(limits[~unknown])
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         told = self.alerts.decide(limits, slots, batch.times, counted, place)
@@ -404,6 +409,20 @@ class Ensemble:
             released,
             raw,
             learn,
+        )
+
+    def _warn(self, limits: Floats) -> None:
+        """Say once where thresholds lie beyond what calibration can count: there the tail decides."""
+        deciding = self.lanes[0].calibrator if self._combination is None else self._calibrator
+        if deciding is None or not len(limits) or (asked := float(limits.max())) <= deciding.reach:
+            return
+        self._warned = True
+        log.get().warning(
+            "threshold_beyond_history",
+            detector=self.name,
+            asked=f"1 in {10.0**asked:,.0f}",
+            counted=f"1 in {10.0**deciding.reach:,.0f}",
+            hint="alerts so rare follow from a fitted tail, as with evt; a longer calibration.history counts them",
         )
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from benchmarks.acceptance import lasted
 from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, RandomCutForest
@@ -277,3 +278,19 @@ def test_a_calibrated_sensor_that_never_moved_is_told_when_it_does(
         alert.position.offset for alert in scorer.process(batch, rows).alerts if alert.event == "opened"
     ]
     assert opened[:1] == [2000]
+
+
+@pytest.mark.parametrize(("budget", "said"), [(2.0, 0), (1.0 / 7.0, 1)])
+def test_budget_beyond_what_conformal_counts_is_said_once_and_kept_by_the_tail(
+    budget: float, said: int
+) -> None:
+    rule = AlertRule(budget=budget, close_after=0)
+    found = scorer(calibration=Calibration(method="conformal", history=2000), alert=rule)
+    values = quiet(4000)
+    values[3900] += FAULT
+    with capture_logs() as told:
+        scored = judge(found, values)
+    warnings = [line for line in told if line["event"] == "threshold_beyond_history"]
+    assert len(warnings) == said
+    assert all(line["counted"] == "1 in 2,001" for line in warnings)
+    assert (3900, "opened") in events(scored)
