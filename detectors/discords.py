@@ -92,7 +92,7 @@ class LeftMatrixProfileModel:
         )
         self._since: Floats = np.zeros(0)
         self._distances: Floats = np.zeros((0, width))
-        self._shifts: Floats = np.zeros((0, width))
+        self._differences: Floats = np.zeros((0, width, 3))
         self._deviations: Floats = np.zeros((0, width))
         self._expected: Floats = np.zeros((0, width))
 
@@ -104,7 +104,8 @@ class LeftMatrixProfileModel:
         scores = np.zeros(len(slots))
         self._deviations, self._expected = np.zeros(values.shape), np.full(values.shape, np.nan)
         self._since = np.zeros(len(slots))
-        self._distances, self._shifts = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+        self._distances = np.full(values.shape, np.nan)
+        self._differences = np.full((*values.shape, 3), np.nan)
         _score_learn(
             slots,
             values,
@@ -126,12 +127,13 @@ class LeftMatrixProfileModel:
             self._expected,
             self._since,
             self._distances,
-            self._shifts,
+            self._differences,
         )
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Shares by squared score of the sensors; expected is the last value of the stretch compared with."""
+        """Shares by squared score of the sensors, signed as the largest difference of the stretches is; expected is
+        the last value of the stretch compared with."""
         squares = self._deviations[rows] ** 2
         total = squares.sum(axis=1, keepdims=True)
         shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
@@ -147,7 +149,8 @@ class LeftMatrixProfileModel:
         compared = np.isfinite(self._distances[rows]).any(axis=1)
         readings = np.where(compared, self._recipe.length, 0)
         rank = np.where(compared, self._recipe.neighbours, 0)
-        return Stretches(readings, self._since[rows], rank, self._distances[rows], self._shifts[rows])
+        shifts, largest, usual = np.moveaxis(self._differences[rows], 2, 0)
+        return Stretches(readings, self._since[rows], rank, self._distances[rows], shifts, largest, usual)
 
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
@@ -221,20 +224,25 @@ def _farther(
     return best
 
 
-@compiled("float64(float64[::1], int64, int64, int64)")
-def _shift(ring: Floats, newest: int, lag: int, length: int) -> float:
-    """How far the newest stretch lies above the one so far back, on the mean."""
-    history, total = len(ring), 0.0
+@compiled("void(float64[::1], int64, int64, int64, float64[::1])")
+def _compare(ring: Floats, newest: int, lag: int, length: int, found: Floats) -> None:
+    """How far the newest stretch lies above the one so far back: on the mean, where that is most (signed; the newest
+    of such places), and the other's value there."""
+    history, total, largest, usual = len(ring), 0.0, 0.0, np.nan
     for back in range(length):
         a = (newest - back) % history
-        total += ring[a] - ring[(a - lag) % history]
-    return total / length
+        other = ring[(a - lag) % history]
+        gap = ring[a] - other
+        total += gap
+        if back == 0 or abs(gap) > abs(largest):
+            largest, usual = gap, other
+    found[0], found[1], found[2] = total / length, largest, usual
 
 
 @compiled(
     "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int16[:,::1],"
     " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64, int64, int64, float64, float64[::1],"
-    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,::1])"
+    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,:,::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -257,7 +265,7 @@ def _score_learn(
     expected: Floats,
     since: Floats,
     distances: Floats,
-    shifts: Floats,
+    differences: Floats,
 ) -> None:
     history = ring.shape[2]
     lags = np.zeros(neighbours, np.int64)
@@ -295,9 +303,9 @@ def _score_learn(
             if count[slot] >= warmup and known > 0:
                 score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
                 expected[i, j] = example
-                deviations[i, j] = score if value >= example else -score
                 distances[i, j] = distance
-                shifts[i, j] = _shift(ring[slot, j], place, nearest, length)
+                _compare(ring[slot, j], place, nearest, length, differences[i, j])
+                deviations[i, j] = score if differences[i, j, 1] >= 0.0 else -score
                 scores[i] = max(scores[i], score)
             if learn[i] and known < _SCALED_BY:
                 seen[slot, j] += 1

@@ -22,6 +22,7 @@ from detectors.base import (
     ModelUnavailable,
     Rows,
     Slots,
+    StretchModel,
 )
 from detectors.calibration import Calibrator
 from detectors.openings import Openings
@@ -461,6 +462,9 @@ class Ensemble:
         each = np.arange(len(rows))
         share, normal = shares[each, top], expected[each, top]
         off = np.abs(part.columns[rows, top] - normal)
+        most, usual = self._within_stretches(rows, top, by_lane)
+        compared = np.isfinite(most)
+        off, normal = np.where(compared, np.abs(most), off), np.where(compared, usual, normal)
         small = off < np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
         wrong = np.zeros(len(rows), np.bool_)
         if rule.direction != "both":
@@ -468,6 +472,26 @@ class Ensemble:
         counted = scores.copy()
         counted[rows[small | wrong]] = 0.0
         return counted
+
+    def _within_stretches(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], scores: Mapping[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        """The largest difference (k,) within the stretch that ended with each row, in one column each, and what was
+        expected there; NaN where the lane that weighs most of those that see it compares no stretches."""
+        most, usual = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        weighs = np.full(len(rows), -1.0)
+        for weight, lane in zip(self._weights().tolist(), self.lanes, strict=True):
+            own = np.nan_to_num(weight * scores[lane.name][rows])
+            better = lane.sees(len(self._floors))[columns] & (own > weighs)
+            weighs[better] = own[better]
+            most[better], usual[better] = np.nan, np.nan
+            if isinstance(lane.model, StretchModel) and better.any():
+                told = lane.model.stretches(rows[better])
+                each, place = np.arange(int(better.sum())), columns[better]
+                if lane.inputs is not None:
+                    place = np.array([np.flatnonzero(lane.inputs == column)[0] for column in place], np.int64)
+                most[better], usual[better] = told.largest[each, place], told.usual[each, place]
+        return most, usual
 
     def _why(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Contributions:
         """Reasons for rows (k,) of the latest attempt: the detectors' own, by what each had to say."""
