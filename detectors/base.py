@@ -56,7 +56,8 @@ class Stretches(NamedTuple):
     """What the last readings up to a row were compared with as a whole.
 
     `readings` (k,): how many, the row's own among them; 0 where none were compared. `since` (k,): epoch seconds of
-    the first. `rank` (k,): 1 where compared with the most similar stretch of the past, 2 with the second.
+    the first. `rank` (k,): 1 where compared with the most similar stretch of the past, 2 with the second; 0 where it
+    is their mean that was, with a normal one: in it older readings count less, so that `since` is NaN.
     `distances` (k, n_sensors): how far from that, as root mean square, and `shifts` (k, n_sensors): as mean, above
     it positive; `largest` (k, n_sensors): the largest single difference, signed, and `usual` (k, n_sensors): what was
     compared there. In the sensor's unit, NaN of sensors that were not compared.

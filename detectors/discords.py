@@ -14,7 +14,10 @@ from detectors.table import Column, Table
 
 __all__ = ["LeftMatrixProfile", "LeftMatrixProfileModel"]
 
-_LARGEST_VALUE = 1e100
+_LARGEST_VALUE = 1e150
+"""Squares of more do not fit: what lies beyond has no distance, and the largest score."""
+_CANCELLED = 1e-6
+"""Of the square that leaves a sum: where less is left, its digits are lost, and it is summed anew."""
 _LARGEST_SCORE = 1e30
 """Large, since where the first distances are all 0 the unit is `floor`; a calibrator keeps 32-bit floats."""
 _SCALED_BY = 50
@@ -172,8 +175,8 @@ def _nearest(
 
     A stretch counts that lies within a run of learned readings (`runs`: how many up to each, at most `length`).
     `squares` holds the squared distances by lag and slides with each reading: one term comes, one goes. Rounding
-    errors do not pile up, since one lag in `length` is summed anew each time. Of single values it holds nothing,
-    unless further neighbours are sought in it."""
+    errors do not pile up, since one lag in `length` is summed anew each time, and each of which nearly all goes. Of
+    single values it holds nothing, unless further neighbours are sought in it."""
     history = len(ring)
     newest = (count - 1) % history
     gone = (newest - length) % history
@@ -182,7 +185,15 @@ def _nearest(
     for lag in range(first, min(count, history) - length):
         end = newest - lag
         end += history if end < 0 else 0
-        if (count - lag) % length == 0 or lag == count - length - 1:
+        anew = (count - lag) % length == 0 or lag == count - length - 1
+        total = 0.0
+        if not anew:
+            left = gone - lag
+            left += history if left < 0 else 0
+            come, went = ring[newest] - ring[end], ring[gone] - ring[left]
+            total = squares[lag] + come * come - went * went
+            anew = total < _CANCELLED * went * went
+        if anew:
             total = 0.0
             a, b = newest, end
             for _ in range(length):
@@ -190,11 +201,6 @@ def _nearest(
                 total += gap * gap
                 a = a - 1 if a > 0 else history - 1
                 b = b - 1 if b > 0 else history - 1
-        else:
-            left = gone - lag
-            left += history if left < 0 else 0
-            come, went = ring[newest] - ring[end], ring[gone] - ring[left]
-            total = max(squares[lag] + come * come - went * went, 0.0)
         if len(squares) > 1:
             squares[lag] = total
         if total < best and runs[end] >= length:
@@ -302,6 +308,8 @@ def _score_learn(
             usual = max(usual, floor)
             if count[slot] >= warmup and known > 0:
                 score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
+                if abs(values[i, j]) > _LARGEST_VALUE:
+                    score = _LARGEST_SCORE
                 expected[i, j] = example
                 distances[i, j] = distance
                 _compare(ring[slot, j], place, nearest, length, differences[i, j])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks.acceptance import lasted
-from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile, RandomCutForest
+from detectors import KNN, LODA, MEWMA, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile, RandomCutForest
 from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
 from detectors.registry import ONLINE
@@ -325,3 +326,19 @@ def test_stretch_is_weighed_by_its_largest_difference_not_by_its_last_value(
     opened = [number for number, event in events(judge(found, values[:, None])) if event == "opened"]
     assert bool(opened) == opens
     assert all(1004 <= number < 1040 for number in opened)
+
+
+def test_chart_tells_the_mean_that_is_off_and_a_spike_by_its_value() -> None:
+    values = quiet(800)
+    values[600:640, 0] += 0.15
+    found = scorer(detectors={"chart": MEWMA()}, health=None)
+    first = next(alert for alert in judge(found, values).alerts if alert.event == "opened")
+    assert re.match(
+        r"a is high on average, over about its last 19 readings: 10\.\d+, expected about (10|9\.99|10\.0)\d* \(chart",
+        first.reason,
+    )
+    stretch = first.contributions[0].stretch
+    assert stretch is not None
+    assert stretch.first_seen is None
+    assert 600 <= first.position.offset < 640
+    assert b'"stretch"' in alert_message(first, "alerts").body
