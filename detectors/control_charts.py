@@ -210,10 +210,11 @@ class ControlChartModel:
         if span < 2:
             return found
         off = self._means[rows] - self._expected[rows]
+        known = np.isfinite(off)
+        readings = np.where(known.any(axis=1), span, 0)
+        usual = np.where(known, self._expected[rows], np.nan)
         since = np.full(len(rows), np.nan)
-        return Stretches(
-            found.readings + span, since, found.rank, np.abs(off), off, off, self._expected[rows]
-        )
+        return Stretches(readings, since, found.rank, np.abs(off), off, off.copy(), usual)
 
     def snapshot(self, slots: Slots) -> Rows:
         """What is normal, (k, n_sensors) each and `scatter` (k, n_sensors, n_sensors), and the chart's `memory`."""
