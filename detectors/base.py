@@ -56,9 +56,11 @@ class Stretches(NamedTuple):
     """What the last readings up to a row were compared with as a whole.
 
     `readings` (k,): how many, the row's own among them; 0 where none were compared. `since` (k,): epoch seconds of
-    the first. `rank` (k,): 1 where compared with the most similar stretch of the past, 2 with the second.
+    the first. `rank` (k,): 1 where compared with the most similar stretch of the past, 2 with the second; 0 where it
+    is their mean that was, with a normal one: in it older readings count less, so that `since` is NaN.
     `distances` (k, n_sensors): how far from that, as root mean square, and `shifts` (k, n_sensors): as mean, above
-    it positive; in the sensor's unit, NaN of sensors that were not compared.
+    it positive; `largest` (k, n_sensors): the largest single difference, signed, and `usual` (k, n_sensors): what was
+    compared there. In the sensor's unit, NaN of sensors that were not compared.
     """
 
     readings: NDArray[np.int64]
@@ -66,12 +68,14 @@ class Stretches(NamedTuple):
     rank: NDArray[np.int64]
     distances: Floats
     shifts: Floats
+    largest: Floats
+    usual: Floats
 
     @classmethod
     def none(cls, count: int, width: int) -> Stretches:
         """Of so many rows of so many sensors, none compared."""
         whole, unknown = np.zeros(count, np.int64), np.full((count, width), np.nan)
-        return cls(whole, np.zeros(count), whole.copy(), unknown, unknown.copy())
+        return cls(whole, np.zeros(count), whole.copy(), *(unknown.copy() for _ in range(4)))
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Annotated, Literal
 
@@ -31,9 +32,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     The last `history` scores of a key tell what is normal: below their `quantile` by counting, above it with
     `evt` by a generalised Pareto distribution fitted to the excesses (peaks over threshold as in SPOT, Siffer et
-    al., KDD 2017; fitted by probability-weighted moments, Hosking and Wallis 1987). `conformal` counts all the way:
-    a surprise of at most log10(`history`) that holds without any assumption but exchangeability (Laxhammar and
-    Falkman 2010).
+    al., KDD 2017; fitted by probability-weighted moments, Hosking and Wallis 1987). `conformal` counts as far
+    as the history reaches, up to log10(`history` + 1), which holds without any assumption but exchangeability
+    (Laxhammar and Falkman 2010); how much rarer a score is that is above all of them, the tail says.
 
     Scores of 0 before a key's first other score, its detector's warm-up, do not count.
 
@@ -53,10 +54,21 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     largest_shape: Annotated[float, Meta(ge=0, le=0.9)] = 0.5
     """Bound of the Pareto shape: what lets heavy tails be heavy, and alarm less; 0 fits an exponential tail, which
     promises too much on heavy ones (8 times as many as said beyond 1 in 10,000, Student's t(3); 0.5 leaves 3)."""
+    repeats: Literal["tail", "count"] = "tail"
+    """What a score is worth that the history holds already, to the last digit: with `tail` what any other is; with
+    `count` it is no rarer than it and higher ones came. Scores of discrete sensors (counts, stages) repeat; a tail
+    takes their every record for far rarer than records are; but nothing that repeats is then rarer than one in the
+    history."""
 
     def __post_init__(self) -> None:
         if self.warmup > self.history:
             raise ValueError(f"warmup: {self.warmup} scores do not fit into a history of {self.history}")
+
+    @property
+    def reach(self) -> float:
+        """-log10 of the least probability that follows from no assumption about tails; infinite of `evt`, which
+        assumes one anyway."""
+        return math.inf if self.method == "evt" else math.log10(self.history + 1)
 
     def build(self, source: str = "") -> Calibrator:
         """A calibrator that has seen nothing. `source` identifies what gives the scores, where that may change:
@@ -69,6 +81,7 @@ class Calibrator:
 
     def __init__(self, recipe: Calibration, source: str = "") -> None:
         self._recipe = recipe
+        self.reach = recipe.reach
         self._source = zlib.crc32(source.encode())
         columns = {
             "count": Column(np.int64),
@@ -113,6 +126,7 @@ class Calibrator:
             recipe.quantile,
             recipe.largest_shape,
             recipe.method == "evt",
+            recipe.repeats == "count",
             surprise,
         )
         return surprise
@@ -212,7 +226,7 @@ def _remember(
 
 @compiled(
     "void(int64[::1], float64[::1], boolean[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1],"
-    " float64[:,::1], int64, float64, float64, boolean, float64[::1])"
+    " float64[:,::1], int64, float64, float64, boolean, boolean, float64[::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -227,6 +241,7 @@ def _score_learn(
     quantile: float,
     largest_shape: float,
     evt: bool,
+    counts: bool,
     surprise: Floats,
 ) -> None:
     history = ring.shape[1]
@@ -237,18 +252,26 @@ def _score_learn(
         held = min(seen, history)
         if seen >= warmup:
             row = tail[slot]
-            if evt and row[_FITTED] > 0.0 and score > row[_THRESHOLD]:
+            fitted_tail = row[_FITTED] > 0.0
+            above, came, by_tail = 0, False, 0.0
+            if fitted_tail and score > row[_THRESHOLD]:
                 excess = (score - row[_THRESHOLD]) / row[_SCALE]
                 decay = np.log1p(row[_SHAPE] * excess) / row[_SHAPE] if row[_SHAPE] > 0.0 else excess
-                surprise[i] = min((decay - np.log(1.0 - quantile)) / np.log(10.0), _LARGEST)
-            else:
-                above = 0
+                by_tail = min((decay - np.log(1.0 - quantile)) / np.log(10.0), _LARGEST)
+            told = evt and by_tail > 0.0
+            if counts or not told:
                 for h in range(held):
                     above += ring[slot, h] >= score
+                    came = came or ring[slot, h] == score
+            if told:
+                surprise[i] = min(by_tail, -np.log10(above / held)) if came else by_tail
+            else:
                 share = (above + 1.0) / (held + 1.0)
-                if evt and row[_FITTED] > 0.0:
+                if evt and fitted_tail:
                     share = max(share, 1.0 - quantile)
                 surprise[i] = -np.log10(share)
+                if above == 0:
+                    surprise[i] = max(surprise[i], by_tail)
         if learn[i] and (seen > 0 or score != 0.0 or warm[i]):
             _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)
 

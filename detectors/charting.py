@@ -124,7 +124,7 @@ def _forget(
     "void(int64[::1], float64[:,::1], boolean[::1], int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1],"
     " int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], int64[:,::1],"
     " boolean, boolean, float64, float64, int64, int64, float64, float64, float64, float64, float64, int64,"
-    " float64[::1], float64[:,::1], float64[:,::1])"
+    " float64[::1], float64[:,::1], float64[:,::1], float64[:,::1])"
 )
 def chart(
     slots: Slots,
@@ -156,8 +156,10 @@ def chart(
     scores: Floats,
     shares: Floats,
     expected: Floats,
+    means: Floats,
 ) -> None:
-    """Score and learn rows in order; `pace` is the rate of the average or the slack of the cumulative sum."""
+    """Score and learn rows in order; `pace` is the rate of the average or the slack of the cumulative sum. `means`:
+    the averages that are charted, NaN of sensors that are not warm, and of sums."""
     n_sensors = values.shape[1]
     bounded, noise = np.empty(n_sensors), np.empty(n_sensors)
     steps, deviations = np.empty(n_sensors), np.empty(n_sensors)
@@ -202,6 +204,7 @@ def chart(
                 deviation = memory[slot, j] + (bounded[j] - center) / scale if scale > 0 else 0.0
             else:
                 deviation = (memory[slot, j] - center) / noise[j] if noise[j] > 0 else 0.0
+                means[i, j] = memory[slot, j]
             steps[width] = min(max(deviation, -_LARGEST_DEVIATION), _LARGEST_DEVIATION)
             few = min(few, done)
             width += 1

@@ -282,7 +282,9 @@ def _stretches_end_with_their_row(build: Build, seed: int) -> None:
         return
     count = len(stream.slots)
     whole = model.stretches(np.arange(count))
-    for i in np.flatnonzero(whole.readings):
+    means = (whole.readings > 0) & (whole.rank == 0)
+    require(bool(np.isnan(whole.since[means]).all()), "a mean of all readings that began at a time")
+    for i in np.flatnonzero(whole.rank):
         own = np.flatnonzero(stream.slots[: i + 1] == stream.slots[i])
         first = own[len(own) - whole.readings[i]]
         require(whole.since[i] == stream.times[first], f"the stretch up to row {i} began at another time")
@@ -294,6 +296,10 @@ def _stretches_end_with_their_row(build: Build, seed: int) -> None:
     require(
         bool((np.abs(whole.shifts[known]) <= 1.001 * whole.distances[known] + 1e-9).all()),
         "a mean above the root mean square",
+    )
+    require(
+        bool((np.abs(whole.largest[known]) >= 0.999 * whole.distances[known] - 1e-9).all()),
+        "a largest difference below the root mean square",
     )
     again, parts = build(), []
     for start in range(0, count, 7):

@@ -14,7 +14,10 @@ from detectors.table import Column, Table
 
 __all__ = ["LeftMatrixProfile", "LeftMatrixProfileModel"]
 
-_LARGEST_VALUE = 1e100
+_LARGEST_VALUE = 1e150
+"""Squares of more do not fit: what lies beyond has no distance, and the largest score."""
+_CANCELLED = 1e-6
+"""Of the square that leaves a sum: where less is left, its digits are lost, and it is summed anew."""
 _LARGEST_SCORE = 1e30
 """Large, since where the first distances are all 0 the unit is `floor`; a calibrator keeps 32-bit floats."""
 _SCALED_BY = 50
@@ -69,7 +72,8 @@ class LeftMatrixProfile(Detector, frozen=True, kw_only=True):
 
 
 class LeftMatrixProfileModel:
-    """State per key: for each reading of the history 16 bytes a sensor; 17 kB at the defaults with one sensor."""
+    """State per key: for each reading of the history 2 bytes, and 16 a sensor (8 with `length` 1 and one neighbour);
+    18 kB at the defaults with one sensor."""
 
     def __init__(self, recipe: LeftMatrixProfile, sensors: tuple[str, ...]) -> None:
         self.sensors = sensors
@@ -77,20 +81,21 @@ class LeftMatrixProfileModel:
         self.warmup_readings = max(recipe.warmup, recipe.length + recipe.length // 2)
         self._recipe = recipe
         width = len(sensors)
+        slides = recipe.length > 1 or recipe.neighbours > 1
         self._table = Table(
             {
                 "count": Column(np.int64),
                 "ring": Column(np.float64, (width, recipe.history)),
-                "learned": Column(np.int32, (recipe.history,)),
+                "learned": Column(np.int16, (recipe.history,)),
                 "seen": Column(np.int64, (width,)),
                 "mean": Column(np.float64, (width,)),
-                "squares": Column(np.float64, (width, recipe.history)),
+                "squares": Column(np.float64, (width, recipe.history if slides else 1)),
                 "times": Column(np.float64, (recipe.length,)),
             }
         )
         self._since: Floats = np.zeros(0)
         self._distances: Floats = np.zeros((0, width))
-        self._shifts: Floats = np.zeros((0, width))
+        self._differences: Floats = np.zeros((0, width, 3))
         self._deviations: Floats = np.zeros((0, width))
         self._expected: Floats = np.zeros((0, width))
 
@@ -102,7 +107,8 @@ class LeftMatrixProfileModel:
         scores = np.zeros(len(slots))
         self._deviations, self._expected = np.zeros(values.shape), np.full(values.shape, np.nan)
         self._since = np.zeros(len(slots))
-        self._distances, self._shifts = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+        self._distances = np.full(values.shape, np.nan)
+        self._differences = np.full((*values.shape, 3), np.nan)
         _score_learn(
             slots,
             values,
@@ -124,12 +130,13 @@ class LeftMatrixProfileModel:
             self._expected,
             self._since,
             self._distances,
-            self._shifts,
+            self._differences,
         )
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Shares by squared score of the sensors; expected is the last value of the stretch compared with."""
+        """Shares by squared score of the sensors, signed as the largest difference of the stretches is; expected is
+        the last value of the stretch compared with."""
         squares = self._deviations[rows] ** 2
         total = squares.sum(axis=1, keepdims=True)
         shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
@@ -145,11 +152,12 @@ class LeftMatrixProfileModel:
         compared = np.isfinite(self._distances[rows]).any(axis=1)
         readings = np.where(compared, self._recipe.length, 0)
         rank = np.where(compared, self._recipe.neighbours, 0)
-        return Stretches(readings, self._since[rows], rank, self._distances[rows], self._shifts[rows])
+        shifts, largest, usual = np.moveaxis(self._differences[rows], 2, 0)
+        return Stretches(readings, self._since[rows], rank, self._distances[rows], shifts, largest, usual)
 
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
-        `squares` (k, n_sensors, history); `times` (k, length)."""
+        `squares` (k, n_sensors, history), or (k, n_sensors, 1) of single values; `times` (k, length)."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
@@ -159,15 +167,16 @@ class LeftMatrixProfileModel:
         self._table.restore(slots, rows)
 
 
-@compiled("Tuple((float64, int64))(float64[::1], int32[::1], float64[::1], int64, int64)")
+@compiled("Tuple((float64, int64))(float64[::1], int16[::1], float64[::1], int64, int64)")
 def _nearest(
-    ring: Floats, runs: NDArray[np.int32], squares: Floats, count: int, length: int
+    ring: Floats, runs: NDArray[np.int16], squares: Floats, count: int, length: int
 ) -> tuple[float, int]:
     """Squared distance of the newest stretch to the nearest before it (inf if none), and how far back that is.
 
     A stretch counts that lies within a run of learned readings (`runs`: how many up to each, at most `length`).
     `squares` holds the squared distances by lag and slides with each reading: one term comes, one goes. Rounding
-    errors do not pile up, since one lag in `length` is summed anew each time."""
+    errors do not pile up, since one lag in `length` is summed anew each time, and each of which nearly all goes. Of
+    single values it holds nothing, unless further neighbours are sought in it."""
     history = len(ring)
     newest = (count - 1) % history
     gone = (newest - length) % history
@@ -176,7 +185,15 @@ def _nearest(
     for lag in range(first, min(count, history) - length):
         end = newest - lag
         end += history if end < 0 else 0
-        if (count - lag) % length == 0 or lag == count - length - 1:
+        anew = (count - lag) % length == 0 or lag == count - length - 1
+        total = 0.0
+        if not anew:
+            left = gone - lag
+            left += history if left < 0 else 0
+            come, went = ring[newest] - ring[end], ring[gone] - ring[left]
+            total = squares[lag] + come * come - went * went
+            anew = total < _CANCELLED * went * went
+        if anew:
             total = 0.0
             a, b = newest, end
             for _ in range(length):
@@ -184,20 +201,16 @@ def _nearest(
                 total += gap * gap
                 a = a - 1 if a > 0 else history - 1
                 b = b - 1 if b > 0 else history - 1
-        else:
-            left = gone - lag
-            left += history if left < 0 else 0
-            come, went = ring[newest] - ring[end], ring[gone] - ring[left]
-            total = max(squares[lag] + come * come - went * went, 0.0)
-        squares[lag] = total
+        if len(squares) > 1:
+            squares[lag] = total
         if total < best and runs[end] >= length:
             best, nearest = total, lag
     return best, nearest
 
 
-@compiled("float64(int32[::1], float64[::1], int64, int64, int64[::1])")
+@compiled("float64(int16[::1], float64[::1], int64, int64, int64[::1])")
 def _farther(
-    runs: NDArray[np.int32], squares: Floats, count: int, length: int, lags: NDArray[np.int64]
+    runs: NDArray[np.int16], squares: Floats, count: int, length: int, lags: NDArray[np.int64]
 ) -> float:
     """Squared distance of the next nearest stretches, one for each further entry of `lags`, which are filled in;
     inf where there are not so many. `squares` are those that `_nearest` left."""
@@ -217,20 +230,25 @@ def _farther(
     return best
 
 
-@compiled("float64(float64[::1], int64, int64, int64)")
-def _shift(ring: Floats, newest: int, lag: int, length: int) -> float:
-    """How far the newest stretch lies above the one so far back, on the mean."""
-    history, total = len(ring), 0.0
+@compiled("void(float64[::1], int64, int64, int64, float64[::1])")
+def _compare(ring: Floats, newest: int, lag: int, length: int, found: Floats) -> None:
+    """How far the newest stretch lies above the one so far back: on the mean, where that is most (signed; the newest
+    of such places), and the other's value there."""
+    history, total, largest, usual = len(ring), 0.0, 0.0, np.nan
     for back in range(length):
         a = (newest - back) % history
-        total += ring[a] - ring[(a - lag) % history]
-    return total / length
+        other = ring[(a - lag) % history]
+        gap = ring[a] - other
+        total += gap
+        if back == 0 or abs(gap) > abs(largest):
+            largest, usual = gap, other
+    found[0], found[1], found[2] = total / length, largest, usual
 
 
 @compiled(
-    "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int32[:,::1],"
+    "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int16[:,::1],"
     " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64, int64, int64, float64, float64[::1],"
-    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,::1])"
+    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,:,::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -239,7 +257,7 @@ def _score_learn(
     learn: Mask,
     count: NDArray[np.int64],
     ring: Floats,
-    runs: NDArray[np.int32],
+    runs: NDArray[np.int16],
     seen: NDArray[np.int64],
     mean: Floats,
     squares: Floats,
@@ -253,7 +271,7 @@ def _score_learn(
     expected: Floats,
     since: Floats,
     distances: Floats,
-    shifts: Floats,
+    differences: Floats,
 ) -> None:
     history = ring.shape[2]
     lags = np.zeros(neighbours, np.int64)
@@ -290,10 +308,12 @@ def _score_learn(
             usual = max(usual, floor)
             if count[slot] >= warmup and known > 0:
                 score = min(distance / usual, _LARGEST_SCORE) if usual > 0.0 else 0.0
+                if abs(values[i, j]) > _LARGEST_VALUE:
+                    score = _LARGEST_SCORE
                 expected[i, j] = example
-                deviations[i, j] = score if value >= example else -score
                 distances[i, j] = distance
-                shifts[i, j] = _shift(ring[slot, j], place, nearest, length)
+                _compare(ring[slot, j], place, nearest, length, differences[i, j])
+                deviations[i, j] = score if differences[i, j, 1] >= 0.0 else -score
                 scores[i] = max(scores[i], score)
             if learn[i] and known < _SCALED_BY:
                 seen[slot, j] += 1

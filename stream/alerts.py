@@ -53,15 +53,15 @@ class Stretch(msgspec.Struct, frozen=True):
     """A sensor's last readings as a whole, and how far they are from a stretch of its past, in its unit."""
 
     readings: int
-    first_seen: str
-    """When the first of them was taken (RFC 3339)."""
+    first_seen: str | None
+    """When the first of them was taken (RFC 3339); None of a mean in which older readings count less."""
     last_seen: str
     distance: float
     """Root mean square of the differences."""
     shift: float
     """Their mean: positive, where they lie above."""
     rank: int
-    """1: from the most similar stretch; 2: from the second most similar."""
+    """1: from the most similar stretch; 2: from the second most similar; 0: their mean from the expected one."""
 
 
 class SensorReason(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,7 +72,8 @@ class SensorReason(msgspec.Struct, frozen=True, omit_defaults=True):
     expected: float | None
     share: float
     stretch: Stretch | None = None
-    """What was compared, where that is no single reading; `expected` is the last value of the other stretch."""
+    """What was compared, where that is no single reading; `expected` is the last value of the other stretch, or the
+    mean that is normal."""
 
 
 class Window(msgspec.Struct, frozen=True):

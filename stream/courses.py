@@ -45,5 +45,6 @@ def _told(lane: Lane, row: int, time: float, width: int) -> list[Stretch | None]
     columns = np.arange(width) if lane.inputs is None else lane.inputs
     for j, distance, shift in zip(columns.tolist(), told.distances[0], told.shifts[0], strict=True):
         if readings and np.isfinite(distance):
-            found[j] = Stretch(readings, rfc3339(since), rfc3339(time), float(distance), float(shift), rank)
+            first = rfc3339(since) if np.isfinite(since) else None
+            found[j] = Stretch(readings, first, rfc3339(time), float(distance), float(shift), rank)
     return found

@@ -22,9 +22,11 @@ from detectors.base import (
     ModelUnavailable,
     Rows,
     Slots,
+    StretchModel,
 )
 from detectors.calibration import Calibrator
 from detectors.openings import Openings
+from stream import log
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
 from stream.binding import Binding
@@ -232,6 +234,8 @@ class Ensemble:
         self._threshold = threshold
         self._calibrator = calibrator
         self._openings = openings
+        self._warned = False
+        """Whether it was said that alerts are to be rarer than calibration can count."""
         self._parts: dict[tuple[bool, ...], Ensemble] = {}
         """The same with fewer lanes, for machines that the others do not score."""
 
@@ -387,6 +391,8 @@ class Ensemble:
         if self._openings is not None and np.isfinite(decided).all():
             kept = self._openings.thresholds(slots, decided, batch.times, limits, learn & ~unknown)
             limits = np.where(unknown, limits, kept)
+        if not self._warned:
+            self._warn(limits[~unknown])
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         told = self.alerts.decide(limits, slots, batch.times, counted, place)
@@ -404,6 +410,20 @@ class Ensemble:
             released,
             raw,
             learn,
+        )
+
+    def _warn(self, limits: Floats) -> None:
+        """Say once where thresholds lie beyond what calibration can count: there the tail decides."""
+        deciding = self.lanes[0].calibrator if self._combination is None else self._calibrator
+        if deciding is None or not len(limits) or (asked := float(limits.max())) <= deciding.reach:
+            return
+        self._warned = True
+        log.get().warning(
+            "threshold_beyond_history",
+            detector=self.name,
+            asked=f"1 in {10.0**asked:,.0f}",
+            counted=f"1 in {10.0**deciding.reach:,.0f}",
+            hint="alerts so rare follow from a fitted tail, as with evt; a longer calibration.history counts them",
         )
 
     def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
@@ -442,6 +462,9 @@ class Ensemble:
         each = np.arange(len(rows))
         share, normal = shares[each, top], expected[each, top]
         off = np.abs(part.columns[rows, top] - normal)
+        most, usual = self._within_stretches(rows, top, by_lane)
+        compared = np.isfinite(most)
+        off, normal = np.where(compared, np.abs(most), off), np.where(compared, usual, normal)
         small = off < np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
         wrong = np.zeros(len(rows), np.bool_)
         if rule.direction != "both":
@@ -449,6 +472,26 @@ class Ensemble:
         counted = scores.copy()
         counted[rows[small | wrong]] = 0.0
         return counted
+
+    def _within_stretches(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], scores: Mapping[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        """The largest difference (k,) within the stretch that ended with each row, in one column each, and what was
+        expected there; NaN where the lane that weighs most of those that see it compares no stretches."""
+        most, usual = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+        weighs = np.full(len(rows), -1.0)
+        for weight, lane in zip(self._weights().tolist(), self.lanes, strict=True):
+            own = np.nan_to_num(weight * scores[lane.name][rows])
+            better = lane.sees(len(self._floors))[columns] & (own > weighs)
+            weighs[better] = own[better]
+            most[better], usual[better] = np.nan, np.nan
+            if isinstance(lane.model, StretchModel) and better.any():
+                told = lane.model.stretches(rows[better])
+                each, place = np.arange(int(better.sum())), columns[better]
+                if lane.inputs is not None:
+                    place = np.array([np.flatnonzero(lane.inputs == column)[0] for column in place], np.int64)
+                most[better], usual[better] = told.largest[each, place], told.usual[each, place]
+        return most, usual
 
     def _why(self, rows: NDArray[np.int64], scores: Mapping[str, Floats]) -> Contributions:
         """Reasons for rows (k,) of the latest attempt: the detectors' own, by what each had to say."""

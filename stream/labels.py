@@ -13,7 +13,7 @@ import pandas as pd
 from detectors.base import Floats, Mask
 from stream.errors import ConfigError, Problem
 from stream.histories import History
-from stream.instants import seconds
+from stream.instants import parsed, seconds
 
 __all__ = ["Labels", "read_labels"]
 
@@ -93,12 +93,16 @@ def _from_csv(path: Path) -> Labels:
 
 
 def _from_json(path: Path) -> Labels:
-    windows, warmup = {}, {}
-    for name, told in json.loads(path.read_text(encoding="utf-8"))["files"].items():
-        bounds = [(*map(float, _instants(pd.Series(pair, dtype=str))),) for pair in told["windows"]]
-        windows[name] = [_Window(start, end) for start, end in bounds]
-        warmup[name] = told.get("warmup_rows")
-    return Labels(windows, warmup)
+    files = json.loads(path.read_text(encoding="utf-8"))["files"]
+    pairs = [(name, start, end) for name, told in files.items() for start, end in told["windows"]]
+    texts = pd.Series([bound for _, *pair in pairs for bound in pair], dtype=str)
+    bounds = pd.to_numeric(texts, errors="coerce").to_numpy(np.float64, copy=True).reshape(-1, 2)
+    dated = np.isnan(bounds).any(axis=1)
+    bounds[dated] = _instants(texts[np.repeat(dated, 2)]).reshape(-1, 2)
+    windows: dict[str, list[_Window]] = {name: [] for name in files}
+    for (name, _, _), (start, end) in zip(pairs, bounds.tolist(), strict=True):
+        windows[name].append(_Window(start, end))
+    return Labels(windows, {name: told.get("warmup_rows") for name, told in files.items()})
 
 
 def _instants(texts: pd.Series) -> Floats:
@@ -107,7 +111,7 @@ def _instants(texts: pd.Series) -> Floats:
     numbers = pd.to_numeric(texts, errors="coerce")
     if numbers.notna().all():
         return numbers.to_numpy(np.float64)
-    return seconds(pd.to_datetime(texts, utc=True, format="mixed"))
+    return seconds(parsed(texts))
 
 
 def _inside(times: Floats, window: _Window) -> Mask:

@@ -16,6 +16,8 @@ _LEAST_SHARE = 0.1
 _ALL = 0.995
 _OWN = 0.5
 """Share of a stretch's squared distance from which its last value alone is what is off."""
+_ALONE = 5.0
+"""Times the shift of a mean that its latest value is off from which that value alone is what is off."""
 _ONE_SIDED = 0.8
 """Mean over root mean square difference from which a stretch lies above or below, on the whole."""
 
@@ -110,6 +112,10 @@ def _sensor(reason: SensorReason, units: Mapping[str, str]) -> str:
         return f"{reason.sensor} is unusually {side} at {number(value)}{unit}"
     here, there = apart(value, reason.expected)
     stretch = reason.stretch
+    if stretch is not None and stretch.rank == 0:
+        if abs(value - reason.expected) <= _ALONE * stretch.distance:
+            return _mean(reason.sensor, stretch, reason.expected, unit)
+        stretch = None
     if stretch is not None and stretch.readings == 1:
         like = "nearest" if stretch.rank == 1 else f"{_nth(stretch.rank)} nearest"
         often = "never was" if stretch.rank == 1 else f"was at most {_times(stretch.rank - 1)}"
@@ -118,6 +124,16 @@ def _sensor(reason: SensorReason, units: Mapping[str, str]) -> str:
         return _course(reason.sensor, stretch, unit)
     above = reason.share > 0 if reason.expected == value else value > reason.expected
     return f"{reason.sensor} is {'high' if above else 'low'} at {here}{unit}, expected about {there}"
+
+
+def _mean(sensor: str, stretch: Stretch, expected: float, unit: str) -> str:
+    """Where the last readings are off on the whole, however the latest one is."""
+    here, there = apart(expected + stretch.shift, expected)
+    side = "high" if stretch.shift > 0 else "low"
+    return (
+        f"{sensor} is {side} on average, over about its last {stretch.readings} readings: {here}{unit}, "
+        f"expected about {there}"
+    )
 
 
 def _course(sensor: str, stretch: Stretch, unit: str) -> str:
@@ -129,8 +145,8 @@ def _course(sensor: str, stretch: Stretch, unit: str) -> str:
         side = "above" if stretch.shift > 0 else "below"
     return (
         f"{sensor} ran {often} before over its last {stretch.readings} readings "
-        f"({_span(stretch.first_seen, stretch.last_seen)}), about {number(stretch.distance, 2)}{unit} {side} "
-        f"the {like} stretch"
+        f"({_span(stretch.first_seen or stretch.last_seen, stretch.last_seen)}), "
+        f"about {number(stretch.distance, 2)}{unit} {side} the {like} stretch"
     )
 
 

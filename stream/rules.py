@@ -101,10 +101,12 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     escalation_memory: Annotated[float, msgspec.Meta(gt=0, extra={"unit": "seconds"})] = 90 * 86400.0
     """An alert counts half after so long."""
     direction: Literal["both", "up", "down"] = "both"
-    """`up`: only where the sensor with the largest share is higher than expected; `down`: only where it is lower."""
+    """`up`: only where the sensor with the largest share is higher than expected; `down`: only where it is lower.
+    Where its last readings as a whole were compared, the one that differs most decides."""
     min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """That sensor is off by at least this fraction of what was expected (0.05: 5 %); see also the sensors' own
-    `min_deviation`. Where the detector expects no value, this does not count."""
+    `min_deviation`. Where the detector expects no value, this does not count; where it compared the last readings as
+    a whole, that of them counts which differs most."""
     maintenance: tuple[Maintenance, ...] = ()
 
     def __post_init__(self) -> None:

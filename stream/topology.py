@@ -5,6 +5,7 @@ Python and YAML say the same thing and load as equal objects; see `stream.config
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -173,6 +174,20 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return any(spec.follow and (spec.name, spec.alias) == (model, alias) for spec in specs)
 
 
+def _out_of_reach(calibration: Calibration | None, alert: AlertRule | None) -> Iterator[str]:
+    """Where counting cannot tell what an alert asks for."""
+    if calibration is None or alert is None or alert.budget is not None:
+        return
+    asked = 1e-4 if alert.probability is None else alert.probability
+    if -math.log10(asked) > calibration.reach:
+        said = "probability, where none is stated," if alert.probability is None else "probability"
+        yield (
+            f"alert: {said} is {asked:g}, and conformal calibration tells none below one in "
+            f"{calibration.history + 1:,} (calibration.history); let history be {math.ceil(1.0 / asked):,} "
+            "or more, or calibrate by method: evt"
+        )
+
+
 def _calibrated(settings: Settings) -> Iterator[str]:
     """What is wrong about calibration, and what stands on it."""
     detectors, alert = settings.get("detectors", {}), settings.get("alert", AlertRule())
@@ -191,6 +206,7 @@ def _calibrated(settings: Settings) -> Iterator[str]:
         for name, spec in detectors.items():
             if spec is not None and spec.threshold is not None:
                 yield f"detectors.{name}: threshold has no effect on calibrated scores; use alert.probability"
+        yield from _out_of_reach(settings["calibration"], alert)
     if combine is None:
         return
     if COMBINED in detectors:

@@ -16,7 +16,7 @@ from stream.align import Aligner
 from stream.brokers.base import Broker
 from stream.errors import ConfigError, Problem, ReadingRejected
 from stream.histories import History, pasts_below, read_past
-from stream.instants import seconds
+from stream.instants import parsed, seconds
 from stream.stream_history import Span, parse_span, read_stream
 from stream.tables import Table, read_csv
 from stream.topology import Topology
@@ -210,7 +210,7 @@ def _times(name: str, column: pd.Series[Any]) -> Floats:
     if pd.api.types.is_numeric_dtype(column):
         times = column.to_numpy(np.float64)
     else:
-        instants = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
+        instants = parsed(column, errors="coerce")
         times = np.where(instants.isna(), np.nan, seconds(instants))
     if (odd := np.flatnonzero(~np.isfinite(times))).size:
         raise ConfigError([Problem(name, f'row {odd[0] + 1}: "{column.iloc[odd[0]]}" is not a time')])

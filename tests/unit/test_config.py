@@ -284,6 +284,17 @@ PAIR = (
             ":5: combine: k: is 3, and there are 2 detectors; make it 2 or less",
         ),
         (
+            f"{BARE}detectors: {{x: {{kind: adaptive_z}}}}\ncalibration: {{method: conformal}}",
+            ":1: alert: probability, where none is stated, is 0.0001, and conformal calibration tells none below one "
+            "in 1,001 (calibration.history); let history be 10,000 or more, or calibrate by method: evt",
+        ),
+        (
+            f"{BARE}detectors: {{x: {{kind: adaptive_z}}}}\ncalibration: {{method: conformal, history: 5000}}\n"
+            "alert: {probability: 0.00001}",
+            ":5: alert: probability is 1e-05, and conformal calibration tells none below one in 5,001 "
+            "(calibration.history); let history be 100,000 or more, or calibrate by method: evt",
+        ),
+        (
             f"{PAIR}combine: {{weights: {{x: 0, y: 0}}}}",
             ":5: combine: weights: all are 0; give at least one detector a weight above 0",
         ),

@@ -141,3 +141,27 @@ def test_stretch_is_told_as_it_was_compared_whatever_the_neighbour() -> None:
 def test_history_must_hold_three_stretches() -> None:
     with pytest.raises(ValueError, match="no three stretches of 24"):
         LeftMatrixProfile(length=24, history=60)
+
+
+@pytest.mark.parametrize("spike", [1e9, 1e120, -1e149])
+def test_spike_of_any_size_spoils_no_distance_once_it_is_past(spike: float) -> None:
+    values = np.random.default_rng(3).normal(size=300)
+    values[200] = spike
+    model = LeftMatrixProfile(length=16, history=400).build(("a",))
+    model.score_learn(np.zeros(300, np.int64), values[:, None], np.arange(300.0))
+    for row in range(216, 300):
+        newest = values[row - 15 : row + 1]
+        ends = range(15, row - 7)
+        nearest = min(np.sqrt(np.mean((newest - values[end - 15 : end + 1]) ** 2)) for end in ends)
+        assert model.stretches(np.array([row])).distances[0, 0] == pytest.approx(nearest)
+
+
+def test_value_whose_square_does_not_fit_scores_the_most_and_no_other_is_taken_for_its_like() -> None:
+    values = np.random.default_rng(4).normal(size=200)
+    values[100], values[150] = 1e200, 1e140
+    for length in (1, 16):
+        model = LeftMatrixProfile(length=length).build(("a",))
+        scores = model.score_learn(np.zeros(200, np.int64), values[:, None], np.arange(200.0))
+        assert scores[100] == 1e30
+        assert np.isfinite(scores).all()
+        assert scores[150] > 1e20

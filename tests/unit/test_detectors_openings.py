@@ -30,13 +30,11 @@ def test_rare_alerts_too(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "t(3)"])
-def test_conformal_calibration_keeps_a_budget_that_its_history_can_tell(kind: str) -> None:
+def test_conformal_calibration_keeps_a_budget_within_and_beyond_its_history(kind: str) -> None:
     conformal = Calibration(method="conformal")
-    for name in ("1 in 300", "1 in 1,000"):
-        ratio = realised(kind, RULES["1"], BUDGETS[name], calibration=conformal, readings=25_000)
-        assert 0.5 < ratio < 2.0, name
-    rare = realised(kind, RULES["1"], BUDGETS["1 in 10,000"], calibration=conformal, readings=25_000)
-    assert rare == 0.0, "what is rarer than one in the history it cannot tell, as the docs say"
+    for name, readings in (("1 in 300", 25_000), ("1 in 1,000", 25_000), ("1 in 10,000", 100_000)):
+        ratio = realised(kind, RULES["1"], BUDGETS[name], calibration=conformal, readings=readings)
+        assert 0.4 < ratio < 2.5, name
 
 
 def exponential(n: int, seed: int = 0) -> Floats:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from benchmarks.acceptance import lasted
-from detectors import KNN, LODA, AdaptiveZ, HalfSpaceTrees, RandomCutForest
+from detectors import KNN, LODA, MEWMA, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile, RandomCutForest
 from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
 from detectors.registry import ONLINE
@@ -277,3 +279,66 @@ def test_a_calibrated_sensor_that_never_moved_is_told_when_it_does(
         alert.position.offset for alert in scorer.process(batch, rows).alerts if alert.event == "opened"
     ]
     assert opened[:1] == [2000]
+
+
+@pytest.mark.parametrize(("budget", "said"), [(2.0, 0), (1.0 / 7.0, 1)])
+def test_budget_beyond_what_conformal_counts_is_said_once_and_kept_by_the_tail(
+    budget: float, said: int
+) -> None:
+    rule = AlertRule(budget=budget, close_after=0)
+    found = scorer(calibration=Calibration(method="conformal", history=2000), alert=rule)
+    values = quiet(4000)
+    values[3900] += FAULT
+    with capture_logs() as told:
+        scored = judge(found, values)
+    warnings = [line for line in told if line["event"] == "threshold_beyond_history"]
+    assert len(warnings) == said
+    assert all(line["counted"] == "1 in 2,001" for line in warnings)
+    assert (3900, "opened") in events(scored)
+
+
+@pytest.mark.parametrize(
+    ("rule", "floor", "opens"),
+    [
+        ({"direction": "up"}, 0.0, False),
+        ({"direction": "down"}, 0.0, True),
+        ({"min_deviation": 0.4}, 0.0, True),
+        ({"min_deviation": 0.6}, 0.0, False),
+        ({}, 4.0, True),
+        ({}, 6.0, False),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_stretch_is_weighed_by_its_largest_difference_not_by_its_last_value(
+    rule: dict[str, Any], floor: float, opens: bool, together: bool
+) -> None:
+    """A dip of 5 from 10: eight anomalous readings later it is in the stretch, and the last values a little high."""
+    values = 10.0 + 0.01 * np.sin(np.arange(1200) * 2 * np.pi / 40)
+    values[1000:1004] = 5.0
+    values[1004:1040] += 0.03
+    names = ("shape", "other") if together else ("shape",)
+    limit = None if together else 20.0
+    recipes = {name: LeftMatrixProfile(length=24, history=800, threshold=limit) for name in names}
+    more = {"calibration": Calibration(), "combine": Combination(calibrate=False)} if together else {}
+    alert = AlertRule(hold=12, probability=1e-3 if together else None, **rule)
+    sensors = (Sensor("a", min_deviation=floor),)
+    found = scorer(sensors=sensors, detectors=recipes, health=None, alert=alert, **more)
+    opened = [number for number, event in events(judge(found, values[:, None])) if event == "opened"]
+    assert bool(opened) == opens
+    assert all(1004 <= number < 1040 for number in opened)
+
+
+def test_chart_tells_the_mean_that_is_off_and_a_spike_by_its_value() -> None:
+    values = quiet(800)
+    values[600:640, 0] += 0.15
+    found = scorer(detectors={"chart": MEWMA()}, health=None)
+    first = next(alert for alert in judge(found, values).alerts if alert.event == "opened")
+    assert re.match(
+        r"a is high on average, over about its last 19 readings: 10\.\d+, expected about (10|9\.99|10\.0)\d* \(chart",
+        first.reason,
+    )
+    stretch = first.contributions[0].stretch
+    assert stretch is not None
+    assert stretch.first_seen is None
+    assert 600 <= first.position.offset < 640
+    assert b'"stretch"' in alert_message(first, "alerts").body

@@ -71,6 +71,17 @@ def test_course_is_above_where_it_lies_above_on_the_whole_and_its_days_are_told(
     )
 
 
+def test_mean_is_told_where_it_is_off_and_the_latest_value_is_not() -> None:
+    stretch = Stretch(19, None, DAY[1], distance=0.12, shift=0.12, rank=0)
+    for latest in (4.9, 5.3):
+        assert told([SensorReason("flow", latest, 5.0, 1.0, stretch)]).startswith(
+            "flow is high on average, over about its last 19 readings: 5.12 l/s, expected about 5 ("
+        )
+    assert told([SensorReason("flow", 9.0, 5.0, 1.0, stretch)]).startswith(
+        "flow is high at 9 l/s, expected about 5 ("
+    )
+
+
 def test_value_is_told_where_it_alone_makes_the_stretch_unlike() -> None:
     stretch = Stretch(24, *DAY, distance=8.2, shift=1.7, rank=1)
     assert told([SensorReason("flow", 92.0, 52.0, 1.0, stretch)]).startswith(
