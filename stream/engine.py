@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Model
 from stream import log
-from stream.alerts import PROCESS, Alert, ModelInfo, alert_message
+from stream.alerts import Alert, ModelInfo, alert_message
 from stream.backlog import LAG_INTERVAL, lag_of
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
@@ -483,10 +483,7 @@ class Engine:
             now = self._clock.monotonic()
             came = dict(zip(offsets.tolist(), batch.messages.tolist(), strict=True))
             for alert in scored.alerts:
-                if alert.type == PROCESS:
-                    self._metrics.alerted(alert.detector, alert.event)
-                else:
-                    self._metrics.health_alerted(alert.type, alert.event)
+                self._metrics.told(alert)
                 self._metrics.alert_latency.observe(now - fresh[came[alert.position.offset]].received)
                 _log_alert(alert)
 
@@ -546,7 +543,7 @@ class Engine:
         await self._broker.publish([alert_message(alert, self.topology.sink.exchange) for alert in alerts])
         feedback.told()
         for alert in alerts:
-            self._metrics.alerted(alert.detector, alert.event)
+            self._metrics.told(alert)
             _log_alert(alert)
 
     async def _first(self, intake: Intake) -> list[Delivery]:

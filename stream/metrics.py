@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from detectors.health import Ailment
 from stream.agreement import Tally
+from stream.alerts import PROCESS, Alert
 
 __all__ = [
     "CONTENT_TYPE",
@@ -483,6 +484,13 @@ class TopologyMetrics:
         if (detector, event) not in self._alerts:
             self._alerts[detector, event] = self._metrics.alerts.labels(self._topology, detector, event)
         self._alerts[detector, event].inc()
+
+    def told(self, alert: Alert) -> None:
+        """Count a confirmed alert event, of a detector or of something sick."""
+        if alert.type == PROCESS:
+            self.alerted(alert.detector, alert.event)
+        else:
+            self.health_alerted(alert.type, alert.event)
 
     def open_alerts(self, detector: str, count: int) -> None:
         """Set how many alerts of this detector are open."""
