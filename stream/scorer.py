@@ -492,8 +492,8 @@ class Scorer:
         for name, rows in components.items():
             if rows and name.startswith(ALERTS):
                 self._let_go(name.removeprefix(ALERTS), machines, slots, rows)
-        if self._health is None and (rows := components.get(HEALTH)):
-            self._unwatched += ended_with_health(self._topology, machines, slots, rows, self._past)
+        if self._health is None and (left := components.get(HEALTH)):
+            self._unwatched += ended_with_health(self._topology, machines, slots, left, self._past)
 
     def _let_go(self, name: str, machines: Sequence[str], slots: Slots, rows: Rows) -> None:
         """End and forget the alerts of machines that are not scored any more: no reading could close them."""
