@@ -17,7 +17,7 @@ from detectors.base import Floats, Slots, Weights
 from detectors.features import FeatureTable
 from stream.binding import Binding, patterns_of
 from stream.errors import ConfigError, ModelNotFound, Problem
-from stream.models import ModelRef, Registry
+from stream.models import MARK, ModelRef, Registry
 from stream.tables import Table
 from stream.topology import RegistryModel, Topology
 from stream.training_data import Marked, kept_rows
@@ -88,11 +88,13 @@ def train_detector(
     alias: str | None,
     choice: Choice | None = None,
     told: Callable[[Phase], None] = lambda phase: None,
+    mark: str = "",
 ) -> Trained:
     """Fit on the first `rows` rows, or as `choice` says; register the version with figures, move the alias.
 
     Where the alias that the topology names means nothing yet, it is set, too: there is nothing to be challenged.
-    `told` is called as each phase begins. Raises ConfigError, ModelError.
+    `told` is called as each phase begins; by `mark` `Registry.withdraw` finds what was registered. Raises ConfigError,
+    ModelError.
     """
     spec = topology.registry_models[batch_detector(topology, detector)]
     assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
@@ -113,7 +115,7 @@ def train_detector(
         example=frame.dropna().head(5),
         params=_params(topology, detector, weights, shown),
         metrics=metrics,
-        tags=_tags(topology, detector, table, shown),
+        tags=_tags(topology, detector, table, shown) | ({MARK: mark} if mark else {}),
         figures=figures,
         alias=alias,
     )

@@ -507,6 +507,69 @@ def test_training_that_registers_comes_to_its_end_whoever_wants_it_ended(tmp_pat
     run(story())
 
 
+HANGING = """
+import os, sys, time
+if "stream.training_process" in sys.orig_argv:
+    import mlflow
+    setattr(mlflow.MlflowClient, os.environ["HANGS_IN"], lambda *_, **__: time.sleep(600))
+"""
+
+
+@pytest.mark.parametrize("how", ["timeout", "killed", "stopped"])
+@pytest.mark.parametrize("step", ["create_model_version", "set_registered_model_alias"])
+def test_training_that_is_cut_off_while_it_registers_leaves_no_version_and_a_run_that_is_killed(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch, how: str, step: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING)
+    monkeypatch.setenv("HANGS_IN", step)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    client = mlflow.MlflowClient(tracking_uri=local, registry_uri=local)
+
+    def left() -> list[str]:
+        found = client.search_runs([it.experiment_id for it in client.search_experiments()])
+        return [ran.info.status for ran in found]
+
+    async def hung() -> None:
+        while not left() or (step != "create_model_version" and not client.search_model_versions()):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    async def cut(plant: Shop, worker: Worker) -> dict[str, Any]:
+        if how == "timeout":
+            for timeout in (15.0, 30.0, 60.0):  # until it is long enough to get there
+                receipt = await plant.train(source={"stream": {}}, options={"timeout": timeout})
+                assert f"took longer than {timeout:g} s" in receipt["reason"]
+                if "while it was registered" in receipt["reason"]:
+                    break
+            return receipt
+        async with asyncio.TaskGroup() as tasks:
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            await began(plant, "registering")
+            await hung()
+            if how == "killed":
+                os.kill(trainings()[0], signal.SIGKILL)
+            else:
+                return {"status": "failed", "reason": ""} if begun.cancel() else {}
+        return begun.result()
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker:
+            await plant.reached(worker, 300)
+            receipt = await cut(plant, worker)
+            assert receipt["status"] == "failed"
+            if how != "stopped":
+                assert "nothing of it is left but a run that MLflow shows as KILLED" in receipt["reason"]
+                assert "was killed by SIGKILL" in receipt["reason"] or how == "timeout"
+        assert trainings() == []
+
+    run(story())
+    assert list(client.search_model_versions()) == []
+    assert left() == ["KILLED"]
+
+
 def test_cancel_of_what_is_no_running_training_is_refused_with_the_reason(tmp_path: Path, local: str) -> None:
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
