@@ -152,8 +152,8 @@ class Registry:
     def withdraw(self, name: str, mark: str, alias: str | None) -> int | None:
         """Take back what a registration of `name` left that was cut off: its version goes, its run ends as KILLED.
 
-        `mark` is the value of its tag `MARK`. Where `alias` means its version it is whole and stays; that version, else
-        None."""
+        `mark` is the value of its tag `MARK`. Where `alias` means its version it is whole and stays: that version,
+        else None."""
         client = self._client()
         with self._answers():
             if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:

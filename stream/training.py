@@ -93,8 +93,8 @@ def train_detector(
     """Fit on the first `rows` rows, or as `choice` says; register the version with figures, move the alias.
 
     Where the alias that the topology names means nothing yet, it is set, too: there is nothing to be challenged.
-    `told` is called as each phase begins; by `mark` `Registry.withdraw` finds what was registered. Raises ConfigError,
-    ModelError.
+    `told` is called as each phase begins; by `mark` `Registry.withdraw` finds what was registered.
+    Raises ConfigError, ModelError.
     """
     spec = topology.registry_models[batch_detector(topology, detector)]
     assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
