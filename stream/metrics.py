@@ -34,6 +34,7 @@ __all__ = [
     "TopologyMetrics",
     "TrainingResult",
     "TriggerOutcome",
+    "Undelivered",
     "Way",
     "WebhookOutcome",
 ]
@@ -95,6 +96,9 @@ WebhookOutcome = Literal[
     "no_secret",
 ]
 """What became of a request to the webhooks' address; all but the first had no effect."""
+
+Undelivered = Literal["not_a_reply_queue", "no_queue"]
+"""Why a command's sender was not answered."""
 
 _VERBS = (
     "status",
@@ -253,6 +257,12 @@ class Metrics:
         )
         self.commands = counter(
             "mmlw_commands_total", "Control commands, by verb and outcome.", "topology", "verb", "status"
+        )
+        self.undelivered = counter(
+            "mmlw_receipts_undelivered_total",
+            "Answers to commands that could not be given, by reason.",
+            "topology",
+            "reason",
         )
         self.captured = counter(
             "mmlw_capture_rows_total", "Readings captured with their scores, by commit.", "topology"
@@ -456,6 +466,10 @@ class TopologyMetrics:
         for verb in (*_VERBS, "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
+        for status in ("failed", "cancelled"):
+            metrics.commands.labels(topology, "train", status)
+        for undelivered in get_args(Undelivered):
+            metrics.undelivered.labels(topology, undelivered)
         for cause in get_args(Cause):
             metrics.restarts.labels(topology, cause)
 
@@ -580,9 +594,13 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused` (or a training that failed or was cancelled). A
+        """Count a control command by outcome, `applied` or `refused`, of a training also `failed` or `cancelled`. A
         verb that there is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
+
+    def undelivered(self, reason: Undelivered) -> None:
+        """Count an answer that could not be given."""
+        self._metrics.undelivered.labels(self._topology, reason).inc()
 
     def restarted(self, cause: Cause) -> None:
         """Count a start from the checkpoint after a failure."""

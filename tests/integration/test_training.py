@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker
@@ -35,6 +36,7 @@ from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer
 from stream.training_data import StreamRange, frame_table, stream_table, within
 from stream.validation import Reader
+from stream.watch import show_audit
 from tests.aio import run
 from tests.mlflow_server import mlflow_server
 from tests.plant import START, Plant, ScaleShelf, readings, topology
@@ -311,6 +313,30 @@ def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path,
         assert Registry(local).names() == ()
 
     run(story())
+
+
+def test_failed_training_is_called_failed_wherever_it_is_told(
+    tmp_path: Path, local: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> Any:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        with capture_logs() as lines:
+            async with plant.running():
+                receipt = await plant.train(source={"frame": {"a": [1.0, 2.0], "b": [1.0]}})
+                assert receipt["status"] == "failed"
+                audit = (await plant.ask("audit"))["audit"]
+        ended = [line for line in lines if line.get("command") == receipt["command"]]
+        assert [(line["event"], line["status"]) for line in ended] == [("training_failed", "failed")]
+        assert plant.value("mmlw_commands_total", verb="train", status="failed") == 1
+        assert plant.value("mmlw_commands_total", verb="train", status="refused") == 0
+        assert plant.value("mmlw_commands_total", verb="train", status="cancelled") == 0
+        return audit
+
+    show_audit(run(story()))
+    said = capsys.readouterr().out
+    assert "refused" not in said
+    assert "failed" in said
 
 
 def test_killed_training_is_a_failed_receipt_and_the_stream_goes_on(tmp_path: Path, local: str) -> None:
