@@ -439,7 +439,8 @@ async def request(
         answers = await intake.receive(1, 0.0, timeout)
         if not answers:
             raise BrokerUnreachable(
-                f'no answer from a worker of "{topology}" within {timeout:g} s: is it running?'
+                f'no answer from a worker of "{topology}" within {timeout:g} s: is it running? Where it is '
+                f"and only takes longer, wait longer (--timeout)"
             )
         receipt: Receipt = msgspec.json.decode(answers[0].body)
         if told is None or receipt["status"] != "running":

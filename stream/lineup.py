@@ -19,6 +19,7 @@ from stream.options import (
     data_option,
     registry_of,
     registry_options,
+    timeout_option,
 )
 
 __all__ = ["add_to", "comparison_rows"]
@@ -63,7 +64,7 @@ def list_(name: str | None, registry_uri: str | None, data: Path, as_json: bool)
 @models.command()
 @click.argument("topology")
 @broker_options("an operator")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the answer.")
+@timeout_option("Seconds to wait for the answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def compare(topology: str, broker: BrokerOptions, timeout: float, as_json: bool) -> None:
     """Compare the shadows of a running topology with their champions.
