@@ -734,6 +734,52 @@ def test_named_path_stays_within_its_folders(tmp_path: Path) -> None:
             within(path, (tmp_path / "in",))
 
 
+def test_labels_are_not_trained_on_and_judge_the_model_as_a_backtest_does(tmp_path: Path, local: str) -> None:
+    file, faults, data = tmp_path / "t.yaml", tmp_path / "faults.csv", tmp_path / "may.csv"
+    whole = trainable()
+    spec = msgspec.structs.replace(whole.registry_models["scale"], threshold=0.67)
+    file.write_text(dump_yaml(msgspec.structs.replace(whole, detectors={"scale": spec})))
+    readings = frame(900)
+    faulty = np.zeros(900, np.bool_)
+    for start in (300, 600):
+        faulty[start : start + 40] = True
+    faulty &= (readings["machine"] == "m1").to_numpy()
+    readings.loc[faulty, ["a", "b"]] += 12.0
+    readings.loc[[450, 453, 456], ["a", "b"]] -= 12.0  # of m0, and nobody says so
+    readings.to_csv(data, index=False)
+    stamps = readings["time"].astype(str)
+    faults.write_text(
+        "start,end,machine\n" + "".join(f"{stamps[start]},{stamps[start + 39]},m1\n" for start in (300, 600))
+    )
+    asked = ("--from", data, "--registry", local)
+    said = mmlw("train", file, *asked, "--labels", faults)
+    plain = mmlw("train", file, *asked)
+    assert "found 2 of 2 events, precision " in said
+    assert "events" not in plain
+    judged = mmlw(
+        "backtest", file, "--input", data, "--labels", faults, "--registry", local, "--data", tmp_path
+    )
+    client = mlflow.MlflowClient(local, local)
+    newest, labelled = Registry(local).versions("pump")
+    metrics = client.get_run(labelled.run_id).data.metrics
+    assert metrics["rows"] == 900 - faulty.sum()
+    assert (metrics["events"], metrics["events_found"], metrics["recall"]) == (2, 2, 1.0)
+    assert 0 < metrics["precision"] < 1
+    assert metrics["false_alarms"] > 0
+    for name in ("precision", "f1", "vus_pr", "false_alarms_per_day"):
+        text = f"{metrics[name]:.3f}" if metrics[name] < 100 else f"{metrics[name]:,.0f}"
+        assert text in judged, (name, text, judged)
+    unjudged = client.get_run(newest.run_id).data.metrics
+    assert unjudged["rows"] == 900
+    assert not {"events", "precision", "vus_pr"} & unjudged.keys()
+    told = {"windows": [[stamps[300], stamps[339]]], "warmup_rows": 20}
+    (tmp_path / "faults.json").write_text(json.dumps({"files": {"may/may.csv": told}}))
+    assert "of 3 events" in mmlw("train", file, *asked, "--labels", tmp_path / "faults.json"), "one a machine"
+    (tmp_path / "faults.json").write_text(json.dumps({"files": {"june.csv": told}}))
+    with pytest.raises(ConfigError, match=r"--labels: says nothing of may\.csv"):
+        mmlw("train", file, *asked, "--labels", tmp_path / "faults.json")
+
+
 def test_only_the_machines_that_a_detector_scores_are_trained_on(tmp_path: Path, local: str) -> None:
     whole = trainable()
     spec = msgspec.structs.replace(whole.registry_models["scale"], machines="m[12]")
