@@ -16,9 +16,13 @@ from detectors.examination import CLOCK_SKEW, FIGURES, WORDS, examine
 from detectors.kernels import floats, slot_numbers
 from detectors.plausibility import (
     ACCEPTED,
+    COUNT,
     LEVELS,
+    OFFSET,
+    ROW,
     RUNS,
     SICK,
+    SINCE,
     UNITS,
     take_for_normal,
 )
@@ -32,6 +36,10 @@ from detectors.punctuality import (
     SILENT_ROW,
     SILENT_SINCE,
     SILENT_STATE,
+    SKEW_COUNT,
+    SKEW_OFFSET,
+    SKEW_ROW,
+    SKEW_SINCE,
     SKEW_STATE,
     TICK,
     TICKS,
@@ -39,7 +47,7 @@ from detectors.punctuality import (
 )
 from detectors.table import Column, Table
 
-__all__ = ["AILMENTS", "Ailment", "Examination", "Finding", "Health", "HealthTable"]
+__all__ = ["AILMENTS", "Ailment", "Examination", "Finding", "Health", "HealthTable", "ailing"]
 
 Ailment = Literal[
     "sensor_silent", "sensor_out_of_range", "sensor_stuck", "unit_jump", "clock_skew", "machine_silent"
@@ -254,6 +262,25 @@ class HealthTable:
             )
             for slot, since in zip(slots.tolist(), clock[slots, SILENT_SINCE].tolist(), strict=True)
         ]
+
+
+def ailing(rows: Rows) -> list[Finding]:
+    """What ails the keys of these rows of a snapshot: findings that ended, `index` and `slot` the row, without what
+    was said or usual."""
+    levels, runs, clock, pace = (rows[name] for name in ("levels", "runs", "clock", "pace"))
+    found = []
+    for i, sensor in np.argwhere(runs[:, :, SICK] > 0).tolist():
+        run = runs[i, sensor]
+        place = (int(run[OFFSET]), int(run[ROW]), float(levels[i, sensor, SINCE]), int(run[COUNT]))
+        found.append(Finding(i, i, False, AILMENTS[run[SICK] % ACCEPTED - 1], sensor, *place, np.nan, np.nan))
+    for i in np.flatnonzero(pace[:, SKEW_STATE]).tolist():
+        since, count = float(clock[i, SKEW_SINCE]), int(pace[i, SKEW_COUNT])
+        place = (int(pace[i, SKEW_OFFSET]), int(pace[i, SKEW_ROW]), since, count)
+        found.append(Finding(i, i, False, "clock_skew", -1, *place, np.nan, np.nan))
+    for i in np.flatnonzero(pace[:, SILENT_STATE]).tolist():
+        place = (int(pace[i, SILENT_OFFSET]), int(pace[i, SILENT_ROW]), float(clock[i, SILENT_SINCE]), 0)
+        found.append(Finding(i, i, False, "machine_silent", -1, *place, np.nan, np.nan))
+    return found
 
 
 def _finding(word: NDArray[np.int64], figure: Floats) -> Finding:

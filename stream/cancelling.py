@@ -70,6 +70,11 @@ class Cancelling:
         if self._by is not None:
             self._send(signal.SIGTERM)
 
+    @property
+    def registering(self) -> bool:
+        """Whether something of it may be in the registry."""
+        return self._late
+
     def phase(self, name: str) -> None:
         """A phase begins."""
         if name == REGISTERING:

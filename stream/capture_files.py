@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from detectors.base import Mask
@@ -94,13 +95,21 @@ def encode(pieces: Sequence[Piece], sensors: Sequence[str]) -> bytes:
     for name in pieces[0].open:
         columns[column("alert", name)] = pa.array(np.concatenate([piece.open[name] for piece in pieces]))
     for name in pieces[0].versions:
-        texts = [pa.repeat(piece.versions[name], len(piece.scored.batch)) for piece in pieces]
-        columns[column("version", name)] = pa.concat_arrays(texts)
+        columns[column("version", name)] = pa.concat_arrays([_versions(piece, name) for piece in pieces])
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     return bytes(sink.getvalue())
+
+
+def _versions(piece: Piece, name: str) -> pa.Array:
+    """The version of a detector's model by row; null where it does not score the machine."""
+    scored, count = piece.scored, len(piece.scored.batch)
+    unscored = np.isnan(scored.scores[name]) & np.isinf(scored.thresholds[name])
+    if not unscored.any():
+        return pa.repeat(piece.versions[name], count)
+    return pc.if_else(pa.array(unscored), pa.scalar(None, pa.string()), piece.versions[name])
 
 
 def parts(folder: Path) -> list[Part]:

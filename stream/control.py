@@ -35,7 +35,7 @@ from stream.errors import (
     Unroutable,
 )
 from stream.following import Due, Follower
-from stream.metrics import TopologyMetrics
+from stream.metrics import TopologyMetrics, Undelivered
 from stream.plan import CONTROL_EXCHANGE, control_queue
 from stream.retrainer import Retrainer
 from stream.shelf import Shelf
@@ -57,6 +57,12 @@ _PACE = 0.002
 """Seconds given to the readings for each command of a flood."""
 _REPLIES = ("mmlw.reply.", "amq.rabbitmq.reply-to.")
 """Where an answer may go: a sender must not make the worker write to any other queue."""
+_UNDELIVERED: dict[Undelivered, str] = {
+    "not_a_reply_queue": 'its "reply_to" is not a queue named mmlw.reply.*',
+    "no_queue": 'the queue that its "reply_to" names is not there',
+}
+_WARNED = 1000
+"""Senders, by reason, of whom it is logged that they cannot be answered."""
 
 Answer = Callable[[Receipt | None], Awaitable[None]]
 Work = Callable[[Told], Awaitable[Receipt]]
@@ -105,6 +111,8 @@ class Control:
         self._answers: set[asyncio.Future[Receipt | None]] = set()
         self._begun: dict[str, Work] = {}
         """What goes on after a command was admitted, by its id, until somebody sees to it."""
+        self._warned: set[tuple[str | None, Undelivered]] = set()
+        """Who was logged as not to be answered, and why."""
         self._tasks = asyncio.TaskGroup()
         self._ended = False
 
@@ -243,7 +251,6 @@ class Control:
             receipt |= {"status": "cancelled", "reason": str(error)}
         except Exception as error:  # whatever it was, the topology goes on
             receipt |= {"status": "failed", "reason": str(error) or repr(error)}
-        failed = receipt["status"] != "applied"
         line = self._audit.line(asked, receipt["command"], receipt["status"], receipt.get("reason"))
         async with self._one:
             lines = self._audit.take(line)
@@ -254,7 +261,7 @@ class Control:
             )
             self._audit.written(lines)
             self._docket.applied(dict(receipt))
-            self._count(asked, {**receipt, "status": "refused" if failed else "applied"})
+            self._count(asked, receipt)
             await answer(receipt)
 
     async def _handle(self, asked: Asked) -> Receipt | None:
@@ -306,7 +313,9 @@ class Control:
         if not listed:
             log.limited("commands_refused", f"{fields['topology']}/control", **fields)
             return
-        event = "command_applied" if receipt["status"] == "applied" else "command_refused"
+        event = f"training_{receipt['status']}"
+        if receipt["status"] in ("applied", "refused"):
+            event = f"command_{receipt['status']}"
         fields |= {"verb": asked.verb[:64], "command": receipt["command"], "reason": receipt.get("reason")}
         log.get().info(event, **fields, status=receipt["status"])
 
@@ -362,9 +371,8 @@ class Control:
     async def _reply(self, delivery: Delivery, receipt: Receipt | None) -> None:
         if receipt is None or not delivery.reply_to:
             return
-        fields = {"topology": self._topology.name, "command": receipt["command"]}
         if not delivery.reply_to.startswith(_REPLIES):
-            log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
+            self._unanswered(delivery, receipt, "not_a_reply_queue")
             return
         answer = Message(
             exchange="",
@@ -375,7 +383,17 @@ class Control:
         try:
             await self._broker.publish([answer])
         except (Unroutable, BrokerRefused):
-            log.limited("receipt_undeliverable", f"{self._topology.name}/reply", **fields)
+            self._unanswered(delivery, receipt, "no_queue")
+
+    def _unanswered(self, delivery: Delivery, receipt: Receipt, reason: Undelivered) -> None:
+        """Nobody can be answered: counted, and logged once for each sender, of so many of them."""
+        self._metrics.undelivered(reason)
+        who = (delivery.user_id, reason)
+        if who in self._warned or len(self._warned) >= _WARNED:
+            return
+        self._warned.add(who)
+        fields = {"topology": self._topology.name, "by": delivery.user_id, "command": receipt["command"]}
+        log.get().warning("receipt_undeliverable", **fields, cause=_UNDELIVERED[reason])
 
 
 def _busy(trainer: Trainer | None) -> Callable[[], bool]:
@@ -426,7 +444,8 @@ async def request(
         answers = await intake.receive(1, 0.0, timeout)
         if not answers:
             raise BrokerUnreachable(
-                f'no answer from a worker of "{topology}" within {timeout:g} s: is it running?'
+                f'no answer from a worker of "{topology}" within {timeout:g} s: is it running? Where it is '
+                f"and only takes longer, wait longer (--timeout)"
             )
         receipt: Receipt = msgspec.json.decode(answers[0].body)
         if told is None or receipt["status"] != "running":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats, Rows, Slots
 from detectors.features import RecentWindow
-from detectors.health import Ailment, Finding
+from detectors.health import Ailment, Finding, ailing
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
+from stream.endings import unwatched
 from stream.readings import LARGEST, Batch
 from stream.residents import Residents
 from stream.topology import HEALTH, Sensor, Topology
 
-__all__ = ["HealthCheck"]
+__all__ = ["HealthCheck", "ended_with_health"]
 
 
 class HealthCheck:
@@ -82,9 +84,8 @@ class HealthCheck:
         i, began, time = item.index, item.began, float(batch.times[item.index])
         times, values = self._recent.window(item.slot, slots, batch.values, batch.times, i)
         sensor = self._sensors[item.sensor] if item.sensor >= 0 else None
-        whose = f"{HEALTH}/{item.ailment}/{sensor.name if sensor else ''}"
         return Alert(
-            id=episode_id(self._topology, machine, whose, 0, item.offset, item.row, item.since),
+            id=_id(self._topology, machine, item, sensor),
             event="opened" if began else "closed",
             type=item.ailment,
             sequence=0 if began else 1,
@@ -107,6 +108,55 @@ class HealthCheck:
                 times.tolist(), {s.name: _plain(values[:, j]) for j, s in enumerate(self._sensors)}
             ),
         )
+
+
+def ended_with_health(
+    topology: Topology,
+    machines: Sequence[str],
+    slots: Slots,
+    rows: Rows,
+    past: Callable[[int], Window],
+) -> list[Alert]:
+    """The events that end what a health check that is no more left open. `rows` (n,) of its snapshot are those of
+    `machines` in `slots` (n,). `past` gives the last readings in a slot."""
+    alerts = []
+    for item in ailing(rows):
+        machine, window = machines[item.index], past(int(slots[item.index]))
+        last = rfc3339(window.times[-1] if window.times else item.since)
+        alert = Alert(
+            id=_id(
+                topology.name,
+                machine,
+                item,
+                topology.source.sensors[item.sensor] if item.sensor >= 0 else None,
+            ),
+            event="closed",
+            type=item.ailment,
+            sequence=1,
+            topology=topology.name,
+            machine=machine,
+            detector=HEALTH,
+            severity=next(iter(topology.alert.severities)),
+            score=0.0,
+            threshold=1.0,
+            peak_score=1.0,
+            anomalous_readings=item.count,
+            first_seen=rfc3339(item.since),
+            last_seen=last,
+            time=last,
+            reason=unwatched(HEALTH, machine, gone=True),
+            contributions=[],
+            model=ModelInfo(HEALTH, "online", "", HEALTH),
+            position=Position(0, item.offset, item.row),
+            window=window,
+        )
+        alerts.append(alert)
+    return alerts
+
+
+def _id(topology: str, machine: str, item: Finding, sensor: Sensor | None) -> str:
+    whose = f"{HEALTH}/{item.ailment}/{sensor.name if sensor else ''}"
+    return episode_id(topology, machine, whose, 0, item.offset, item.row, item.since)
 
 
 def _bounds(sensor: Sensor) -> tuple[float, float]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,9 +19,19 @@ from stream.options import (
     data_option,
     registry_of,
     registry_options,
+    timeout_option,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stream.references import ModelVersion
+
 __all__ = ["add_to", "comparison_rows"]
+
+
+_UNBOUND = 10_000
+"""Columns in which any table has room."""
 
 
 def add_to(group: click.Group) -> None:
@@ -41,8 +51,7 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(name: str | None, registry_uri: str | None, data: Path, as_json: bool) -> None:
     """List the versions of a model, or of all."""
-    from rich.console import Console
-    from rich.table import Table
+    from stream.watch import terminal
 
     registry = registry_of(registry_uri, data)
     found = [
@@ -52,18 +61,38 @@ def list_(name: str | None, registry_uri: str | None, data: Path, as_json: bool)
         for each, item in found:
             click.echo(msgspec.json.encode({"name": each, **msgspec.to_builtins(item)}))
         return
-    table = Table("name", "version", "aliases", "kind", "created", "digest", box=None, pad_edge=False)
+    console = terminal()
+    if not found:
+        console.print("no model is registered yet: mmlw train FILE")
+        return
+    table = _versions(found, "name")
+    if console.measure(table, options=console.options.update(width=_UNBOUND)).maximum <= console.width:
+        console.print(table)
+        return
+    for each in dict.fromkeys(each for each, _ in found):
+        console.print(each, style="bold", highlight=False, markup=False)
+        console.print(_versions([pair for pair in found if pair[0] == each]))
+
+
+def _versions(found: Sequence[tuple[str, ModelVersion]], *names: str) -> Table:
+    """A row for each version; with the model's name first where that column is wanted. Only aliases are wrapped."""
+    from rich.table import Table
+
+    table = Table(*names, "version", "aliases", "kind", "created", "digest", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = column.header != "aliases"
     for each, item in found:
         created = datetime.fromtimestamp(item.created, UTC).strftime("%Y-%m-%d %H:%M")
         kind, digest = (item.ref.kind, item.ref.digest[:19]) if item.ref else ("not of mmlw", "")
-        table.add_row(each, str(item.version), ", ".join(item.aliases), kind, created, digest)
-    Console().print(table if found else "no model is registered yet: mmlw train FILE")
+        name = [each] if names else []
+        table.add_row(*name, str(item.version), ", ".join(item.aliases), kind, created, digest)
+    return table
 
 
 @models.command()
 @click.argument("topology")
 @broker_options("an operator")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the answer.")
+@timeout_option("Seconds to wait for the answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def compare(topology: str, broker: BrokerOptions, timeout: float, as_json: bool) -> None:
     """Compare the shadows of a running topology with their champions.

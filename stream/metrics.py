@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from detectors.health import Ailment
 from stream.agreement import Tally
+from stream.alerts import PROCESS, Alert
 
 __all__ = [
     "CONTENT_TYPE",
@@ -33,6 +34,7 @@ __all__ = [
     "TopologyMetrics",
     "TrainingResult",
     "TriggerOutcome",
+    "Undelivered",
     "Way",
     "WebhookOutcome",
 ]
@@ -94,6 +96,9 @@ WebhookOutcome = Literal[
     "no_secret",
 ]
 """What became of a request to the webhooks' address; all but the first had no effect."""
+
+Undelivered = Literal["not_a_reply_queue", "no_queue"]
+"""Why a command's sender was not answered."""
 
 _VERBS = (
     "status",
@@ -252,6 +257,12 @@ class Metrics:
         )
         self.commands = counter(
             "mmlw_commands_total", "Control commands, by verb and outcome.", "topology", "verb", "status"
+        )
+        self.undelivered = counter(
+            "mmlw_receipts_undelivered_total",
+            "Answers to commands that could not be given, by reason.",
+            "topology",
+            "reason",
         )
         self.captured = counter(
             "mmlw_capture_rows_total", "Readings captured with their scores, by commit.", "topology"
@@ -455,6 +466,10 @@ class TopologyMetrics:
         for verb in (*_VERBS, "unknown"):
             for status in ("applied", "refused"):
                 metrics.commands.labels(topology, verb, status)
+        for status in ("failed", "cancelled"):
+            metrics.commands.labels(topology, "train", status)
+        for undelivered in get_args(Undelivered):
+            metrics.undelivered.labels(topology, undelivered)
         for cause in get_args(Cause):
             metrics.restarts.labels(topology, cause)
 
@@ -483,6 +498,13 @@ class TopologyMetrics:
         if (detector, event) not in self._alerts:
             self._alerts[detector, event] = self._metrics.alerts.labels(self._topology, detector, event)
         self._alerts[detector, event].inc()
+
+    def told(self, alert: Alert) -> None:
+        """Count a confirmed alert event, of a detector or of something sick."""
+        if alert.type == PROCESS:
+            self.alerted(alert.detector, alert.event)
+        else:
+            self.health_alerted(alert.type, alert.event)
 
     def open_alerts(self, detector: str, count: int) -> None:
         """Set how many alerts of this detector are open."""
@@ -572,9 +594,13 @@ class TopologyMetrics:
         self._metrics.swaps.labels(self._topology, detector, status).inc()
 
     def commanded(self, verb: str, status: str) -> None:
-        """Count a control command by outcome, `applied` or `refused` (or a training that failed or was cancelled). A
+        """Count a control command by outcome, `applied` or `refused`, of a training also `failed` or `cancelled`. A
         verb that there is none of is `unknown`."""
         self._metrics.commands.labels(self._topology, verb, status).inc()
+
+    def undelivered(self, reason: Undelivered) -> None:
+        """Count an answer that could not be given."""
+        self._metrics.undelivered.labels(self._topology, reason).inc()
 
     def restarted(self, cause: Cause) -> None:
         """Count a start from the checkpoint after a failure."""

@@ -45,11 +45,13 @@ from stream.references import (
 from stream.trial import Scorer, build, example_rows, score
 from stream.weights import ARRAYS_FILE, FORMAT, HEADER_FILE, MAX_BYTES, digest, read_weights, write_weights
 
-__all__ = ["DEFAULT_URI", "ModelRef", "ModelUri", "ModelVersion", "Registry", "build", "parse_uri"]
+__all__ = ["DEFAULT_URI", "MARK", "ModelRef", "ModelUri", "ModelVersion", "Registry", "build", "parse_uri"]
 
 DEFAULT_URI = "sqlite:///mmlw-data/mlflow/registry.db"
 """The embedded registry; its artifacts lie beside the file."""
 
+MARK = "mmlw.training"
+"""The tag that names a training, of its run and its version."""
 _EXPERIMENT = "mmlw"
 _FLAVOR = "mmlw"
 _DATA = "data"
@@ -146,6 +148,27 @@ class Registry:
         if alias is not None:
             self.set_alias(name, alias, ref.version)
         return ref
+
+    def withdraw(self, name: str, mark: str, alias: str | None) -> int | None:
+        """Take back what a registration of `name` left that was cut off: its version goes, its run ends as KILLED.
+
+        `mark` is the value of its tag `MARK`. Where `alias` means its version it is whole and stays: that version,
+        else None."""
+        client = self._client()
+        with self._answers():
+            if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:
+                return None
+            marked = f"tags.`{MARK}` = '{mark}'"
+            for run in client.search_runs([experiment.experiment_id], filter_string=marked):
+                of_run = f"run_id='{run.info.run_id}'"
+                found = list(_pages(client.search_model_versions, filter_string=of_run))
+                meant = self._aliases(client, name).get(alias or "") if found else None
+                for version in found:
+                    if int(version.version) == meant:
+                        return meant
+                    client.delete_model_version(name, version.version)
+                client.set_terminated(run.info.run_id, "KILLED")
+        return None
 
     def resolve(self, uri: str) -> ModelRef:
         """The version that `models:/name@alias` or `models:/name/3` stands for now, pinned.

@@ -36,6 +36,7 @@ __all__ = [
     "registry_options",
     "shelf_of",
     "table_of",
+    "timeout_option",
 ]
 
 _BROKER = "amqp://guest:guest@localhost:5672/"
@@ -149,6 +150,17 @@ def capture_option(command: Command) -> Command:
         show_envvar=True,
         help="Folder of captures, one below it for each topology.  [default: capture below --data]",
     )(command)
+
+
+def timeout_option(text: str) -> Callable[[Command], Command]:
+    """Adds `--timeout`, by default a minute; `text` says what for."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help=text,
+    )
 
 
 def interruptible(work: Coroutine[Any, Any, Any]) -> Any:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from stream.options import BrokerOptions, broker_options, connector, data_option, registry_options, shelf_of
+from stream.options import (
+    BrokerOptions,
+    broker_options,
+    connector,
+    data_option,
+    registry_options,
+    shelf_of,
+    timeout_option,
+)
 
 if TYPE_CHECKING:
     from stream.tables import Table
@@ -38,6 +46,7 @@ def add_to(group: click.Group) -> None:
 @click.option(
     "--running", is_flag=True, help="Ask the worker that runs the topology, with its machines' state."
 )
+@timeout_option("With --running: seconds to wait for the worker's answer.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a reading, with contributions.")
 @broker_options("an operator")
 @registry_options
@@ -48,6 +57,7 @@ def predict_(
     model: str | None,
     detector: str | None,
     running: bool,
+    timeout: float,
     as_json: bool,
     broker: BrokerOptions,
     registry_uri: str | None,
@@ -68,7 +78,7 @@ def predict_(
         raise ConfigError([Problem(str(source), f"has no column for the sensors {', '.join(missing)}")])
     found: Iterable[dict[str, Any]]
     if running:
-        found = _asked(topology, table, model, detector, broker)
+        found = _asked(topology, table, model, detector, broker, timeout)
     else:
         found = _scored(topology, table, model, detector, registry_uri, data)
     for prediction in found:
@@ -114,7 +124,12 @@ def _scored(
 
 
 def _asked(
-    topology: Topology, table: Table, model: str | None, detector: str | None, broker: BrokerOptions
+    topology: Topology,
+    table: Table,
+    model: str | None,
+    detector: str | None,
+    broker: BrokerOptions,
+    timeout: float,
 ) -> list[dict[str, Any]]:
     """By a worker, in one request. Raises CommandRefused, BrokerError."""
     from stream.control import request
@@ -134,7 +149,7 @@ def _asked(
         async with connect() as link:
             asked = {"rows": rows, "model": model, "detector": detector}
             return await request(
-                link, topology.name, "predict", user=connect.user, timeout=60.0, told=None, **asked
+                link, topology.name, "predict", user=connect.user, timeout=timeout, told=None, **asked
             )
 
     receipt = asyncio.run(ask())

@@ -29,7 +29,7 @@ from stream.courses import courses
 from stream.endings import ALERTS, NOBODY, closed_alert, kept_episode, unwatched
 from stream.ensemble import Decision, DetectorFailed, Ensemble, Lane, Part, Stateful, Why
 from stream.errors import ReadingRejected
-from stream.health import HealthCheck
+from stream.health import HealthCheck, ended_with_health
 from stream.inputs import units_of
 from stream.kin import Kin
 from stream.readings import Batch
@@ -158,8 +158,7 @@ class Scorer:
         meaning = definitions(topology.source.names, topology.features)
         if topology.features:
             recipes["features"] = "/".join(meaning.values())
-        if topology.health is not None:
-            recipes[HEALTH] = sensors
+        recipes[HEALTH] = sensors  # without a health check, too: what one left open must be closed
         for name, spec in topology.detectors.items():
             fixed = isinstance(spec, RegistryModel)
             seen = "/".join(meaning[column] for column in topology.inputs(name))
@@ -493,6 +492,8 @@ class Scorer:
         for name, rows in components.items():
             if rows and name.startswith(ALERTS):
                 self._let_go(name.removeprefix(ALERTS), machines, slots, rows)
+        if self._health is None and (left := components.get(HEALTH)):
+            self._unwatched += ended_with_health(self._topology, machines, slots, left, self._past)
 
     def _let_go(self, name: str, machines: Sequence[str], slots: Slots, rows: Rows) -> None:
         """End and forget the alerts of machines that are not scored any more: no reading could close them."""

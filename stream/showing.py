@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stream import log
-from stream.alerts import PROCESS, Alert
+from stream.alerts import Alert
 from stream.brokers.base import Delivery
 from stream.clock import Clock
 from stream.ledger import Ledger
@@ -66,10 +66,7 @@ class Showing:
         """Alerts were published; `received` says when the message at an alert's offset came, in monotonic seconds."""
         now = self._clock.monotonic()
         for alert in alerts:
-            if alert.type == PROCESS:
-                self._metrics.alerted(alert.detector, alert.event)
-            else:
-                self._metrics.health_alerted(alert.type, alert.event)
+            self._metrics.told(alert)
             if (came := received.get(alert.position.offset)) is not None:
                 self._metrics.alert_latency.observe(now - came)
             log.get().info(

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from stream.errors import ConfigError, Problem
-from stream.options import BrokerOptions, Command, broker_options, connector, interruptible
+from stream.options import BrokerOptions, Command, broker_options, connector, interruptible, timeout_option
 
 __all__ = ["add_to"]
 
@@ -74,9 +74,7 @@ def _steering(
     command.__doc__ = text
     wrapped: Command = command
     wrapped = click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")(wrapped)
-    wrapped = click.option(
-        "--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt."
-    )(wrapped)
+    wrapped = timeout_option("Seconds to wait for the receipt.")(wrapped)
     wrapped = broker_options("an operator")(wrapped)
     if detector:
         wrapped = click.option("--detector", help="Which batch detector, where there are several.")(wrapped)
@@ -165,7 +163,7 @@ _steering("resume", "Go on reading where it was paused.")
 @click.option("--from", "since", help="When that time began: RFC 3339, such as 2024-05-01T06:00:00Z.")
 @click.option("--to", "until", help="And ended.")
 @click.option("--learn", is_flag=True, help="What was no fault is learned, online and in the next training.")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt.")
+@timeout_option("Seconds to wait for the receipt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @broker_options("an operator")
 def label(
@@ -199,7 +197,7 @@ _COMMANDS.append(label)
 @click.command()
 @click.argument("topology")
 @click.argument("command_id")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the receipt.")
+@timeout_option("Seconds to wait for the receipt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @broker_options("an operator")
 def cancel(topology: str, command_id: str, broker: BrokerOptions, timeout: float, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from stream.brokers.base import Broker
 from stream.cancelling import Cancelling
 from stream.config import dump_yaml
 from stream.errors import CommandRefused, ConfigError, ModelError
+from stream.models import MARK, Registry
 from stream.rules import AlertRule
 from stream.threads import in_thread
 from stream.topology import Topology
@@ -102,17 +104,25 @@ class Trainer:
                 self.running = None
 
     async def _train(self, training: Training, told: Told) -> dict[str, Any]:
-        began = time.monotonic()
+        began, mark = time.monotonic(), uuid.uuid4().hex
         cancelling = self._cancelling = Cancelling()
         try:
             async with asyncio.timeout(training.options.timeout):
                 with tempfile.TemporaryDirectory(prefix="mmlw-training-") as name:
                     async with cancelling.before():
-                        await self._prepare(training, Path(name), _Pulse(told, began))
+                        await self._prepare(training, Path(name), mark, _Pulse(told, began))
                     result = await _run(Path(name), _Pulse(told, began), cancelling)
         except TimeoutError:
             limit = f"took longer than {training.options.timeout:g} s"
-            raise ModelError(f"the training {limit}; give it fewer rows, or a longer timeout") from None
+            left = await self._take_back(training, mark)
+            raise ModelError(f"the training {limit}{left}; give it fewer rows, or a longer timeout") from None
+        except ModelError as error:
+            if left := await self._take_back(training, mark):
+                raise ModelError(f"{error}{left}") from error
+            raise
+        except asyncio.CancelledError:
+            await self._take_back(training, mark)
+            raise
         finally:
             cancelling.over()
         return {**result, "trained_s": round(time.monotonic() - began, 3)}
@@ -126,7 +136,23 @@ class Trainer:
         await self._cancelling.cancel(by)
         return training.detector
 
-    async def _prepare(self, training: Training, folder: Path, pulse: _Pulse) -> None:
+    async def _take_back(self, training: Training, mark: str) -> str:
+        """Take what a training that was cut off had registered out of the registry; what the receipt says of that."""
+        if not self._cancelling.registering:
+            return ""
+        name = training.topology.registry_models[training.detector].name
+        try:
+            whole = await in_thread(Registry(self._registry).withdraw, name, mark, training.alias)
+        except ModelError as error:
+            return (
+                f" while it was registered, and what it left could not be taken back ({error}): delete the run, and "
+                f"the version of {name}, that have the tag {MARK}={mark}"
+            )
+        if whole is not None:
+            return f" when version {whole} of {name} was registered, which stays"
+        return " while it was registered; nothing of it is left but a run that MLflow shows as KILLED"
+
+    async def _prepare(self, training: Training, folder: Path, mark: str, pulse: _Pulse) -> None:
         """Write down the job, with the readings where the process could not read them itself."""
         source, topology, table = training.source, training.topology, None
         if source.stream is not None:
@@ -145,6 +171,7 @@ class Trainer:
             detector=training.detector,
             registry=self._registry,
             alias=training.alias,
+            mark=mark,
             rows=training.options.rows,
             newest=training.options.newest,
             since=training.options.since,

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 
 from detectors import registry
-from detectors.base import Floats, Slots, Weights
+from detectors.base import Floats, Mask, Slots, Weights
 from detectors.features import FeatureTable
 from stream.binding import Binding, patterns_of
 from stream.errors import ConfigError, ModelNotFound, Problem
-from stream.models import ModelRef, Registry
+from stream.labels import Labels
+from stream.models import MARK, ModelRef, Registry
 from stream.tables import Table
 from stream.topology import RegistryModel, Topology
 from stream.training_data import Marked, kept_rows
+from stream.training_quality import labelled, labelled_quality
 
 __all__ = ["CHALLENGER", "Choice", "Phase", "Trained", "batch_detector", "train_detector"]
 
@@ -88,16 +90,21 @@ def train_detector(
     alias: str | None,
     choice: Choice | None = None,
     told: Callable[[Phase], None] = lambda phase: None,
+    mark: str = "",
+    labels: Labels | None = None,
 ) -> Trained:
     """Fit on the first `rows` rows, or as `choice` says; register the version with figures, move the alias.
 
     Where the alias that the topology names means nothing yet, it is set, too: there is nothing to be challenged.
-    `told` is called as each phase begins. Raises ConfigError, ModelError.
+    By `labels` what was anomalous is left out, and the model's alerts on all rows are judged; the metrics say how.
+    `told` is called as each phase begins; by `mark` `Registry.withdraw` finds what was registered.
+    Raises ConfigError, ModelError.
     """
     spec = topology.registry_models[batch_detector(topology, detector)]
     assert spec.fit is not None  # noqa: S101 - looked at by batch_detector
     told("preparing")
-    shown = _shown(topology, detector, table, choice or Choice(rows))
+    truth, warmup = (None, 0) if labels is None else labelled(labels, table)
+    shown = _shown(topology, detector, table, choice or Choice(rows), truth)
     frame = pd.DataFrame(shown.values, columns=list(topology.inputs(detector)))
     told("fitting")
     try:
@@ -106,6 +113,8 @@ def train_detector(
         raise ConfigError([Problem(table.name, str(error))]) from error
     told("scoring")
     metrics, figures = _judged(weights, shown)
+    if truth is not None:
+        metrics |= labelled_quality(topology, detector, weights, table, truth, warmup)
     told("registering")
     ref = models.register(
         spec.name,
@@ -113,7 +122,7 @@ def train_detector(
         example=frame.dropna().head(5),
         params=_params(topology, detector, weights, shown),
         metrics=metrics,
-        tags=_tags(topology, detector, table, shown),
+        tags=_tags(topology, detector, table, shown) | ({MARK: mark} if mark else {}),
         figures=figures,
         alias=alias,
     )
@@ -124,8 +133,9 @@ def train_detector(
     return Trained(ref, weights, metrics, tuple(aliases))
 
 
-def _shown(topology: Topology, detector: str, table: Table, choice: Choice) -> _Shown:
-    """What the detector will be shown of those rows of its machines: features as they run live, by machine.
+def _shown(topology: Topology, detector: str, table: Table, choice: Choice, faulty: Mask | None) -> _Shown:
+    """What the detector will be shown of those rows of its machines: features as they run live, by machine. What is
+    `faulty`, of all rows (n,), is left out.
 
     Raises ConfigError where there is too little."""
     if missing := [name for name in topology.source.names if name not in table.sensors]:
@@ -146,6 +156,8 @@ def _shown(topology: Topology, detector: str, table: Table, choice: Choice) -> _
     features = FeatureTable(topology.source.names, topology.features)
     wide = features.compute(slots, table.values[taken][:, columns], times)
     kept = kept_rows([table.machines[i] for i in taken.tolist()], times, choice.marked)
+    if faulty is not None:
+        kept = kept[~faulty[taken[kept]]]
     if not len(kept):
         raise ConfigError([Problem(table.name, "holds no readings to train on, or all are marked as faults")])
     wide, times, slots = wide[kept], times[kept], slots[kept]

@@ -44,6 +44,12 @@ def add_to(group: click.Group) -> None:
 @click.option(
     "--stream", "span", help="Or the topology's own stream: FROM..TO, offsets or times; .. is all of it."
 )
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="When something was wrong, as mmlw backtest takes it: it is not trained on, and the model is judged by it.",
+)
 @click.option("--rows", type=click.IntRange(min=1), help="Use only the first so many rows.")
 @click.option(
     "--alias",
@@ -60,6 +66,7 @@ def train(
     source: Path | None,
     dataset: str | None,
     span: str | None,
+    labels_file: Path | None,
     rows: int | None,
     alias: str | None,
     if_missing: bool,
@@ -75,11 +82,13 @@ def train(
     \b
     mmlw train topologies/shuttle.yaml --dataset shuttle --rows 10000
     mmlw train topologies/pump.yaml --stream 2024-05-01..2024-05-08 --alias champion
+    mmlw train topologies/pump.yaml --from may.parquet --labels faults.csv
     """
     from rich.console import Console
 
     from stream.config import load
     from stream.errors import ModelNotFound
+    from stream.labels import read_labels
     from stream.training import CHALLENGER, batch_detector, train_detector
 
     topology = load(file)
@@ -90,6 +99,7 @@ def train(
             known = registry.resolve(f"models:/{spec.name}@{wanted}")
             click.echo(f"models:/{spec.name}@{wanted} is version {known.version} already")
             return
+    labels = None if labels_file is None else read_labels(labels_file)
     with Console(stderr=True).status(f"training {name}") as status:
         readings = _readings(topology, source, dataset, span, broker)
         trained = train_detector(
@@ -99,14 +109,31 @@ def train(
             registry,
             rows=rows,
             alias=alias or CHALLENGER,
+            labels=labels,
             told=lambda phase: status.update(f"training {name} on {readings.name}: {phase}"),
         )
     ref, weights = trained.ref, trained.weights
     click.echo(
         f"{ref.name} version {ref.version} ({weights.kind}), threshold {weights.threshold:.4g}, {ref.digest}"
     )
+    if labels is not None:
+        click.echo(_judged(trained.metrics))
     for moved in trained.aliases:
         click.echo(f"models:/{ref.name}@{moved} now means version {ref.version}")
+
+
+def _judged(metrics: dict[str, float]) -> str:
+    """How good the model is by the labels, in a line."""
+    if "events" not in metrics:
+        return "nothing could be judged by the labels"
+    named = {
+        "precision": "precision",
+        "f1": "F1",
+        "false_alarms_per_day": "false alarms a day",
+        "vus_pr": "VUS-PR",
+    }
+    rest = [f"{text} {metrics[name]:.3g}" for name, text in named.items() if name in metrics]
+    return ", ".join([f"found {metrics['events_found']:.0f} of {metrics['events']:.0f} events", *rest])
 
 
 def _readings(

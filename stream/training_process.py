@@ -30,6 +30,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     detector: str
     registry: str
     alias: str | None
+    mark: str = ""
+    """What the run and the version are tagged with: by it is found what a training that was cut off left."""
     rows: int | None = None
     newest: bool = False
     since: float | None = None
@@ -117,6 +119,7 @@ def _train(folder: Path, out: BinaryIO) -> dict[str, Any]:
         alias=job.alias,
         choice=Choice(job.rows, job.newest, job.since, [Marked(*mark) for mark in job.marked]),
         told=told,
+        mark=job.mark,
     )
     ref = trained.ref
     return {

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import click
 import msgspec
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from stream.alerts import PROCESS, Alert
 from stream.brokers.base import Broker, Delivery, Queue
 from stream.control import Receipt
+from stream.letter_text import legible
 
-__all__ = ["alert_line", "show_audit", "show_receipt", "watch_alerts"]
+__all__ = ["alert_line", "show_audit", "show_receipt", "terminal", "watch_alerts"]
 
+_WIDE = 120
+"""Columns from which the audit is one table."""
+_NAME = 24
+"""Columns for names that are shorter; longer ones push what comes after."""
 _COLOURS = {"warning": "yellow", "critical": "bold red"}
 
 
@@ -89,12 +96,37 @@ def show_receipt(receipt: Receipt) -> None:
 
 
 def show_audit(lines: Sequence[Mapping[str, str | None]]) -> None:
-    """Commands that came, oldest first: when, from whom, what, and what became of them."""
+    """Commands that came, oldest first: when, from whom, what, and what became of them; on a narrow terminal with the
+    id and the reason below. An id is never cut: it can be given to `mmlw cancel`."""
+    console = terminal()
+    if not lines:
+        console.print("no command has come yet")
+        return
+    found = [_audited(line) for line in lines]
+    if console.width < _WIDE:
+        by_width, verb_width = (max(len(cells[i]) for cells in found) for i in (1, 2))
+        for at, by, verb, outcome, name, reason in found:
+            by.align("left", min(by_width, _NAME))
+            verb.align("left", min(verb_width, _NAME))
+            console.print(Text("  ").join([at, by, verb, outcome]))
+            console.print(Padding(Text("  ").join(filter(None, [name, reason])), (0, 0, 0, 4)))
+        return
     table = Table("at", "by", "command", "outcome", "id", "reason", box=None, pad_edge=False)
-    for line in lines:
-        style = "red" if line["status"] in ("refused", "failed", "cancelled") else "green"
-        outcome = Text(line["status"] or "", style=style)
-        at = (line["at"] or "")[:19].replace("T", " ")
-        rest = (line["by"], line["verb"], outcome, line["id"], line["reason"])
-        table.add_row(at, *(part if isinstance(part, Text) else Text(part or "") for part in rest))
-    Console().print(table if lines else "no command has come yet")
+    for column in table.columns[:5]:
+        column.no_wrap, column.overflow = True, "fold"
+    for cells in found:
+        table.add_row(*cells)
+    console.print(table)
+
+
+def terminal() -> Console:
+    """The terminal with its width; where there is none, a width at which little has to be wrapped."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+
+def _audited(line: Mapping[str, str | None]) -> tuple[Text, Text, Text, Text, Text, Text]:
+    """When, from whom, what, what became of it, its id, and why."""
+    style = "red" if line["status"] in ("refused", "failed", "cancelled") else "green"
+    by, verb, name, reason = (Text(legible(line[key] or "")) for key in ("by", "verb", "id", "reason"))
+    at = Text((line["at"] or "")[:19].replace("T", " "))
+    return at, by, verb, Text(line["status"] or "", style=style), name, reason

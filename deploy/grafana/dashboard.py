@@ -146,7 +146,13 @@ def panels() -> Iterator[Any]:
     yield board.Row("Models and commands")
     yield models(width=12)
     yield graph("Swaps", "In five minutes.", grown("mmlw_swaps_total", "detector", "status"), width=6)
-    yield graph("Commands", "In five minutes.", grown("mmlw_commands_total", "verb", "status"), width=6)
+    yield graph(
+        "Commands",
+        "In five minutes; and answers that could not be given.",
+        grown("mmlw_commands_total", "verb", "status"),
+        grown("mmlw_receipts_undelivered_total", "reason"),
+        width=6,
+    )
     yield graph(
         "Aliases followed",
         "In five minutes: moves, by what had the registry asked; and times that it did not answer.",

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
@@ -35,6 +36,7 @@ from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer, Training
 from stream.training_data import StreamRange, TrainingSource, frame_table, stream_table, within
 from stream.validation import Reader
+from stream.watch import show_audit
 from tests.aio import run
 from tests.mlflow_server import mlflow_server
 from tests.plant import START, Plant, ScaleShelf, readings, topology
@@ -332,6 +334,30 @@ def test_training_that_cannot_be_is_refused_and_names_the_reason(tmp_path: Path,
     run(story())
 
 
+def test_failed_training_is_called_failed_wherever_it_is_told(
+    tmp_path: Path, local: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> Any:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        with capture_logs() as lines:
+            async with plant.running():
+                receipt = await plant.train(source={"frame": {"a": [1.0, 2.0], "b": [1.0]}})
+                assert receipt["status"] == "failed"
+                audit = (await plant.ask("audit"))["audit"]
+        ended = [line for line in lines if line.get("command") == receipt["command"]]
+        assert [(line["event"], line["status"]) for line in ended] == [("training_failed", "failed")]
+        assert plant.value("mmlw_commands_total", verb="train", status="failed") == 1
+        assert plant.value("mmlw_commands_total", verb="train", status="refused") == 0
+        assert plant.value("mmlw_commands_total", verb="train", status="cancelled") == 0
+        return audit
+
+    show_audit(run(story()))
+    said = capsys.readouterr().out
+    assert "refused" not in said
+    assert "failed" in said
+
+
 def test_killed_training_is_a_failed_receipt_and_the_stream_goes_on(tmp_path: Path, local: str) -> None:
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
@@ -526,6 +552,69 @@ def test_training_that_registers_comes_to_its_end_whoever_wants_it_ended(tmp_pat
     run(story())
 
 
+HANGING = """
+import os, sys, time
+if "stream.training_process" in sys.orig_argv:
+    import mlflow
+    setattr(mlflow.MlflowClient, os.environ["HANGS_IN"], lambda *_, **__: time.sleep(600))
+"""
+
+
+@pytest.mark.parametrize("how", ["timeout", "killed", "stopped"])
+@pytest.mark.parametrize("step", ["create_model_version", "set_registered_model_alias"])
+def test_training_that_is_cut_off_while_it_registers_leaves_no_version_and_a_run_that_is_killed(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch, how: str, step: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING)
+    monkeypatch.setenv("HANGS_IN", step)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    client = mlflow.MlflowClient(tracking_uri=local, registry_uri=local)
+
+    def left() -> list[str]:
+        found = client.search_runs([it.experiment_id for it in client.search_experiments()])
+        return [ran.info.status for ran in found]
+
+    async def hung() -> None:
+        while not left() or (step != "create_model_version" and not client.search_model_versions()):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    async def cut(plant: Shop, worker: Worker) -> dict[str, Any]:
+        if how == "timeout":
+            for timeout in (15.0, 30.0, 60.0):  # until it is long enough to get there
+                receipt = await plant.train(source={"stream": {}}, options={"timeout": timeout})
+                assert f"took longer than {timeout:g} s" in receipt["reason"]
+                if "while it was registered" in receipt["reason"]:
+                    break
+            return receipt
+        async with asyncio.TaskGroup() as tasks:
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            await began(plant, "registering")
+            await hung()
+            if how == "killed":
+                os.kill(trainings()[0], signal.SIGKILL)
+            else:
+                return {"status": "failed", "reason": ""} if begun.cancel() else {}
+        return begun.result()
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker:
+            await plant.reached(worker, 300)
+            receipt = await cut(plant, worker)
+            assert receipt["status"] == "failed"
+            if how != "stopped":
+                assert "nothing of it is left but a run that MLflow shows as KILLED" in receipt["reason"]
+                assert "was killed by SIGKILL" in receipt["reason"] or how == "timeout"
+        assert trainings() == []
+
+    run(story())
+    assert list(client.search_model_versions()) == []
+    assert left() == ["KILLED"]
+
+
 def test_cancel_of_what_is_no_running_training_is_refused_with_the_reason(tmp_path: Path, local: str) -> None:
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
@@ -662,6 +751,52 @@ def test_named_path_stays_within_its_folders(tmp_path: Path) -> None:
     for path in ("../in/../../etc/passwd", "/etc/passwd", "y.csv"):
         with pytest.raises(ConfigError, match="is not in"):
             within(path, (tmp_path / "in",))
+
+
+def test_labels_are_not_trained_on_and_judge_the_model_as_a_backtest_does(tmp_path: Path, local: str) -> None:
+    file, faults, data = tmp_path / "t.yaml", tmp_path / "faults.csv", tmp_path / "may.csv"
+    whole = trainable()
+    spec = msgspec.structs.replace(whole.registry_models["scale"], threshold=0.67)
+    file.write_text(dump_yaml(msgspec.structs.replace(whole, detectors={"scale": spec})))
+    readings = frame(900)
+    faulty = np.zeros(900, np.bool_)
+    for start in (300, 600):
+        faulty[start : start + 40] = True
+    faulty &= (readings["machine"] == "m1").to_numpy()
+    readings.loc[faulty, ["a", "b"]] += 12.0
+    readings.loc[[450, 453, 456], ["a", "b"]] -= 12.0  # of m0, and nobody says so
+    readings.to_csv(data, index=False)
+    stamps = readings["time"].astype(str)
+    faults.write_text(
+        "start,end,machine\n" + "".join(f"{stamps[start]},{stamps[start + 39]},m1\n" for start in (300, 600))
+    )
+    asked = ("--from", data, "--registry", local)
+    said = mmlw("train", file, *asked, "--labels", faults)
+    plain = mmlw("train", file, *asked)
+    assert "found 2 of 2 events, precision " in said
+    assert "events" not in plain
+    judged = mmlw(
+        "backtest", file, "--input", data, "--labels", faults, "--registry", local, "--data", tmp_path
+    )
+    client = mlflow.MlflowClient(local, local)
+    newest, labelled = Registry(local).versions("pump")
+    metrics = client.get_run(labelled.run_id).data.metrics
+    assert metrics["rows"] == 900 - faulty.sum()
+    assert (metrics["events"], metrics["events_found"], metrics["recall"]) == (2, 2, 1.0)
+    assert 0 < metrics["precision"] < 1
+    assert metrics["false_alarms"] > 0
+    for name in ("precision", "f1", "vus_pr", "false_alarms_per_day"):
+        text = f"{metrics[name]:.3f}" if metrics[name] < 100 else f"{metrics[name]:,.0f}"
+        assert text in judged, (name, text, judged)
+    unjudged = client.get_run(newest.run_id).data.metrics
+    assert unjudged["rows"] == 900
+    assert not {"events", "precision", "vus_pr"} & unjudged.keys()
+    told = {"windows": [[stamps[300], stamps[339]]], "warmup_rows": 20}
+    (tmp_path / "faults.json").write_text(json.dumps({"files": {"may/may.csv": told}}))
+    assert "of 3 events" in mmlw("train", file, *asked, "--labels", tmp_path / "faults.json"), "one a machine"
+    (tmp_path / "faults.json").write_text(json.dumps({"files": {"june.csv": told}}))
+    with pytest.raises(ConfigError, match=r"--labels: says nothing of may\.csv"):
+        mmlw("train", file, *asked, "--labels", tmp_path / "faults.json")
 
 
 def test_only_the_machines_that_a_detector_scores_are_trained_on(tmp_path: Path, local: str) -> None:

@@ -364,6 +364,27 @@ def test_swapped_model_is_told_by_its_version(tmp_path: Path) -> None:
     run(story())
 
 
+def test_version_is_empty_where_the_model_does_not_score_the_machine(tmp_path: Path) -> None:
+    async def story() -> None:
+        whole = topology(batch_model=True)
+        bound = msgspec.structs.replace(whole.registry_models["scale"], machines="m[12]")
+        spike = msgspec.structs.replace(whole.detectors["spike"], machines=("m0",))
+        wanted = msgspec.structs.replace(
+            whole, detectors={"scale": bound, "spike": spike}, capture=CaptureRule()
+        )
+        plant = await lived(Plant(tmp_path, wanted, shelf=ScaleShelf()), 200)
+        found = captured(plant)
+        scored = found["machine"] != "m0"
+        assert 20 < scored.sum() < 180
+        for name, version, rows in (("scale", "1", scored), ("spike", "online", ~scored)):
+            column = found[f"version.{name}"]
+            assert set(column[rows]) == {version}
+            assert column[~rows].isna().all()
+            assert found[f"score.{name}"].notna().equals(rows)
+
+    run(story())
+
+
 def test_reading_begun_anew_goes_to_a_file_of_its_own(tmp_path: Path) -> None:
     async def story() -> None:
         plant = await lived(Plant(tmp_path, capturing()), 100)

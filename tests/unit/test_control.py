@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from detectors.base import Model
 from stream.brokers.base import Message, Queue
@@ -415,6 +416,39 @@ def test_an_answer_goes_to_reply_queues_only(tmp_path: Path) -> None:
         assert [line["by"] for line in found.audited()] == ["mallory"] * len(targets) + ["operator"]
         for stream in ("mmlw.readings.plant", "mmlw.alerts", "mmlw.deadletters"):
             assert await found.kept(stream) == []
+
+    run(story())
+
+
+def test_who_is_not_answered_is_logged_once_and_counted_each_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        with capture_logs() as lines:
+            async with found.running():
+                for user, target in (
+                    ("mallory", "answers"),
+                    ("operator", "answers"),
+                    ("mallory", "mmlw.reply.gone"),
+                ):
+                    async with MemoryBroker(found.server, user=user) as broker:
+                        for _ in range(3):
+                            command = Message(
+                                exchange="mmlw.control",
+                                routing_key="control.plant.status",
+                                body=b"{}",
+                                reply_to=target,
+                            )
+                            await broker.publish([command])
+                await found.send("audit", {"id": "s"})
+        told = [line for line in lines if line["event"] == "receipt_undeliverable"]
+        assert [(line["by"], line["cause"], line["log_level"]) for line in told] == [
+            ("mallory", 'its "reply_to" is not a queue named mmlw.reply.*', "warning"),
+            ("operator", 'its "reply_to" is not a queue named mmlw.reply.*', "warning"),
+            ("mallory", 'the queue that its "reply_to" names is not there', "warning"),
+        ]
+        assert found.value("mmlw_receipts_undelivered_total", reason="not_a_reply_queue") == 6
+        assert found.value("mmlw_receipts_undelivered_total", reason="no_queue") == 3
 
     run(story())
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from detectors.health import Health
+from stream.alerts import Alert
 from stream.brokers.base import Message
 from tests.aio import run
 from tests.plant import START, Plant, topology
@@ -82,3 +83,50 @@ def test_an_operator_takes_a_stuck_sensor_for_normal(tmp_path: Path) -> None:
         assert stuck[1].position.offset < before + 4
 
     run(story())
+
+
+@pytest.mark.parametrize("resident", [1000, 1])
+def test_health_that_is_switched_off_closes_what_it_has_open_once(tmp_path: Path, resident: int) -> None:
+    async def story() -> None:
+        wanted = msgspec.structs.replace(topology(max_batch=1, resident_machines=resident), health=HEALTH)
+        plant = Plant(tmp_path, wanted)
+        messages, before = sick_readings(540), 330
+        await plant.declare()
+        await plant.publish(messages[:before])
+        await plant.process(before)
+        opened = [alert for alert in await plant.alerts() if alert.detector == "health"]
+        assert {alert.event for alert in opened} == {"opened"}
+        if resident == 1000:
+            assert {alert.type for alert in opened} == {"sensor_stuck", "sensor_silent", "machine_silent"}
+        plant.topology = msgspec.structs.replace(wanted, health=None)
+        async with plant.running() as worker:
+            if resident == 1000:  # without one more reading
+                assert len(await closings(plant)) == len(opened)
+            await plant.publish(messages[before:])
+            await plant.reached(worker, len(messages))
+        for _ in range(2):
+            async with plant.running():
+                pass
+        closed = await closings(plant)
+        assert len(closed) == len(opened) > 0
+        for alert, began in zip(closed, opened, strict=True):
+            assert (alert.id, alert.type, alert.machine) == (began.id, began.type, began.machine)
+            assert (alert.severity, alert.sequence, alert.first_seen) == (
+                began.severity,
+                1,
+                began.first_seen,
+            )
+            why = f'Closed because "health" no longer watches {alert.machine}: the topology was changed.'
+            assert alert.reason == why
+        for kind in {alert.type for alert in opened}:
+            assert plant.value("mmlw_health_alerts_total", type=kind, event="closed") > 0
+
+    run(story())
+
+
+async def closings(plant: Plant) -> list[Alert]:
+    """What closed of health, by the order in which it began; told once each."""
+    found = [msgspec.json.decode(item.body, type=Alert) for item in await plant.kept("mmlw.alerts")]
+    closed = {alert.id: alert for alert in found if (alert.detector, alert.event) == ("health", "closed")}
+    assert len(closed) == sum((a.detector, a.event) == ("health", "closed") for a in found)
+    return [closed[a.id] for a in found if a.event == "opened" and a.id in closed]

@@ -9,10 +9,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from detectors.calibration import Calibration
 from stream.brokers.base import Message
-from stream.errors import CommandRefused
+from stream.brokers.memory import MemoryBroker
+from stream.cli import cli
+from stream.config import dump_yaml
+from stream.control import request
+from stream.errors import BrokerUnreachable, CommandRefused
+from stream.plan import broker_plan
 from stream.predicting import MOST_ROWS, Row, rows_of
 from stream.rules import AlertRule, Combination
 from stream.topology import Topology
@@ -32,6 +38,42 @@ def calibrated() -> Topology:
         combine=Combination(),
         alert=AlertRule(close_after=2, probability=1e-3),
     )
+
+
+def test_command_waits_for_a_worker_as_long_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, waited = Plant(tmp_path, topology()), list[float]()
+
+    async def declared() -> None:
+        async with MemoryBroker(plant.server) as broker:
+            await broker.declare(broker_plan(plant.topology), mode="declare")
+
+    async def answered(broker: Any, name: str, verb: str, *, timeout: float, **settings: Any) -> Any:
+        waited.append(timeout)
+        return await request(broker, name, verb, timeout=0.01, **settings)
+
+    def connector(options: Any) -> Any:
+        def connect() -> MemoryBroker:
+            return MemoryBroker(plant.server, user="operator")
+
+        connect.user = "operator"  # type: ignore[attr-defined]
+        return connect
+
+    run(declared())
+    monkeypatch.setattr("stream.predicting_command.connector", connector)
+    monkeypatch.setattr("stream.control.request", answered)
+    (tmp_path / "t.yaml").write_text(dump_yaml(plant.topology))
+    (tmp_path / "may.csv").write_text("time,machine,a,b\n2024-05-01T00:00:00Z,m0,1,2\n")
+    asked = ["predict", str(tmp_path / "t.yaml"), "--input", str(tmp_path / "may.csv"), "--running"]
+    with pytest.raises(BrokerUnreachable, match=r"wait longer \(--timeout\)"):
+        CliRunner().invoke(cli, [*asked, "--timeout", "300"], catch_exceptions=False)
+    with pytest.raises(BrokerUnreachable):
+        CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert waited == [300.0, 60.0]
+    refused = CliRunner().invoke(cli, [*asked, "--timeout", "0"])
+    assert refused.exit_code == 2
+    assert "0.0 is not in the range x>0" in refused.output
 
 
 @pytest.mark.parametrize("wanted", [topology(batch_model=True), calibrated()], ids=["plain", "combined"])

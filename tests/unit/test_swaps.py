@@ -15,8 +15,13 @@ import pytest
 from detectors.base import Model
 from stream.errors import RegistryUnreachable
 from stream.models import ModelRef
+from stream.scorer import Scored
 from tests.aio import run
 from tests.plant import Plant, ScaleShelf, readings, topology
+
+LIMIT = 525
+"""Bytes that a swap may leave; 56, 106, 143 and 175 were measured, most of it what lists and caches take once. A
+receipt that is kept is more."""
 
 
 class Heavy(ScaleShelf):
@@ -33,58 +38,77 @@ class Heavy(ScaleShelf):
         return model
 
 
+class Sheet(list[Scored]):
+    """Notes scores in arrays that are there from the beginning: what a test keeps is no growth."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.offsets, self.scores, self.first = np.full(rows, -1), np.zeros(rows), np.zeros(rows)
+        self.rows = 0
+
+    def append(self, scored: Scored) -> None:
+        rows = slice(self.rows, self.rows + len(scored.batch))
+        self.offsets[rows], self.scores[rows] = scored.offsets, scored.scores["scale"]
+        self.first[rows] = scored.batch.values[:, 0]
+        self.rows = rows.stop
+
+
 def test_a_thousand_swaps_lose_nothing_and_leak_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream.engine._IDLE", 0.001)
-    monkeypatch.setattr(
-        "stream.commands._REMEMBERED", 50
-    )  # receipts are kept on purpose; here as few as are warm
-    total, warm = 1000, 100
+    for kept in ("stream.commands._REMEMBERED", "stream.feedback._KEPT"):
+        monkeypatch.setattr(kept, 50)  # receipts and alerts are kept on purpose; here as few as are warm
+    total, warm = 1000, 200
 
     async def story() -> None:
         shelf = Heavy()
         plant = Plant(tmp_path, topology(batch_model=True, every=0.0), shelf=shelf)
         messages = readings(3 * total)
+        plant.scored = sheet = Sheet(len(messages))
         await plant.declare()
         firsts: list[tuple[int, int]] = [(0, 1)]
+        tracemalloc.start()
         async with plant.running() as worker:
             for number in range(total):
                 if number == warm:
-                    before = _traced(start=True)
+                    before = _traced(plant)
                 await plant.publish(messages[3 * number : 3 * number + 3])
                 version = 1 + number % 50
                 receipt = await plant.ask("swap", model=f"models:/scale/{version}")
                 assert receipt["status"] == "applied", receipt
                 firsts.append((receipt["partitions"]["0"]["first_offset"], version))
-            await plant.reached(worker, len(messages))
-            grown = _traced() - before
+                await plant.reached(worker, 3 * number + 3)
+            grown = _traced(plant) - before
             assert len(shelf.alive) == 1, "the one that serves"
+        _check(plant, sheet, firsts)
+        print(f"{grown / (total - warm):.0f} bytes a swap")
+        assert grown / (total - warm) < LIMIT
+
+    try:
+        run(story())
+    finally:
         tracemalloc.stop()
-        _check(plant, firsts, len(messages))
-        print(
-            f"{grown / (total - warm):.0f} bytes a swap"
-        )  # what the test itself keeps: messages, and all scores
-        assert grown / (total - warm) < 40_000
-
-    run(story())
 
 
-def _traced(*, start: bool = False) -> int:
+def _traced(plant: Plant) -> int:
+    """Bytes in use, without the messages that the embedded broker keeps: they were all read."""
+    for name in ("mmlw.readings.plant", "mmlw.alerts", "mmlw.control.plant"):
+        store = plant.server.store(name)
+        plant.server.forget(name, 0)
+        del store.messages[: store.head]
+        store.head = 0
     gc.collect()
-    if start:
-        tracemalloc.start()
     return tracemalloc.get_traced_memory()[0]
 
 
-def _check(plant: Plant, firsts: list[tuple[int, int]], total: int) -> None:
-    offsets = np.concatenate([part.offsets for part in plant.scored])
-    scores = np.concatenate([part.scores["scale"] for part in plant.scored])
-    values = np.vstack([part.batch.values for part in plant.scored])
-    assert offsets.tolist() == list(range(total)), "each reading once, in order"
+def _check(plant: Plant, sheet: Sheet, firsts: list[tuple[int, int]]) -> None:
+    total = len(sheet.offsets)
+    assert sheet.rows == total
+    assert sheet.offsets.tolist() == list(range(total)), "each reading once, in order"
     starts, versions = np.array(firsts).T
-    serving = versions[np.searchsorted(starts, offsets, side="right") - 1]
-    np.testing.assert_allclose(scores, np.abs(values[:, 0]) * serving)
+    serving = versions[np.searchsorted(starts, sheet.offsets, side="right") - 1]
+    np.testing.assert_allclose(sheet.scores, np.abs(sheet.first) * serving)
     assert plant.value("mmlw_swaps_total", detector="scale", status="applied") == len(firsts) - 1
 
 
