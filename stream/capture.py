@@ -127,6 +127,10 @@ class CapturingStore:
                 self._wake.set()
         return size
 
+    def note(self, note: bytes) -> None:
+        """See `Store`."""
+        self._store.note(note)
+
     def close(self) -> None:
         """See `Store`. What was captured is then in files."""
         self._closing = True

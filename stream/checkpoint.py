@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from stream.errors import CheckpointError, CheckpointFull, CheckpointUnproven
+from stream.notes import NoteFile
 from stream.rows import Layout, pack, unpack
 from stream.sealed import SealedTables, Sums, create
-from stream.state import Changes, Group, Saved, StreamPosition, Suspicion
+from stream.state import Changes, Group, Saved, StreamPosition
 from stream.witness import Witness
 
 __all__ = ["Checkpoint", "trouble"]
@@ -59,7 +60,6 @@ class _Head(msgspec.Struct, frozen=True):
     position: tuple[int, str] = (-1, "")
     paused: bool = False
     running: bool = False
-    suspicion: Suspicion | None = None
     sums: Sums = {}
     unsettled: bool = False
 
@@ -87,6 +87,8 @@ class Checkpoint:
         self._witness = Witness(path)
         self._files = contextlib.ExitStack()
         self._files.callback(self._witness.close)
+        self._note = NoteFile(path)
+        self._files.callback(self._note.close)
         try:
             with self._troubles():
                 self._open(adopt)
@@ -124,6 +126,10 @@ class Checkpoint:
         self._head, self.exists, self._lacking = head, True, 0
         self._witness.note(head.commits, head.life)
         return self._size()
+
+    def note(self, note: bytes) -> None:
+        """See `Store`."""
+        self._note.write(self._head.life, note)
 
     @property
     def commits(self) -> int:
@@ -243,7 +249,7 @@ class Checkpoint:
             paused=head.paused,
             died=head.running,
             unsettled=head.unsettled,
-            suspicion=head.suspicion,
+            note=self._note.read(head.life),
             stored=head.sums.get("state", (0, 0))[0],
             names=[name for (name,) in self._db.execute("SELECT machine FROM state")],
         )
@@ -336,7 +342,6 @@ class Checkpoint:
             (changes.position.last_offset, changes.position.fingerprint),
             head.paused if changes.paused is None else changes.paused,
             head.running if changes.running is None else changes.running,
-            changes.suspicion,
             sums,
             head.unsettled if changes.unsettled is None else changes.unsettled,
         )

@@ -8,10 +8,8 @@ the same case.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import msgspec
@@ -35,7 +33,7 @@ from stream.roster import Roster
 from stream.scorer import DetectorFailed, Scored, Scorer
 from stream.showing import Showing
 from stream.state import Changes, Group, Saved, Store, StreamPosition
-from stream.suspects import DEATHS, Suspects
+from stream.suspects import DEATHS, Name, Suspects
 from stream.topology import Topology
 
 __all__ = ["Engine", "Poison"]
@@ -68,8 +66,7 @@ class Poison(Exception):
 class Engine:
     """Runs one topology from what was saved. Throw it away after any exception.
 
-    `suspects` says which messages to take by themselves; it outlives the engine. `alone` is held by the one topology
-    of this process that scores.
+    `suspects` says which messages to take by themselves; it outlives the engine.
     """
 
     def __init__(
@@ -83,7 +80,6 @@ class Engine:
         metrics: TopologyMetrics,
         clock: Clock,
         suspects: Suspects,
-        alone: asyncio.Lock,
         observers: Sequence[Callable[[Scored], None]] = (),
     ) -> None:
         self.topology = topology
@@ -97,13 +93,13 @@ class Engine:
         self._queue = readings_queue(topology)
         self._stream = self._queue.kind == "stream"
         self._unsettled = saved.died or saved.unsettled
-        self._floor = -1
-        """The last message that may have been scored before the last failure: no swap comes before it again."""
+        self._behind, self._last = 0, -1
+        """Messages to come that may have been scored before the last failure, the last of them, at most, of that
+        number: no swap comes before them."""
         self._broker = broker
         self._metrics = metrics
         self._clock = clock
         self._suspects = suspects
-        self._alone = alone
         self._observers = observers
         self._decoder = Decoder(topology.source, clock.now)
         self._pace = Pace(topology.source.max_batch)
@@ -139,8 +135,10 @@ class Engine:
         try:
             deliveries = await self._first(intake) if self._stream else []
             if self._unsettled:
-                self._floor = self.position.last_offset + rule.after + source.max_batch
-                self._floor = min(self._floor, await intake.end() - 1) if self._stream else self._floor
+                self._behind = rule.after + source.max_batch
+                self._last = (
+                    await intake.end() - 1 if self._stream else self.position.last_offset + self._behind
+                )
             await self._fetch_unwatched()
             await self._settle(intake, Changes(self.position, running=True))
             self._intake = intake
@@ -156,7 +154,7 @@ class Engine:
                     wait = min(self.ledger.wait(), _IDLE)
                     deliveries = await intake.receive(self._pace.most, source.linger, wait)
                     if not deliveries and not self._stream and self._again and not await intake.end():
-                        self._floor = -1  # the queue is empty: nothing comes again
+                        self._behind = 0  # the queue is empty: nothing comes again
                 if deliveries:
                     count = self._suspects.most(deliveries[: _fitting(deliveries[: self._pace.most])])
                     await self._batch(intake, deliveries[:count])
@@ -222,7 +220,8 @@ class Engine:
         """The way of one batch.
 
         1. Number the messages; drop what lies before the position: a replay, or the head of a chunk.
-        2. After a death: write down what is about to be processed, or put aside what killed thrice.
+        2. Put aside what killed the process thrice. From here on what is at work is noted, for whoever comes after a
+           death.
         3. Decode; what cannot be used is a dead letter with its reason.
         4. Take the batch's machines into memory; score, learn, decide.
         5. Publish dead letters and alerts; go on when the broker has confirmed every one.
@@ -235,31 +234,25 @@ class Engine:
         self._metrics.passed_over("replayed", len(deliveries) - len(fresh))
         self._in_hand = len(fresh)
         if fresh:
-            await self._process(intake, fresh)
+            names = self._suspects.names(fresh)
+            await self._process(intake, fresh, names)
+            self._suspects.done(names)
         if self._stream:
             await intake.ack(deliveries[-1].tag)
 
-    async def _process(self, intake: Intake, fresh: list[Delivery]) -> None:
-        if not self._suspects.watched:
-            await self._take(intake, fresh, self._alone)
-            return
-        async with self._alone:
-            await self._settle(intake)
-            if self._suspects.killed(fresh[0]):
-                killer = ReadingRejected("killed_worker", f"the process died {DEATHS} times over it")
-                await self._put_aside(intake, fresh[0], killer)
-                return
-            await self.ledger.note(self._suspects.attempt(fresh))
-            await self._take(intake, fresh, contextlib.nullcontext())
-            await self._settle(intake)
+    async def _process(self, intake: Intake, fresh: list[Delivery], names: tuple[Name, ...]) -> None:
+        if self._suspects.killed(fresh[0]):  # it comes by itself
+            killer = ReadingRejected("killed_worker", f"the process died {DEATHS} times over it")
+            await self._put_aside(intake, fresh[0], killer)
+        else:
+            await self._take(intake, fresh, names)
 
-    async def _take(
-        self, intake: Intake, fresh: list[Delivery], alone: AbstractAsyncContextManager[None]
-    ) -> None:
+    async def _take(self, intake: Intake, fresh: list[Delivery], names: tuple[Name, ...]) -> None:
         origins, twice = self._origins(fresh)
-        decoded, rejected = self._decoder.decode(
-            [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
-        )
+        with self._suspects.at_work(names):
+            decoded, rejected = self._decoder.decode(
+                [delivery if i not in origins else origins[i].delivery for i, delivery in enumerate(fresh)]
+            )
         await breathe()
         if twice:
             decoded = decoded.select(~np.isin(decoded.messages, sorted(twice)))
@@ -269,8 +262,8 @@ class Engine:
         offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
         careful = self._suspects.careful
         try:
-            async with alone:
-                before = self._clock.monotonic()
+            before = self._clock.monotonic()
+            with self._suspects.at_work(names):
                 scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
             if len(fresh) == 1 and not self.ledger.messages:
@@ -283,7 +276,7 @@ class Engine:
         refused = sorted([*rejected, *crowded, *scored.refused], key=lambda item: item[0])
         self._showing.scored(fresh, batch, scored)
         await self._publish(fresh, scored, refused, offsets, batch)
-        async with alone:  # the shadows score what is decided and published already
+        with self._suspects.at_work(names):  # the shadows score what is decided and published already
             self.scorer.beside.observe(scored)
         self._showing.dropped_shadows(self.scorer.beside.take_dropped())
         self._enter(fresh, batch, scored, refused, origins, twice)
@@ -314,6 +307,7 @@ class Engine:
         self._replays.update(letters)
         position = StreamPosition(fresh[-1].offset, fingerprint(fresh[-1]) if self._stream else "")
         self.ledger.add(position, scored.touched, tally, messages=len(fresh), replays=letters)
+        self._behind -= len(fresh)
         self._end_unwatched()
         self._in_hand, self._tag = 0, fresh[-1].tag
 
@@ -378,11 +372,8 @@ class Engine:
 
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:
         """Commit what is pending, with these changes; then a queue may forget it."""
-        count = self.ledger.messages
-        if changes is not None or count:
-            changes = changes or Changes(self.position)
-            changes.suspicion = self._suspects.record(count if self._stream else 0)
-            await self.ledger.commit(changes)
+        if changes is not None or self.ledger.messages:
+            await self.ledger.commit(changes or Changes(self.position))
         await self._tell()
         await breathe()
         self._showing.state()
@@ -390,7 +381,6 @@ class Engine:
         if self._tag and not self._stream:
             tag, self._tag = self._tag, 0
             await intake.ack(tag)
-        self._suspects.settled(count)
 
     async def _put_aside(self, intake: Intake, delivery: Delivery, error: ReadingRejected) -> None:
         """A message by itself becomes a dead letter and leaves no state: what it may have left in memory is not
@@ -399,13 +389,14 @@ class Engine:
         position = StreamPosition(delivery.offset, fingerprint(delivery) if self._stream else "")
         nothing = np.zeros(0, dtype=np.int64)
         self.ledger.add(position, nothing, Tally(deadlettered=Counter([error.reason])), messages=1)
+        self._behind -= 1
         self._in_hand, self._tag = 0, delivery.tag
         await self._settle(intake)
 
     @property
     def _again(self) -> bool:
         """Readings come that may have been scored before a failure."""
-        return self.position.last_offset < self._floor
+        return self._behind > 0 and self.position.last_offset < self._last
 
     async def _take_turns(self, intake: Intake) -> None:
         looks, self._looks = self._looks, []

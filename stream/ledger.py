@@ -12,7 +12,7 @@ from detectors.base import Slots
 from stream.clock import Clock
 from stream.metrics import TopologyMetrics
 from stream.scorer import Scorer
-from stream.state import Changes, Saved, Store, StreamPosition, Suspicion
+from stream.state import Changes, Saved, Store, StreamPosition
 from stream.threads import in_thread
 from stream.topology import CheckpointRule
 
@@ -132,10 +132,6 @@ class Ledger:
         self._touched, self._replays, self._tallies = [], [], []
         self.stored += len(self._created.intersection(changes.machines))
         self._created.difference_update(changes.machines)
-
-    async def note(self, suspicion: Suspicion) -> None:
-        """Write down which messages are about to be processed. Nothing may be pending."""
-        await in_thread(self._store.commit, Changes(self.committed, suspicion=suspicion))
 
     def _count(self, tally: Tally) -> None:
         self._metrics.processed.inc(tally.usable)

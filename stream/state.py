@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from detectors.base import Rows
 
-__all__ = ["Changes", "Group", "ModelRows", "Saved", "Store", "StreamPosition", "Suspicion"]
+__all__ = ["Changes", "Group", "ModelRows", "Saved", "Store", "StreamPosition"]
 
 
 ModelRows = Mapping[str, tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]
@@ -33,14 +33,6 @@ class StreamPosition:
     def next_offset(self) -> int:
         """The first offset not processed."""
         return self.last_offset + 1
-
-
-class Suspicion(NamedTuple):
-    """What may have been at work when the process died: the first `unnamed` messages behind the position, in a death
-    before which nothing was written down, and messages by fingerprint, each in so many deaths."""
-
-    unnamed: int
-    deaths: Mapping[str, int]
 
 
 class Group(NamedTuple):
@@ -69,7 +61,6 @@ class Changes:
     paused: bool | None = None
     running: bool | None = None
     unsettled: bool | None = None
-    suspicion: Suspicion | None = None
     """None forgets the message that was being tried."""
 
 
@@ -95,7 +86,8 @@ class Saved:
     """The process ended without saying so: killed, crashed, or cut from power."""
     unsettled: bool = False
     """It ended in order, and messages behind the position may have been scored, and their alerts told."""
-    suspicion: Suspicion | None = None
+    note: bytes = b""
+    """The last one (see `Store.note`)."""
     forgotten: tuple[str, ...] = ()
 
     @property
@@ -117,6 +109,10 @@ class Store(Protocol):
 
     def commit(self, changes: Changes) -> int:
         """All of it or nothing, safe when this returns: bytes in use. Raises CheckpointError, CheckpointFull."""
+        ...
+
+    def note(self, note: bytes) -> None:
+        """Keep this over the process' death, not over a power cut; called while nothing else is."""
         ...
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from stream.options import data_option
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --help answers at once
     from stream.checkpoint import Checkpoint
-    from stream.state import Saved, Suspicion
+    from stream.state import Saved
 
 __all__ = ["add_to"]
 
@@ -234,15 +234,7 @@ def _summary(path: Path, copied: Checkpoint, saved: Saved, *, running: bool) -> 
             for command, receipt in list(saved.commands.items())[-5:]
         ],
         "dead_letters_replayed": len(saved.replays),
-        "suspects": _suspects(saved.suspicion),
     }
-
-
-def _suspects(suspicion: Suspicion | None) -> str | None:
-    if suspicion is None:
-        return None
-    deaths = max(suspicion.deaths.values(), default=1)
-    return f"{len(suspicion.deaths) + suspicion.unnamed} messages, of up to {deaths} deaths"
 
 
 def _model(reference: dict[str, Any] | None) -> str | None:

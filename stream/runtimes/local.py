@@ -116,7 +116,6 @@ class Worker:
         self._observer = observer
         self._wait = wait
         self._lanes: list[_Lane] = []
-        self._alone = asyncio.Lock()
         self._full: set[str] = set()
         """Topologies for whose checkpoint the disk has no room."""
 
@@ -249,7 +248,7 @@ class Worker:
             while not stop.is_set():
                 try:
                     saved = await in_thread(lane.store.load, 0)
-                    await in_thread(lane.store.commit, Changes(saved.position, suspicion=saved.suspicion))
+                    await in_thread(lane.store.commit, Changes(saved.position))
                 except CheckpointFull:
                     await _wait(stop, next(pauses))
                     continue
@@ -284,7 +283,9 @@ class Worker:
         saved = await in_thread(lane.store.load, topology.source.resident_machines)
         lane.position = saved.position
         if lane.suspects is None:
-            lane.suspects = _suspects(topology, saved)
+            most = topology.checkpoint.after + 2 * topology.source.max_batch
+            stream = topology.source.queue is None
+            lane.suspects = Suspects(saved.note, lane.store.note, stream=stream, window=most)
         built, history = await self._models(lane, saved)
         if saved.forgotten:
             log.get().warning("state_forgotten", topology=topology.name, tables=saved.forgotten)
@@ -293,8 +294,10 @@ class Worker:
             made = await broker.declare(
                 broker_plan(topology), mode="declare" if topology.declare else "check"
             )
-            if readings_queue(topology).name in made and saved.position.last_offset >= 0:
-                await self._begin_anew(lane, saved)
+            if readings_queue(topology).name in made:
+                lane.suspects.forget()
+                if saved.position.last_offset >= 0:
+                    await self._begin_anew(lane, saved)
             scorer = Scorer(topology, built)
             await self._shadows(lane, saved, scorer)
             del built  # a model that a swap replaces is held by nobody
@@ -312,7 +315,6 @@ class Worker:
                 clock=self._clock,
                 observers=watchers,
                 suspects=lane.suspects,
-                alone=self._alone,
             )
             control = Control(
                 topology,
@@ -349,7 +351,7 @@ class Worker:
         )
         lane.metrics.replaced.inc()
         saved.position = StreamPosition()
-        await in_thread(lane.store.commit, Changes(saved.position, suspicion=saved.suspicion))
+        await in_thread(lane.store.commit, Changes(saved.position))
 
     async def _models(
         self, lane: _Lane, saved: Saved
@@ -403,9 +405,7 @@ class Worker:
         if past is not None and past[0]["declared"] == spec.model:
             return ModelHistory(_ref(past[0]), _ref(past[1]) if past[1] else None)
         ref = await asyncio.to_thread(shelf.resolve, spec.model)
-        changes = Changes(
-            saved.position, suspicion=saved.suspicion, models={name: (reference(ref, spec.model), None)}
-        )
+        changes = Changes(saved.position, models={name: (reference(ref, spec.model), None)})
         await in_thread(lane.store.commit, changes)
         return ModelHistory(ref)
 
@@ -447,12 +447,6 @@ def guarantee(topology: Topology) -> str:
     return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"
 
 
-def _suspects(topology: Topology, saved: Saved) -> Suspects:
-    """Whom to blame for a death: whatever a killed process may have had at work."""
-    most = topology.checkpoint.after + 2 * topology.source.max_batch
-    return Suspects(saved.suspicion, died=saved.died, window=most)
-
-
 async def _end(lane: _Lane) -> None:
     """Leave word that the process ended in order: the next start must not take it for a death.
 
@@ -460,8 +454,7 @@ async def _end(lane: _Lane) -> None:
     try:
         saved = await in_thread(lane.store.load, 0)
         if saved.died:
-            suspects = lane.suspects or _suspects(lane.topology, saved)
-            ended = Changes(saved.position, suspicion=suspects.record(), running=False, unsettled=True)
+            ended = Changes(saved.position, running=False, unsettled=True)
             await in_thread(lane.store.commit, ended)
     except CheckpointError as error:
         log.get().warning("end_not_written", topology=lane.topology.name, cause=str(error))

@@ -25,6 +25,7 @@ class Disk:
         self.saved = Saved()
         self.rows: dict[str, dict[str, dict[str, Any]]] = {}
         self.seen: dict[str, int] = {}
+        self.note = b""
         self.damaged = False
         self.fails_once = False
         self.full_until = -1.0
@@ -48,6 +49,7 @@ class SimulatedStore:
             raise CheckpointError("simulated: cannot be read")
         self._world.blocking("load", True)
         saved = copy.copy(disk.saved)
+        saved.note = disk.note
         if most:  # otherwise somebody only looks
             self._world.looks = 0
             self._world.outcome.story.append(
@@ -79,7 +81,7 @@ class SimulatedStore:
         world.blocking("commit", False)
         world.outcome.used_damage |= disk.damaged
         saved = copy.copy(disk.saved)
-        saved.position, saved.suspicion = changes.position, changes.suspicion
+        saved.position = changes.position
         models = {
             **saved.models,
             **{name: tuple(map(_copied, pair)) for name, pair in changes.models.items()},
@@ -105,6 +107,11 @@ class SimulatedStore:
         world.committed(Committed(position, changes.paused, commands, world.loop.now))
         world.blocking("commit", True)
         return 0
+
+    def note(self, note: bytes) -> None:
+        """See `Store`."""
+        self._world.fail_if_dead()
+        self._world.disk.note = note
 
     def close(self) -> None:
         """See `Store`."""

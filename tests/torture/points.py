@@ -18,8 +18,7 @@ from typing import Any, Literal, Self, get_args
 from detectors.base import Model
 from stream.brokers.base import Broker, Delivery, Intake, Message, Plan, Queue
 from stream.models import ModelRef
-from stream.state import Changes, Group, Saved, Store, Suspicion
-from stream.suspects import DEATHS
+from stream.state import Changes, Group, Saved, Store
 
 __all__ = ["POINTS", "SWAP_POINTS", "Killer", "Point", "WatchedBroker", "WatchedShelf", "WatchedStore"]
 
@@ -50,8 +49,7 @@ SWAP_POINTS: tuple[Point, ...] = POINTS[-5:]
 class Killer:
     """Kills this process at the n-th passage of a point, once `after` messages were committed.
 
-    Never where the message at hand would be blamed for it: one that was at work in two deaths already. `ready`
-    is called when a kill from outside, at any moment, would not have a message blamed either.
+    `ready` is called then, too.
     """
 
     point: Point | None
@@ -60,36 +58,24 @@ class Killer:
     ready: Callable[[], None] | None
     position: int = -1
     target: int = 0
-    suspicion: Suspicion | None = None
 
     def loaded(self, saved: Saved) -> None:
         """The worker begins from here."""
-        self.position, self.suspicion = saved.position.last_offset, saved.suspicion
+        self.position = saved.position.last_offset
         self.target = self.position + self.after
-
-    def committing(self, changes: Changes) -> None:
-        """This is about to be committed."""
-        if changes.suspicion is not None:
-            self.suspicion = changes.suspicion
 
     def committed(self, changes: Changes) -> None:
         """This is on disk."""
-        self.position, self.suspicion = changes.position.last_offset, changes.suspicion
-        if self.position >= self.target and not self._deaths and self.ready is not None:
+        self.position = changes.position.last_offset
+        if self.position >= self.target and self.ready is not None:
             self.ready()
             self.ready = None
-
-    @property
-    def _deaths(self) -> int:
-        """In how many deaths a message will have been at work, should this process die now."""
-        return max(self.suspicion.deaths.values(), default=0) if self.suspicion is not None else 0
 
     def passed(self, point: Point) -> None:
         """The worker is at this point now."""
         if point != self.point:
             return
-        blamed = self._deaths >= DEATHS
-        if point != "starting" and (blamed or self.position < self.target):
+        if point != "starting" and self.position < self.target:
             return
         self.passage -= 1
         if self.passage <= 0:
@@ -180,7 +166,6 @@ class WatchedStore:
     def commit(self, changes: Changes) -> int:
         swap = next(iter(changes.commands), None)
         self._seen([Group(changes.machines, changes.components)])
-        self._killer.committing(changes)
         if swap is not None:
             line = {"command": swap, "next": changes.position.next_offset, "seq": self._highest + 1}
             with self._swaps.open("a") as file:
@@ -193,6 +178,9 @@ class WatchedStore:
             self._killer.passed("after_swap")
         self._killer.passed("after_commit")
         return size
+
+    def note(self, note: bytes) -> None:
+        self._store.note(note)
 
     def close(self) -> None:
         self._store.close()

@@ -21,7 +21,7 @@ from stream import checkpoint_files
 from stream.checkpoint import Checkpoint
 from stream.checkpoint_files import install, snapshot
 from stream.errors import CheckpointError, CheckpointUnproven
-from stream.state import Changes, StreamPosition, Suspicion
+from stream.state import Changes, StreamPosition
 from stream.witness import set_witness
 
 RECIPES = {"model:a": "1", "recent": "x"}
@@ -82,7 +82,7 @@ def history(checkpoint: Checkpoint, start: int = 0) -> None:
             "running": True,
         }
         checkpoint.commit(changes(machines, 100 * i, i, **more))
-    checkpoint.commit(changes([3, 4], 5000, 99, suspicion=Suspicion(3, {"a1": 2})))
+    checkpoint.commit(changes([3, 4], 5000, 99))
 
 
 def told(checkpoint: Checkpoint) -> Any:
@@ -109,7 +109,6 @@ def told(checkpoint: Checkpoint) -> Any:
         saved.replays,
         saved.paused,
         saved.died,
-        saved.suspicion,
         saved.forgotten,
         checkpoint.commits,
     )
@@ -413,7 +412,6 @@ HEADS = [
     '{"life": "x", "commits": 99, "position": [1]}',
     '{"life": "x", "commits": 99, "position": ["a", 2]}',
     '{"life": "x", "commits": 99, "sums": {"state": 7}}',
-    '{"life": "x", "commits": 99, "suspicion": [1]}',
     '{"life": "x", "commits": 99}',
     "not JSON",
 ]

@@ -15,12 +15,12 @@ import pytest
 from stream.brokers.base import Delivery, Intake, Message, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
-from stream.ledger import Ledger
-from stream.plan import broker_plan, readings_queue
-from stream.runtimes.local import Worker, guarantee
+from stream.notes import NoteFile
+from stream.plan import readings_queue
+from stream.runtimes.local import guarantee
 from stream.scorer import Scorer
-from stream.state import Changes, Saved, StreamPosition, Suspicion
-from stream.suspects import Suspects
+from stream.state import Saved
+from stream.suspects import Suspects, Work
 from stream.topology import Topology
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology
@@ -290,108 +290,107 @@ def test_guarantee_is_told_for_every_kind_of_source() -> None:
     assert "rising times" in told(queue="old", order_by="time")
 
 
-def _sent(*bodies: str) -> list[Delivery]:
+def _sent(*bodies: str, start: int = 0) -> list[Delivery]:
     return [
-        Delivery(body=b.encode(), exchange="", routing_key="k", offset=-1, tag=i, received=0.0)
+        Delivery(body=b.encode(), exchange="", routing_key="k", offset=start + i, tag=i, received=0.0)
         for i, b in enumerate(bodies)
     ]
 
 
-def test_message_is_put_aside_after_three_deaths_and_no_other() -> None:
-    """Deaths happen while five messages are at work, however they are numbered; "c" is the killer."""
-    suspects = Suspects(None, died=True, window=100)  # the first death is behind us
-    tried = suspects.attempt(_sent(*"abcde"))
-    assert tried.unnamed == 95
-    assert list(tried.deaths.values()) == [2] * 5
-    suspects = Suspects(tried, died=True, window=100)  # the second: now one by one, behind what comes again
-    assert suspects.most(_sent(*"xyabcde")) == 2
-    assert suspects.most(_sent(*"abcde")) == 1
-    assert suspects.most(_sent(*"xy")) == 2
-    suspects.attempt(_sent("a"))
-    suspects.settled(1)
-    assert suspects.most(_sent(*"aab")) == 2  # "a" killed nobody
-    record = suspects.record()
-    assert record is not None
-    assert len(record.deaths) == 4  # not forgotten with a commit
-    tried = suspects.attempt(_sent("c"))
-    assert sorted(tried.deaths.values()) == [2, 2, 2, 3]
-    suspects.settled(0)  # an engine begins
-    assert len(suspects.attempt(_sent("c")).deaths) == 4
-    suspects = Suspects(tried, died=True, window=100)  # the third
-    (killer, other), (last,) = _sent("c", "b"), _sent("new")
-    assert [suspects.killed(each) for each in (killer, other, last)] == [True, False, False]
+class Lives:
+    """Processes one after the other, of which only the note is left."""
+
+    def __init__(self, *, stream: bool) -> None:
+        self.stream = stream
+        self.note = b""
+        self.suspects = self.next()
+
+    def keep(self, note: bytes) -> None:
+        self.note = note
+
+    def next(self) -> Suspects:
+        self.suspects = Suspects(self.note, self.keep, stream=self.stream, window=100)
+        return self.suspects
+
+    def die_over(self, messages: list[Delivery]) -> Suspects:
+        with self.suspects.at_work(self.suspects.names(messages)):
+            left = self.note
+        self.note = left  # nobody took it back
+        return self.next()
+
+    def do(self, messages: list[Delivery]) -> None:
+        names = self.suspects.names(messages)
+        with self.suspects.at_work(names):
+            pass
+        self.suspects.done(names)
 
 
-def test_a_death_that_is_no_death_of_a_message_is_not_counted() -> None:
-    """A connection was lost and what was tried comes again; then the process ended in order."""
-    suspects = Suspects(None, died=True, window=10)
+@pytest.mark.parametrize("stream", [True, False])
+def test_message_is_put_aside_after_three_deaths_and_no_other(stream: bool) -> None:
+    """Deaths happen while five messages are at work; "c" is the killer. Others may come before them again."""
+    lives, five = Lives(stream=stream), _sent(*"abcde")
+    suspects = lives.die_over(five)
+    assert suspects.most(five) == 1
+    assert suspects.most(_sent("f", "g", start=5)) == 2
+    again = [*_sent("x", "y", start=50), *five]
+    assert suspects.most(again) == 2  # not with those that are blamed
+    lives.do(five[:1])
+    lives.do(five[1:2])
+    suspects = lives.die_over(five[2:3])
+    assert not suspects.killed(five[2])
+    suspects = lives.die_over(five[2:3])
+    assert [suspects.killed(each) for each in five] == [False, False, True, False, False]
+    lives.do(five[2:3])  # put aside
+    assert suspects.most(five[2:]) == 1
+    lives.do(five[3:4])
+    lives.do(five[4:])
+    assert suspects.most(five) == 5
+
+
+def test_a_death_outside_of_the_work_is_nobodys(tmp_path: Path) -> None:
+    """Killed while idle, while publishing, while committing; and failures that are no deaths."""
+    lives, two = Lives(stream=True), _sent("a", "b")
     for _ in range(5):
-        tried = suspects.attempt(_sent("a", "b"))
-        suspects.settled(0)  # an engine begins
-    assert list(tried.deaths.values()) == [2, 2]
-    assert suspects.record() == Suspicion(10, {})
-    suspects = Suspects(suspects.record(), died=False, window=10)
-    assert list(suspects.attempt(_sent("a")).deaths.values()) == [2]
-    suspects.settled(1)
-    assert suspects.record() == Suspicion(9, {})
-    assert suspects.record(9) is None
-    suspects.settled(9)
-    assert not suspects.watched
+        lives.do(two)
+        with pytest.raises(ZeroDivisionError), lives.suspects.at_work((0, 1)):
+            raise ZeroDivisionError
+        suspects = lives.next()
+    assert suspects.most(two) == 2
+    suspects = lives.die_over(two)
+    for _ in range(5):  # starts of which nothing comes
+        suspects = lives.next()
+    assert Work.of(lives.note).deaths == ((0, 1), (1, 1))
+    suspects.forget()
+    assert suspects.most(two) == 2
 
 
 def test_suspects_that_never_come_again_are_forgotten() -> None:
-    past = Suspects(None, died=True, window=10).attempt(_sent("a", "b"))
-    suspects = Suspects(past, died=True, window=10)
-    for name in "cdefghijkl":
-        assert suspects.watched
-        suspects.attempt(_sent(name))
-        suspects.settled(1)
-    assert not suspects.watched
-    assert suspects.record() is None
+    lives = Lives(stream=True)
+    suspects = lives.die_over(_sent("a", "b"))
+    lives.do(_sent(*["c"] * 99, start=10))
+    assert suspects.most(_sent("a", "b")) == 1
+    lives.do(_sent("c", start=200))
+    assert suspects.most(_sent("a", "b")) == 2
+    assert Work.of(lives.note) == Work()
 
 
-def test_while_a_topology_tries_what_may_have_killed_no_other_of_the_process_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a death by the other's reading is blamed on what this one has written down."""
-    story: list[tuple[str, str]] = []
-    note, process = Ledger.note, Scorer.process
+@pytest.mark.parametrize("note", [b"", b"{", b"[1]", b'{"at_work": 7}', b'{"deaths": [[1]]}', b"\xff"])
+def test_a_note_that_makes_no_sense_blames_nobody(note: bytes) -> None:
+    assert Suspects(note, lambda note: None, stream=True, window=9).most(_sent("a", "b")) == 2
 
-    async def noted(self: Ledger, suspicion: Suspicion) -> None:
-        await note(self, suspicion)
-        story.append(("noted", self._scorer._topology.name))
-        await asyncio.sleep(0.01)  # the others' turn, if they may
 
-    def processed(self: Scorer, *args: Any, **settings: Any) -> Any:
-        story.append(("processed", self._topology.name))
-        return process(self, *args, **settings)
-
-    async def life() -> None:
-        one = topology(max_batch=8)
-        two = msgspec.structs.replace(one, name="other")
-        plant = Plant(tmp_path, one)
-        for each in (one, two):
-            store = Checkpoint(tmp_path / f"{each.name}.checkpoint", each.name, Scorer.recipes(each))
-            store.commit(Changes(StreamPosition(), running=True))
-            store.close()
-        async with MemoryBroker(plant.server) as broker:
-            for each in (one, two):
-                await broker.declare(broker_plan(each), mode="declare")
-        await plant.publish(readings(200))
-        worker = Worker((one, two), connect=lambda: MemoryBroker(plant.server, user="worker"), data=tmp_path)
-        stop = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.run(stop))
-            while min(worker.next_offset(each.name) for each in (one, two)) < 200:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            stop.set()
-
-    monkeypatch.setattr(Ledger, "note", noted)
-    monkeypatch.setattr(Scorer, "process", processed)
-    run(life())
-    tried = [i for i, (what, _) in enumerate(story) if what == "noted"]
-    assert {name for what, name in story if what == "noted"} == {"plant", "other"}
-    assert all(story[i + 1] == ("processed", story[i][1]) for i in tried)
+def test_a_note_is_there_for_the_next_process_and_of_this_checkpoint_only(tmp_path: Path) -> None:
+    file = NoteFile(tmp_path / "plant.checkpoint")
+    assert file.read("one") == b""
+    for note in (b"a long note", b"short"):
+        file.write("one", note)
+        assert NoteFile(tmp_path / "plant.checkpoint").read("one") == note
+    assert file.read("another") == b""
+    written = (tmp_path / "plant.note").read_bytes()
+    for at in range(len(b"one short") + 24):
+        (tmp_path / "plant.note").write_bytes(written[:at] + b"?" + written[at + 1 :])
+        assert file.read("one") == (b"short" if at in (8, 23) else b"")
+    file.close()
 
 
 def test_a_batch_is_as_many_messages_as_the_loop_can_spare_time_for(tmp_path: Path) -> None:
@@ -412,13 +411,6 @@ def test_a_batch_is_as_many_messages_as_the_loop_can_spare_time_for(tmp_path: Pa
     assert sum(sizes) == 9
     assert max(sizes) * len(sent[0].body) <= 1_000_000
     assert plant.metrics.dead_letters("plant") == {"too_large": 1}
-
-
-def test_nothing_is_written_down_after_an_orderly_end() -> None:
-    suspects = Suspects(None, died=False, window=100)
-    assert not suspects.watched
-    assert suspects.record() is None
-    assert suspects.most(_sent(*"abc")) == 3
 
 
 def test_state_of_every_kind_of_detector_survives_eviction(tmp_path: Path) -> None:
