@@ -411,6 +411,10 @@ class _AtCommit:
         self._commits = 0
         self.load, self.fetch, self.close = store.load, store.fetch, store.close
 
+    def note(self, note: bytes) -> None:
+        """See `Store`."""
+        self._store.note(note)
+
     def commit(self, changes: Changes) -> int:
         """See `Store`."""
         if changes.machines:

@@ -30,7 +30,7 @@ MUTANTS = (
         "commit before publish",
         "stream.engine:Engine._take",
         """        await self._publish(fresh, scored, refused, offsets, batch)
-        async with alone:  # the shadows score what is decided and published already
+        with self._suspects.at_work(names):  # the shadows score what is decided and published already
             self.scorer.beside.observe(scored)
         self._showing.dropped_shadows(self.scorer.beside.take_dropped())
         self._enter(fresh, batch, scored, refused, origins, twice)
@@ -52,9 +52,8 @@ MUTANTS = (
     Mutant(
         "acknowledged with the batch that is still at work",
         "stream.engine:Engine._process",
-        """        if not self._suspects.watched""",
-        """        self._tag = fresh[-1].tag
-        if not self._suspects.watched""",
+        "        if self._suspects.killed",
+        "        self._tag = fresh[-1].tag\n        if self._suspects.killed",
     ),
     Mutant(
         "state and position in two transactions",
@@ -281,15 +280,9 @@ MUTANTS = (
     ),
     Mutant(
         "what kills the process is tried for ever",
-        "stream.suspects:Suspects.attempt",
-        "self._deaths.get(name, 1 if i < unnamed else 0) + 1",
+        "stream.suspects:Suspects.__init__",
+        "self._deaths.get(name, 0) + 1",
         "1",
-    ),
-    Mutant(
-        "the death of which nothing was written down does not count",
-        "stream.suspects:Suspects.attempt",
-        "1 if i < unnamed else 0",
-        "0",
     ),
     Mutant(
         "the count of a queue's messages begins anew",
@@ -572,14 +565,14 @@ MUTANTS = (
     Mutant(
         "a swap waits for one message",
         "stream.engine:Engine.run",
-        "self.position.last_offset + rule.after + source.max_batch",
-        "self.position.last_offset + 1",
+        "self._behind = rule.after + source.max_batch",
+        "self._behind = 1",
     ),
     Mutant(
         "a swap waits for less than was scored",
         "stream.engine:Engine.run",
-        "self.position.last_offset + rule.after + source.max_batch",
-        "self.position.last_offset + rule.after",
+        "self._behind = rule.after + source.max_batch",
+        "self._behind = rule.after",
     ),
     Mutant(
         "a reading may kill once more",
@@ -588,10 +581,10 @@ MUTANTS = (
         "> DEATHS",
     ),
     Mutant(
-        "a start that fails in order makes forget who died of what",
-        "stream.runtimes.local:_end",
-        "suspicion=suspects.record()",
-        "suspicion=None",
+        "deaths but the last are forgotten",
+        "stream.suspects:Suspects.__init__",
+        "self._deaths = dict(work.deaths)",
+        "self._deaths = {}",
     ),
 )
 
