@@ -360,10 +360,12 @@ class Scorer:
         for name, _ in shadow.tables():
             if (own := name.split(":", 3)[3]) in (f"model:{detector}", f"calibration:{detector}"):
                 self._fresh[own] = self._fresh[name]
+        another = lane.info != shadow.lane.info
         lane.model, lane.info, lane.threshold = shadow.lane.model, shadow.lane.info, shadow.lane.threshold
         lane.calibrator = shadow.lane.calibrator
         self.beside.end(detector)
-        self._began_beside(detector, back=False)
+        if another:
+            self._began_beside(detector, back=False)
         return self.residents.occupied
 
     def _began_beside(self, detector: str, *, back: bool) -> None:
@@ -374,15 +376,18 @@ class Scorer:
 
     def swap(self, detector: str, model: Model, info: ModelInfo, *, back: bool = False) -> Slots:
         """From the next batch on this model scores. Its keys' alert episodes go on, and so does their recent past,
-        where both models have the same arrays for it; a calibration starts anew, for it knows the other's scores. The
-        slots (n,) whose state became another: all, or none."""
+        where both models have the same arrays for it; a calibration starts anew, for it knows the other's scores.
+        What runs beside goes on where this is the model that scored already. The slots (n,) whose state became
+        another: all, or none."""
         lane, fresh = self.lanes[detector], self._lane(detector, model, info)
+        another = lane.info != info
         slots = self.residents.occupied
         past = lane.model.snapshot(slots)
         if lane.info.digest != info.digest:
             lane.calibrator = fresh.calibrator
         lane.model, lane.info, lane.threshold = model, info, fresh.threshold
-        self._began_beside(detector, back=back)
+        if another:
+            self._began_beside(detector, back=back)
         for name, table in self._tables():
             if name in (f"model:{detector}", f"calibration:{detector}"):
                 self._fresh[name] = table.snapshot(np.zeros(1, dtype=np.int64))

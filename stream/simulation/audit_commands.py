@@ -179,10 +179,11 @@ def _check_pauses(outcome: Outcome) -> list[str]:
         if isinstance(
             what, Loaded
         ):  # what may have been scored before is scored again, and the batch it ends in
-            floor = what.position + plan.after + plan.max_batch
-            places = range(floor, floor + plan.max_batch) if plan.source == "queue" else offsets
-            batch = [place for place in places if place >= floor][: plan.max_batch]
-            again = (batch or offsets)[-1] if what.again else -1
+            most = plan.after + 2 * plan.max_batch - 1
+            next_one = what.position + 1
+            places = range(next_one, next_one + most) if plan.source == "queue" else offsets
+            behind = [place for place in places if place >= next_one][:most]
+            again = (behind or offsets)[-1] if what.again else -1
             limit = max(limit, what.position)  # how far the one before went was judged
             continue
         if plan.retention:  # the next message may be anywhere

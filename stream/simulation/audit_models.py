@@ -11,7 +11,7 @@ from typing import Any
 from stream.simulation.outcome import Committed, Outcome
 from stream.simulation.schedule import START, Command
 
-__all__ = ["Watch", "acts", "changes", "check_models", "followed"]
+__all__ = ["Watch", "acts", "another", "changes", "check_models", "followed"]
 
 _ROUNDING = 0.001
 """Seconds: the audit's times are of milliseconds."""
@@ -22,6 +22,11 @@ def changes(outcome: Outcome) -> list[Mapping[str, Any]]:
     kept = outcome.saved.commands
     committed = [name for what in outcome.story if isinstance(what, Committed) for name in what.commands]
     return [kept[name] for name in committed if kept[name]["verb"] in ("swap", "rollback", "promote")]
+
+
+def another(receipt: Mapping[str, Any]) -> bool:
+    """Whether what is in place since is not what was there before."""
+    return bool(receipt["model"]["version"] != receipt["replaced"]["version"])
 
 
 def acts(outcome: Outcome) -> list[tuple[int, Mapping[str, Any], Command | None]]:
@@ -111,7 +116,7 @@ def _check_rollbacks(outcome: Outcome, condemned: Mapping[str, int]) -> list[str
     """A swap that is condemned is taken back once, unless another command was quicker; and no other one is."""
     found: list[str] = []
     before: Mapping[str, Any] | None = None
-    for receipt in changes(outcome):
+    for receipt in filter(another, changes(outcome)):
         if receipt["by"] == "rollback_when":
             if before is None or before["command"] not in condemned:
                 found.append(f"{receipt['command']}: a swap was taken back that nothing condemns")

@@ -12,7 +12,7 @@ from detectors.rates import Rates
 from stream.alerts import episode_id, rfc3339
 from stream.brokers.base import Delivery
 from stream.reasons import duration, number
-from stream.simulation.audit_models import Watch, acts
+from stream.simulation.audit_models import Watch, acts, another
 from stream.simulation.episodes import Episode, Scored, close, step
 from stream.simulation.outcome import Outcome
 from stream.simulation.schedule import KILLER, Command
@@ -185,10 +185,12 @@ class Reference:
             self.shadow.begin()
             return
         self._version = version
-        if self.watch is not None:
-            self.watch.changed(receipt)
         if verb == "promote":
             self.shadow = None
+        if not another(receipt):
+            return
+        if self.watch is not None:
+            self.watch.changed(receipt)
         if self.shadow is not None:
             self.shadow.begin()
 
