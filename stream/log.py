@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 
@@ -14,6 +15,21 @@ __all__ = ["configure", "get", "limited"]
 _EVERY = 10.0
 """Seconds between two warnings of one kind."""
 _silent: dict[str, tuple[float, int]] = {}
+
+
+class _Patient:
+    """A file that loses what cannot be written, on a full disk above all: a log stops nobody."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def configure(form: Literal["auto", "console", "json"] = "auto", level: str = "info") -> None:
@@ -33,7 +49,7 @@ def configure(form: Literal["auto", "console", "json"] = "auto", level: str = "i
     structlog.configure(
         processors=shared + tail,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Patient(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     # Drivers log through the standard library; their errors reach us as exceptions and are said once, by us.

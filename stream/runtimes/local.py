@@ -56,6 +56,8 @@ from stream.verbs import ModelHistory, reference
 
 __all__ = ["Worker", "first_error", "guarantee", "steady"]
 
+_ROOM = 5.0
+"""Seconds, at the most, until a full disk is tried again."""
 _BACKOFF = (0.2, 30.0)
 """Seconds before the first retry, and at the most; jittered by up to a half."""
 
@@ -250,7 +252,7 @@ class Worker:
                     saved = await in_thread(lane.store.load, 0)
                     await in_thread(lane.store.commit, Changes(saved.position))
                 except CheckpointFull:
-                    await _wait(stop, next(pauses))
+                    await _wait(stop, min(next(pauses), _ROOM))
                     continue
                 except CheckpointError:
                     pass  # not full, but broken: the next start says how

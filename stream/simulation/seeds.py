@@ -83,7 +83,10 @@ def schedule(seed: int) -> Schedule:
     pointed = plan if killing else _pointed(rng, plan)
     if pointed is plan:
         pointed = _by_themselves(random.Random(f"{seed}, models"), plan, deadly=not killing)
-    return refused(random.Random(f"{seed}, refused"), pointed if killing else deployed(pointed))
+    plan = refused(random.Random(f"{seed}, refused"), pointed if killing else deployed(pointed))
+    if len(plan.replays) == 2 and random.Random(f"{seed}, twice").random() < 0.5:  # asked twice in a row
+        plan = msgspec.structs.replace(plan, replays=(plan.replays[0], plan.replays[0] + 0.001))
+    return plan
 
 
 def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Schedule:

@@ -586,6 +586,20 @@ MUTANTS = (
         "self._deaths = dict(work.deaths)",
         "self._deaths = {}",
     ),
+    Mutant(
+        "a letter that is refused again gets another id",
+        "stream.engine:Engine._dead_letter",
+        "return dead_letter(self.topology.name, delivery, error, identity=identity)",
+        """letter = dead_letter(self.topology.name, delivery, error, identity=identity)
+        again = {} if delivery.exchange else {"message_id": f"{letter.message_id}-again"}
+        return msgspec.structs.replace(letter, **again)""",
+    ),
+    Mutant(
+        "two copies of a letter in one batch are both processed",
+        "stream.engine:Engine._origins",
+        " or origin.letter in seen",
+        "",
+    ),
 )
 
 

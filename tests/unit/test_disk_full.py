@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from stream import log
 from stream.brokers.base import Plan, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
@@ -280,3 +282,15 @@ def test_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match=r"t\.lock: cannot be opened: "):
         Checkpoint(tmp_path / "file" / "t.checkpoint", "t", None)
+
+
+def test_a_log_that_finds_no_room_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        log.configure("json", "info")
+        for _ in range(1000):
+            log.get().info("said_to_nobody", topology="plant")
+        with pytest.raises(OSError, match="No space left"):
+            print("said without the log", file=full, flush=True)
+    monkeypatch.undo()
+    log.configure("auto", "critical")
