@@ -17,6 +17,7 @@ from stream.simulation.audit_models import check_models
 from stream.simulation.audit_state import check_state
 from stream.simulation.outcome import Outcome
 from stream.simulation.reference import Reference
+from stream.simulation.schedule import DEADLY
 
 __all__ = ["audit"]
 
@@ -41,6 +42,9 @@ def audit(outcome: Outcome) -> list[str]:
     killers = sum(why == "killed_worker" for _, why in expected.refused)
     if outcome.killed > _DEATHS * killers and not outcome.schedule.retention:
         found.append(f"{killers} readings killed {outcome.killed} processes: each may kill {_DEATHS}")
+    outside = any(fault.kind in DEADLY for fault in outcome.schedule.faults)
+    if not outside and outcome.killed < _DEATHS * killers:
+        found.append(f"{killers} readings were put aside after {outcome.killed} deaths: too few")
     if not outcome.conserved:
         found.append("received is not processed + dead-lettered + passed over")
     for told, committed in outcome.miscounted:

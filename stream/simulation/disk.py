@@ -110,8 +110,9 @@ class SimulatedStore:
 
     def note(self, note: bytes) -> None:
         """See `Store`."""
-        self._world.fail_if_dead()
+        self._world.strike("note", False)
         self._world.disk.note = note
+        self._world.strike("note", True)
 
     def close(self) -> None:
         """See `Store`."""

@@ -10,7 +10,9 @@ import msgspec
 
 __all__ = ["DEADLY", "KILLER", "START", "Command", "Fault", "Kind", "Move", "Op", "Reading", "Schedule"]
 
-Op = Literal["load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer", "ask"]
+Op = Literal[
+    "load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer", "ask", "note"
+]
 """A place where the worker touches the world."""
 Kind = Literal["crash", "disconnect", "fail", "full", "torn", "relapse", "silent", "deaf", "part"]
 """What goes wrong there: the process dies; the connection is lost; the operation fails; the disk is full for a

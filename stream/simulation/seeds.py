@@ -86,7 +86,16 @@ def schedule(seed: int) -> Schedule:
     plan = refused(random.Random(f"{seed}, refused"), pointed if killing else deployed(pointed))
     if len(plan.replays) == 2 and random.Random(f"{seed}, twice").random() < 0.5:  # asked twice in a row
         plan = msgspec.structs.replace(plan, replays=(plan.replays[0], plan.replays[0] + 0.001))
-    return plan
+    return _struck_at_work(random.Random(f"{seed}, at work"), plan)
+
+
+def _struck_at_work(rng: random.Random, plan: Schedule) -> Schedule:
+    """Some workers are killed from outside while they score; that alone has nobody put aside."""
+    deaths = sum(fault.kind in DEADLY for fault in plan.faults)
+    if deaths > 1 or rng.random() > 0.15:
+        return plan
+    death = Fault("note", rng.randrange(2, 80), "crash", rng.random() < 0.5)
+    return msgspec.structs.replace(plan, faults=(*plan.faults, death))
 
 
 def _by_themselves(rng: random.Random, plan: Schedule, *, deadly: bool) -> Schedule:

@@ -600,6 +600,12 @@ MUTANTS = (
         " or origin.letter in seen",
         "",
     ),
+    Mutant(
+        "a reading is put aside after two deaths",
+        "stream.suspects:Suspects.killed",
+        ">= DEATHS",
+        ">= DEATHS - 1",
+    ),
 )
 
 
