@@ -28,9 +28,12 @@ from stream.commands import Asked
 from stream.config import dump_yaml
 from stream.control import request
 from stream.errors import ConfigError, ModelNotFound
+from stream.feeding import Feed
 from stream.models import Registry
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
+from stream.spans import Span
+from stream.stream_history import read_stream
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer
 from stream.training_data import StreamRange, frame_table, stream_table, within
@@ -446,7 +449,7 @@ def test_training_is_cancelled_while_the_stream_is_read_for_it(
     async def endless(*_: Any, **__: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("stream.trainer.stream_table", endless)
+    monkeypatch.setattr("stream.trainer.receive_stream", endless)
 
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
@@ -545,15 +548,25 @@ def trainings() -> list[int]:
     return found
 
 
-def test_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fed", ["not at all", "in part", "to the end"])
+def test_process_ends_with_whoever_started_it(fed: str) -> None:
     async def story() -> int | None:
         process = await asyncio.create_subprocess_exec(
             "python",
             "-c",
-            "import os; from stream.training_process import _leave_with_parent as f; f()",
+            "import os, time; from stream.feeding import Fed; fed = Fed(0, lambda: os._exit(1)); fed.columns();"
+            "print(flush=True); time.sleep(600)",
             stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
+        assert process.stdout is not None
+        feed = Feed(process.stdin)
+        if fed != "not at all":
+            await feed.columns({"a": [1.0] * 100_000})
+        if fed == "to the end":
+            await feed.end()
+            await process.stdout.readline()
         process.stdin.close()
         return await process.wait()
 
@@ -567,27 +580,23 @@ def test_stream_is_read_by_offset_and_by_time(tmp_path: Path) -> None:
         await plant.publish(readings(300, bad_every=10))
         async with MemoryBroker(plant.server) as broker:
 
-            async def read(span: StreamRange, told: Any = lambda share: None) -> Any:
-                return await stream_table(broker, plant.topology, span.span(), told)
+            async def read(span: StreamRange) -> Any:
+                return await stream_table(broker, plant.topology, span.span())
 
             every = await read(StreamRange())
             assert len(every.times) == 270
-            shares: list[float] = []
-            part = await read(StreamRange(100, 200), shares.append)
+            part = await read(StreamRange(100, 200))
             np.testing.assert_array_equal(part.times, every.times[90:180])
             np.testing.assert_array_equal(part.values, every.values[90:180])
             assert part.machines == every.machines[90:180]
-            assert shares == sorted(shares)
-            assert shares[-1] == 1.0
             timed = await read(StreamRange("2024-08-07T00:01:00Z", "2024-08-07T00:02:00+00:00"))
             inside = (every.times >= 1_722_988_860.0) & (every.times < 1_722_988_920.0)
             np.testing.assert_array_equal(timed.times, every.times[inside])
             assert inside.any()
-            last = await stream_table(broker, plant.topology, StreamRange().span(), newest=100)
-            assert 90 <= len(last.times) < 100 + 64
-            np.testing.assert_array_equal(last.times, every.times[-len(last.times) :])
+            last = await read_stream(broker, plant.topology, Span(), newest=100)
+            np.testing.assert_array_equal(last.times, every.times[every.times >= START + 200])
             span = StreamRange("2024-08-07T00:04:30Z").span()
-            few = await stream_table(broker, plant.topology, span, newest=100)
+            few = await read_stream(broker, plant.topology, span, newest=100)
             np.testing.assert_array_equal(few.times, every.times[every.times >= START + 270])
             with pytest.raises(ConfigError, match="or none of that range"):
                 await read(StreamRange("2030-01-01"))
