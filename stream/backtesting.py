@@ -155,7 +155,8 @@ def _from_files(topology: Topology, source: Path, label_column: str | None) -> I
 def _from_stream(
     topology: Topology, text: str, connect: Connector, bar: Progress
 ) -> Iterator[tuple[Path, History]]:
-    from stream.stream_history import parse_span, read_stream
+    from stream.spans import parse_span
+    from stream.stream_history import read_stream
 
     span = parse_span(text)
     task = bar.add_task("reading the stream", total=None)

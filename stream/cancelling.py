@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 from stream.errors import CommandRefused, TrainingCancelled
 
@@ -30,7 +29,6 @@ class Cancelling:
         self._late = False
         self._decided = asyncio.Event()
         """Whether it ends before its time or not is known."""
-        self._scope: asyncio.Timeout | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def cancel(self, by: str) -> None:
@@ -39,8 +37,6 @@ class Cancelling:
         if self._late:
             raise CommandRefused("it is being registered, and comes to its end: cancel is too late")
         self._by = by
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
         self._send(signal.SIGTERM)
         try:
             async with asyncio.timeout(_GRACE):
@@ -51,21 +47,8 @@ class Cancelling:
         if not self._cancelled:
             raise CommandRefused("it was being registered, or had ended, when cancel came: it is too late")
 
-    @asynccontextmanager
-    async def before(self) -> AsyncIterator[None]:
-        """Around what is done here before there is a process. Raises TrainingCancelled when asked to end."""
-        try:
-            async with asyncio.timeout(None) as self._scope:
-                yield
-        except TimeoutError:
-            if self._by is None:
-                raise
-        finally:
-            self._scope = None
-        self.check()
-
     def process(self, process: asyncio.subprocess.Process) -> None:
-        """It goes on in this process."""
+        """It runs in this process."""
         self._process = process
         if self._by is not None:
             self._send(signal.SIGTERM)

@@ -17,7 +17,7 @@ import click
 from stream import log
 from stream.backtesting import add_to as add_backtest
 from stream.captured import add_to as add_captured
-from stream.errors import ConfigError, MmlwError, Problem
+from stream.errors import ConfigError, MmlwError, Problem, first_error
 from stream.kinds import add_to as add_kinds
 from stream.letters import add_to as add_letters
 from stream.lineup import add_to as add_lineup
@@ -54,8 +54,6 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except BaseExceptionGroup as group:
-        from stream.runtimes.local import first_error
-
         first = first_error(group)
         if not isinstance(first, MmlwError):
             raise

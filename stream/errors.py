@@ -48,6 +48,7 @@ __all__ = [
     "Stalled",
     "TrainingCancelled",
     "Unroutable",
+    "first_error",
 ]
 
 
@@ -148,3 +149,11 @@ class ReadingRejected(MmlwError):
             detail = "".join(c if c.isprintable() else "?" for c in detail[:300])
         self.detail = detail if len(detail) <= 300 else f"{detail[:299]}…"
         super().__init__(f"{reason}: {self.detail}")
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception in a group, however deep; a task group wraps even a single one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -11,26 +11,31 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import pandas as pd
 
 from stream.brokers.base import Broker
 from stream.cancelling import Cancelling
 from stream.config import dump_yaml
-from stream.errors import CommandRefused, ConfigError, ModelError
+from stream.errors import CommandRefused, ConfigError, ModelError, first_error
+from stream.feeding import Feed, ReaderGone
 from stream.models import MARK, Registry
 from stream.rules import AlertRule
+from stream.stream_history import receive_stream
 from stream.threads import in_thread
 from stream.topology import Topology
 from stream.training import CHALLENGER, batch_detector
-from stream.training_data import Marked, TrainingOptions, TrainingSource, frame_table, stream_table, within
-from stream.training_process import Event, Job, write_table
+from stream.training_data import Marked, TrainingOptions, TrainingSource, within
+from stream.training_process import Event, Job
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
 
+_AT_A_TIME = 64
+"""Messages of the past that are received before the present ones have their turn."""
 _PULSE = 5.0
 """Seconds after which progress is told again."""
 _LONGEST: Final = 86_400.0
@@ -109,9 +114,10 @@ class Trainer:
         try:
             async with asyncio.timeout(training.options.timeout):
                 with tempfile.TemporaryDirectory(prefix="mmlw-training-") as name:
-                    async with cancelling.before():
-                        await self._prepare(training, Path(name), mark, _Pulse(told, began))
-                    result = await _run(Path(name), _Pulse(told, began), cancelling)
+                    pulse = _Pulse(told, began)
+                    await pulse.beat()
+                    await in_thread(_write, Path(name), training.topology, self._job(training, mark))
+                    result = await _run(Path(name), partial(self._feed, training, pulse), pulse, cancelling)
         except TimeoutError:
             limit = f"took longer than {training.options.timeout:g} s"
             left = await self._take_back(training, mark)
@@ -152,22 +158,9 @@ class Trainer:
             return f" when version {whole} of {name} was registered, which stays"
         return " while it was registered; nothing of it is left but a run that MLflow shows as KILLED"
 
-    async def _prepare(self, training: Training, folder: Path, mark: str, pulse: _Pulse) -> None:
-        """Write down the job, with the readings where the process could not read them itself."""
-        source, topology, table = training.source, training.topology, None
-        if source.stream is not None:
-            await pulse.phase("reading")
-            async with self._connect() as broker:
-                newest = training.options.rows if training.options.newest else None
-                span = source.stream.span()
-                table = await stream_table(broker, topology, span, pulse.share, newest=newest)
-        elif source.frame is not None:
-            try:
-                frame = pd.DataFrame(dict(source.frame))
-            except ValueError as error:
-                raise ModelError(f'"frame" is not a table: {error}') from error
-            table = await in_thread(frame_table, "message", frame, topology)
-        job = Job(
+    def _job(self, training: Training, mark: str) -> Job:
+        source = training.source
+        return Job(
             detector=training.detector,
             registry=self._registry,
             alias=training.alias,
@@ -177,12 +170,26 @@ class Trainer:
             since=training.options.since,
             marked=tuple(msgspec.structs.astuple(mark) for mark in training.marked),
             file=None if source.capture is None else str(within(source.capture, self._folders)),
-            table="" if table is None else table.name,
-            sensors=() if table is None else table.sensors,
+            span=None if source.stream is None else astuple(source.stream.span()),
         )
-        await in_thread(_write, folder, topology, job)
-        if table is not None:
-            await in_thread(write_table, folder, table)
+
+    async def _feed(self, training: Training, pulse: _Pulse, feed: Feed) -> None:
+        """Give the process the readings that it cannot read itself."""
+        source, options = training.source, training.options
+        if source.stream is not None:
+            async with self._connect() as broker:
+                await receive_stream(
+                    broker,
+                    training.topology,
+                    source.stream.span(),
+                    feed.messages,
+                    pulse.share,
+                    newest=options.rows if options.newest else None,
+                    at_a_time=_AT_A_TIME,
+                )
+        elif source.frame is not None:
+            await feed.columns(source.frame)
+        await feed.end()
 
 
 class _Pulse:
@@ -191,15 +198,15 @@ class _Pulse:
     def __init__(self, told: Told, began: float) -> None:
         self._told = told
         self._began = began
-        self._phase = "starting"
+        self._phase = "reading"
         self._share: float | None = None
 
     async def phase(self, name: str) -> None:
         self._phase, self._share = name, None
         await self.beat()
 
-    def share(self, done: float) -> None:
-        self._share = round(done, 4)
+    def share(self, done: int, of: int) -> None:
+        self._share = round(done / max(of, 1), 4)
 
     async def beat(self) -> None:
         progress: Progress = {"phase": self._phase, "elapsed_s": round(time.monotonic() - self._began, 1)}
@@ -217,8 +224,10 @@ def _write(folder: Path, topology: Topology, job: Job) -> None:
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
 
 
-async def _run(folder: Path, pulse: _Pulse, cancelling: Cancelling) -> dict[str, Any]:
-    """Start the process, pass on what it tells, and see to it that it is gone afterwards."""
+async def _run(
+    folder: Path, feed: Callable[[Feed], Awaitable[None]], pulse: _Pulse, cancelling: Cancelling
+) -> dict[str, Any]:
+    """Start the process, feed it, pass on what it tells, and see to it that it is gone afterwards."""
     complaints = folder / "stderr"
     with complaints.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
@@ -232,22 +241,41 @@ async def _run(folder: Path, pulse: _Pulse, cancelling: Cancelling) -> dict[str,
             env=_environment(),
             start_new_session=True,
         )
-    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    assert process.stdout is not None  # noqa: S101
     cancelling.process(process)
     try:
-        async for event in _events(process.stdout, pulse):
-            if event.phase is not None:
-                cancelling.phase(event.phase)
-                await pulse.phase(event.phase)
-            if event.failed is not None:
-                raise ModelError(f"the training failed: {event.failed}")
-            if event.trained is not None:
-                return event.trained
-        code = await process.wait()
+        async with asyncio.TaskGroup() as tasks:
+            feeding = tasks.create_task(_fed(feed, Feed(process.stdin)))
+            trained = await _told(process.stdout, pulse, cancelling)
+            feeding.cancel()
+        code = await process.wait() if trained is None else 0
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
     finally:
         await _end(process)
+    if trained is not None:
+        return trained
     cancelling.check()
     raise ModelError(f"the training's process {_death(code)}{_last_words(complaints)}")
+
+
+async def _fed(feed: Callable[[Feed], Awaitable[None]], pipe: Feed) -> None:
+    with contextlib.suppress(ReaderGone):
+        await feed(pipe)
+
+
+async def _told(lines: asyncio.StreamReader, pulse: _Pulse, cancelling: Cancelling) -> dict[str, Any] | None:
+    """What came of it; None where the process ended without a word. Raises ModelError where it failed."""
+    async for event in _events(lines, pulse):
+        if event.phase is not None:
+            cancelling.phase(event.phase)
+            await pulse.phase(event.phase)
+        if event.failed is not None:
+            raise ModelError(f"the training failed: {event.failed}")
+        if event.trained is not None:
+            return event.trained
+    return None
 
 
 async def _events(lines: asyncio.StreamReader, pulse: _Pulse) -> AsyncIterator[Event]:

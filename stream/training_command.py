@@ -141,7 +141,7 @@ def _readings(
 ) -> Table:
     """The table that exactly one of the options names. Raises ConfigError."""
     from stream.errors import ConfigError, Problem
-    from stream.stream_history import parse_span
+    from stream.spans import parse_span
     from stream.tables import from_dataset
     from stream.training_data import read_file, stream_table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from stream.brokers.base import Broker
 from stream.errors import ConfigError, Problem, ReadingRejected
 from stream.histories import History, pasts_below, read_past
 from stream.instants import parsed, seconds
-from stream.stream_history import Span, parse_span, read_stream
+from stream.spans import Span, parse_span
+from stream.stream_history import read_stream
 from stream.tables import Table, read_csv
 from stream.topology import Topology
 
@@ -27,17 +28,15 @@ __all__ = [
     "StreamRange",
     "TrainingOptions",
     "TrainingSource",
+    "columns_table",
     "frame_table",
+    "history_table",
     "kept_rows",
     "read_file",
     "stream_table",
     "within",
 ]
 
-_AT_A_TIME = 64
-"""Messages of the past that are read before the present ones have their turn."""
-_BREATH = 0.01
-"""Seconds that are theirs."""
 _STEP = 1.0
 _START = 1_704_067_200.0
 _MICROSECOND = 1e-6
@@ -149,28 +148,22 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
     return Table(name, sensors, [machines[i] for i in order.tolist()], times[order], values[order], None)
 
 
-async def stream_table(
-    broker: Broker,
-    topology: Topology,
-    span: Span,
-    told: Callable[[float], None] = lambda share: None,
-    *,
-    newest: int | None = None,
-) -> Table:
-    """The readings of a part of the topology's stream, beside whoever else uses the event loop.
+def columns_table(name: str, columns: Frame, topology: Topology) -> Table:
+    """A message's columns as a table, as `frame_table`. Raises ConfigError."""
+    try:
+        frame = pd.DataFrame(dict(columns))
+    except ValueError as error:
+        raise ConfigError([Problem(name, f"is not a table: {error}")]) from error
+    return frame_table(name, frame, topology)
 
-    `told` is given the share that was read; `newest`: only the last so many rows are needed. Raises ConfigError,
-    BrokerError.
-    """
 
-    def progress(done: int, of: int) -> None:
-        told(done / max(of, 1))
+async def stream_table(broker: Broker, topology: Topology, span: Span) -> Table:
+    """The readings of a part of the topology's stream, by `read_stream`. Raises ConfigError, BrokerError."""
+    return history_table(topology, await read_stream(broker, topology, span))
 
-    if newest is not None and topology.source.layout == "narrow":  # a row is of several messages
-        newest *= len(topology.source.sensors)
-    history = await read_stream(
-        broker, topology, span, progress, newest=newest, at_a_time=_AT_A_TIME, breath=_BREATH
-    )
+
+def history_table(topology: Topology, history: History) -> Table:
+    """What was read of the topology's stream as a table. Raises ConfigError where it is nothing."""
     return _table(f"stream of {topology.name}", topology, [history])
 
 

@@ -40,6 +40,7 @@ from stream.errors import (
     Problem,
     RegistryUnreachable,
     Stalled,
+    first_error,
 )
 from stream.metrics import Cause, Metrics, TopologyMetrics
 from stream.models import ModelRef
@@ -54,7 +55,7 @@ from stream.trainer import Trainer
 from stream.trial import build_online
 from stream.verbs import ModelHistory, reference
 
-__all__ = ["Worker", "first_error", "guarantee", "steady"]
+__all__ = ["Worker", "guarantee", "steady"]
 
 _ROOM = 5.0
 """Seconds, at the most, until a full disk is tried again."""
@@ -410,14 +411,6 @@ class Worker:
         changes = Changes(saved.position, models={name: (reference(ref, spec.model), None)})
         await in_thread(lane.store.commit, changes)
         return ModelHistory(ref)
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception in a group, however deep; a task group wraps even a single one."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _ref(data: Mapping[str, object]) -> ModelRef:

@@ -14,7 +14,8 @@ from stream.backtest import backtest, fresh_scorer
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.cli import cli
 from stream.config import dump_yaml
-from stream.stream_history import parse_span, read_stream
+from stream.spans import parse_span
+from stream.stream_history import read_stream
 from stream.topology import Topology
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology

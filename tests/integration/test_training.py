@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow
 import mlflow.artifacts
@@ -28,10 +29,13 @@ from stream.cli import cli
 from stream.commands import Asked
 from stream.config import dump_yaml
 from stream.control import request
-from stream.errors import ConfigError, ModelNotFound
+from stream.errors import BrokerUnreachable, ConfigError, ModelNotFound
+from stream.feeding import Feed
 from stream.models import Registry
 from stream.runtimes.local import Worker
 from stream.shelf import Shelf
+from stream.spans import Span
+from stream.stream_history import read_stream
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer, Training
 from stream.training_data import StreamRange, TrainingSource, frame_table, stream_table, within
@@ -98,6 +102,8 @@ class Shop(Plant):
     """A plant whose worker trains."""
 
     registry: str = ""
+    reader: type[MemoryBroker] = MemoryBroker
+    """What its trainings read the stream by."""
     trainer: Trainer | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -105,7 +111,8 @@ class Shop(Plant):
         def connect() -> MemoryBroker:
             return MemoryBroker(self.server, user="worker")
 
-        self.trainer = Trainer(self.registry, (self.data / "capture", self.data), connect)
+        folders = (self.data / "capture", self.data)
+        self.trainer = Trainer(self.registry, folders, lambda: self.reader(self.server, user="worker"))
         return Worker(
             (self.topology,),
             connect=connect,
@@ -491,7 +498,7 @@ def test_training_is_cancelled_while_the_stream_is_read_for_it(
     async def endless(*_: Any, **__: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("stream.trainer.stream_table", endless)
+    monkeypatch.setattr("stream.trainer.receive_stream", endless)
 
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
@@ -503,6 +510,100 @@ def test_training_is_cancelled_while_the_stream_is_read_for_it(
             assert (await begun)["status"] == "cancelled"
             assert plant.trainer is not None
             assert plant.trainer.running is None
+
+    run(story())
+
+
+class Failing(MemoryBroker):
+    """Its stream gives the first 70 messages, and then nothing, or an error."""
+
+    error: ClassVar[Exception | None] = None
+
+    async def consume(self, *arguments: Any, **named: Any) -> Any:
+        intake: Any = await super().consume(*arguments, **named)
+        receive, left = intake.receive, [70]
+
+        async def failing(most: int, linger: float, timeout: float) -> Any:
+            if not left[0] and self.error is not None:
+                raise self.error
+            found = await receive(min(most, left[0]), linger, timeout) if left[0] else []
+            left[0] -= len(found)
+            return found
+
+        intake.receive = failing
+        return intake
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "nothing came after offset 69, of 300"),
+        (BrokerUnreachable("the wire is cut"), "the wire is cut"),
+    ],
+)
+def test_stream_that_fails_in_the_middle_ends_the_training_with_its_reason(
+    tmp_path: Path, local: str, error: Exception | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Failing, "error", error)
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        plant.reader = Failing
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker:
+            await plant.reached(worker, 300)
+            receipt = await plant.train(source={"stream": {}})
+            assert (receipt["status"], reason in receipt["reason"]) == ("failed", True), receipt
+            assert trainings() == []
+            await plant.publish(readings(50, seed=3))
+            await plant.reached(worker, 350)
+        assert Registry(local).names() == ()
+        assert plant.value("mmlw_restarts_total", cause="broker") == 0
+
+    run(story())
+
+
+class Endless(MemoryBroker):
+    """Its stream gives what it holds, and then never anything."""
+
+    async def consume(self, *arguments: Any, **named: Any) -> Any:
+        intake: Any = await super().consume(*arguments, **named)
+        receive = intake.receive
+
+        async def endless(*asked: Any) -> Any:
+            return await receive(10, 0.0, 0.0) or await asyncio.Event().wait()
+
+        async def end() -> int:
+            return 600
+
+        intake.receive, intake.end = endless, end
+        return intake
+
+
+def test_training_tells_how_much_it_has_read_and_ends_by_command_or_in_time(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.trainer._PULSE", 0.05)
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        plant.reader = Endless
+        await plant.declare()
+        await plant.publish(readings(300))
+        async with plant.running() as worker, asyncio.TaskGroup() as tasks:
+            await plant.reached(worker, 300)
+            begun = tasks.create_task(plant.train(source={"stream": {}}))
+            while not any(told.get("share") == 0.5 for told in plant.log):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert {told.get("phase", "reading") for told in plant.log} == {"reading"}
+            [_] = trainings()
+            assert (await plant.ask("cancel", command=plant.log[-1]["command"]))["status"] == "applied"
+            assert (await begun)["status"] == "cancelled"
+            assert trainings() == []
+            slow = await plant.train(source={"stream": {}}, options={"timeout": 3.0})
+            assert (slow["status"], "took longer than 3 s" in slow["reason"]) == ("failed", True)
+            assert trainings() == []
 
     run(story())
 
@@ -653,15 +754,25 @@ def trainings() -> list[int]:
     return found
 
 
-def test_process_ends_with_whoever_started_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fed", ["not at all", "in part", "to the end"])
+def test_process_ends_with_whoever_started_it(fed: str) -> None:
     async def story() -> int | None:
         process = await asyncio.create_subprocess_exec(
-            "python",
+            sys.executable,
             "-c",
-            "import os; from stream.training_process import _leave_with_parent as f; f()",
+            "import os, time; from stream.feeding import Fed; fed = Fed(0, lambda: os._exit(1)); fed.columns();"
+            "print(flush=True); time.sleep(600)",
             stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
+        assert process.stdout is not None
+        feed = Feed(process.stdin)
+        if fed != "not at all":
+            await feed.columns({"a": [1.0] * 100_000})
+        if fed == "to the end":
+            await feed.end()
+            await process.stdout.readline()
         process.stdin.close()
         return await process.wait()
 
@@ -675,27 +786,23 @@ def test_stream_is_read_by_offset_and_by_time(tmp_path: Path) -> None:
         await plant.publish(readings(300, bad_every=10))
         async with MemoryBroker(plant.server) as broker:
 
-            async def read(span: StreamRange, told: Any = lambda share: None) -> Any:
-                return await stream_table(broker, plant.topology, span.span(), told)
+            async def read(span: StreamRange) -> Any:
+                return await stream_table(broker, plant.topology, span.span())
 
             every = await read(StreamRange())
             assert len(every.times) == 270
-            shares: list[float] = []
-            part = await read(StreamRange(100, 200), shares.append)
+            part = await read(StreamRange(100, 200))
             np.testing.assert_array_equal(part.times, every.times[90:180])
             np.testing.assert_array_equal(part.values, every.values[90:180])
             assert part.machines == every.machines[90:180]
-            assert shares == sorted(shares)
-            assert shares[-1] == 1.0
             timed = await read(StreamRange("2024-08-07T00:01:00Z", "2024-08-07T00:02:00+00:00"))
             inside = (every.times >= 1_722_988_860.0) & (every.times < 1_722_988_920.0)
             np.testing.assert_array_equal(timed.times, every.times[inside])
             assert inside.any()
-            last = await stream_table(broker, plant.topology, StreamRange().span(), newest=100)
-            assert 90 <= len(last.times) < 100 + 64
-            np.testing.assert_array_equal(last.times, every.times[-len(last.times) :])
+            last = await read_stream(broker, plant.topology, Span(), newest=100)
+            np.testing.assert_array_equal(last.times, every.times[every.times >= START + 200])
             span = StreamRange("2024-08-07T00:04:30Z").span()
-            few = await stream_table(broker, plant.topology, span, newest=100)
+            few = await read_stream(broker, plant.topology, span, newest=100)
             np.testing.assert_array_equal(few.times, every.times[every.times >= START + 270])
             with pytest.raises(ConfigError, match="or none of that range"):
                 await read(StreamRange("2030-01-01"))

@@ -28,7 +28,8 @@ from stream.errors import ConfigError, Stalled
 from stream.histories import History, pasts_below, read_history, read_past
 from stream.labels import read_labels
 from stream.rules import AlertRule
-from stream.stream_history import Span, parse_span, read_stream
+from stream.spans import Span, parse_span
+from stream.stream_history import read_stream
 from stream.topology import Source, Topology
 from tests.aio import run
 from tests.plant import START, Plant, ScaleShelf, readings, topology
