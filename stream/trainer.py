@@ -34,7 +34,7 @@ from stream.training_process import Event, Job
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
 
-_AT_A_TIME = 64
+_AT_A_TIME = 32
 """Messages of the past that are received before the present ones have their turn."""
 _PULSE = 5.0
 """Seconds after which progress is told again."""
