@@ -39,7 +39,7 @@ def audit(outcome: Outcome) -> list[str]:
     found += _check_counts(outcome, expected)
     found += check_commands(outcome)
     found += check_models(outcome, expected.condemned)
-    killers = sum(why == "killed_worker" for _, why in expected.refused)
+    killers = len({message.tag for message, why in expected.refused if why == "killed_worker"})
     if outcome.killed > _DEATHS * killers and not outcome.schedule.retention:
         found.append(f"{killers} readings killed {outcome.killed} processes: each may kill {_DEATHS}")
     outside = any(fault.kind in DEADLY for fault in outcome.schedule.faults)
