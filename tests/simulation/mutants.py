@@ -557,12 +557,6 @@ MUTANTS = (
         "saved.died",
     ),
     Mutant(
-        "an end in order says that nothing comes again",
-        "stream.engine:Engine.run",
-        "unsettled=self._again)",
-        "unsettled=False)",
-    ),
-    Mutant(
         "a swap waits for one message",
         "stream.engine:Engine.run",
         "self._behind = rule.after + source.max_batch",
