@@ -447,3 +447,20 @@ def opened(plant: Plant) -> Iterator[Checkpoint]:
         yield checkpoint
     finally:
         checkpoint.close()
+
+
+def test_orderly_end_in_the_middle_of_what_is_scored_again_keeps_word_of_the_rest(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology(max_batch=1))
+        with opened(plant) as store:
+            store.commit(Changes(StreamPosition(), running=True))  # a death
+        await plant.declare()
+        await plant.publish(readings(900))
+        async with plant.running() as worker:
+            await plant.reached(worker, 1)
+        with opened(plant) as store:
+            saved = store.load()
+        assert 0 <= saved.position.last_offset < 899
+        assert (saved.died, saved.unsettled) == (False, True)
+
+    run(story())
