@@ -48,7 +48,7 @@ check: dev
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
 test: dev servers check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 torture: dev servers
 	$(BIN)/python -m tests.torture --kills 500 --mode both $(ARGS)

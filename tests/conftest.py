@@ -10,6 +10,11 @@ import structlog
 from tests.rabbitmq_node import RabbitNode, rabbit_node
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: two processes that share the files end together."""
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def logs_as_they_come() -> None:
     """A command that a test before ran in this process may have silenced the log."""

@@ -13,7 +13,10 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["MUTANTS", "Mutant", "planted"]
+__all__ = ["MUTANTS", "PATIENCE", "Mutant", "planted"]
+
+PATIENCE = 800
+"""Schedules within which a planted bug must be found."""
 
 
 class Mutant(NamedTuple):
