@@ -37,8 +37,9 @@ from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Checkpoint
 from stream.plan import broker_plan
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.runtimes.local import Worker, steady
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.state import Changes, StreamPosition
 from stream.topology import CheckpointRule, Sensor, Source, Topology
 

@@ -16,9 +16,10 @@ from stream.alerts import Alert
 from stream.errors import ConfigError, Problem
 from stream.histories import History, Order
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.references import ModelRef
 from stream.rules import COMBINED
-from stream.scorer import Scored, Scorer, online_info
+from stream.scorer import Scored, Scorer
 from stream.shelf import Shelf, info_of
 from stream.standing import Standing
 from stream.topology import RegistryModel, Topology

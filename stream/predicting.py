@@ -11,8 +11,9 @@ import numpy as np
 from detectors.base import Floats
 from stream.errors import CommandRefused, ReadingRejected
 from stream.readings import Batch, epoch_seconds
+from stream.recipes import online_info
 from stream.references import ModelRef
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.shelf import Shelf, info_of
 from stream.state import Group
 from stream.tables import Table

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import ChoosingModel, Detector, Floats, Mask, Model, Rows, Slots
-from detectors.calibration import Calibration
-from detectors.census import Census
-from detectors.features import FeatureTable, RecentWindow, definitions
+from detectors.base import ChoosingModel, Floats, Model, Rows, Slots
+from detectors.features import FeatureTable, RecentWindow
 from detectors.health import Ailment
-from detectors.openings import Openings
-from detectors.rates import Rates
-from stream.alerting import Episode, Event, EventKind
-from stream.alerts import PROCESS, Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
-from stream.align import Aligner
-from stream.arrivals import Arrivals, Verdict
-from stream.binding import Binding
-from stream.courses import courses
-from stream.endings import ALERTS, NOBODY, closed_alert, kept_episode, unwatched
-from stream.ensemble import Decision, DetectorFailed, Ensemble, Lane, Part, Stateful, Why
+from stream.alert_writer import AlertWriter
+from stream.alerting import Episode, EventKind
+from stream.alerts import Alert, ModelInfo
+from stream.assembly import LIMITER, Assembly
+from stream.endings import ALERTS, kept_episode, unwatched
+from stream.ensemble import Decision, DetectorFailed, Lane, Part, Stateful
 from stream.errors import ReadingRejected
 from stream.health import HealthCheck, ended_with_health
-from stream.inputs import units_of
 from stream.kin import Kin
+from stream.limits import Limits
 from stream.readings import Batch
-from stream.reasons import sentence
+from stream.reception import Reception
+from stream.recipes import recipes
 from stream.residents import Residents
 from stream.rules import COMBINED
-from stream.settings import epoch
 from stream.shadows import Beside
-from stream.topology import HEALTH, RegistryModel, Topology
+from stream.topology import HEALTH, Topology
 
-__all__ = ["DetectorFailed", "Lane", "Scored", "Scorer", "online_info"]
+__all__ = ["DetectorFailed", "Lane", "Scored", "Scorer"]
 
 _DAY = 86400.0
-_DEFAULT_PROBABILITY = 1e-4
-_LIMITER = Calibration(warmup=120, largest_shape=0.0)
-"""Finds the score that hardly a normal reading reaches, where a detector's own threshold is relative. A tail of heavy
-shape, fitted to so few scores, would put it out of a fault's reach."""
-_LEAST_PROBABILITY, _LARGEST_PROBABILITY = 1e-12, 0.05
-"""Bounds of what a budget asks for: beyond them no calibration can tell, and too much is no anomaly."""
-_KNOWN = 1000.0
-_YOUNG = 200
-"""Readings from which alpha spending counts, and below which a machine counts as having so many."""
 _WINDOW = 24
 """Readings that an alert shows of its machine's recent past."""
 
@@ -111,78 +93,28 @@ class Scored:
     """By detector, rows that show whether it is still fit, and what is looked at of them."""
 
 
-def online_info(recipe: Detector) -> ModelInfo:
-    """The identity of a detector that learns as it goes: its kind and its settings' digest."""
-    plain = msgspec.to_builtins(
-        msgspec.convert(msgspec.to_builtins(recipe), type(recipe))
-    )  # a whole number where one of floats is meant
-    del plain["machines"]  # which keys it has, not what it is
-    if not recipe.inputs:  # all it can be shown
-        del plain["inputs"]
-    digest = hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
-    return ModelInfo(recipe.kind, "online", f"sha256:{digest}", recipe.kind)
-
-
 class Scorer:
     """Scores batches for one topology. `models` holds a built model and its identity for every detector."""
+
+    recipes = staticmethod(recipes)
 
     def __init__(self, topology: Topology, models: Mapping[str, tuple[Model, ModelInfo]]) -> None:
         self._topology = topology
         source = topology.source
-        self._names = source.names
-        self._units = units_of({sensor.name: sensor.unit for sensor in source.sensors}, topology.features)
         self._features = FeatureTable(source.names, topology.features) if topology.features else None
         self.residents = Residents()
-        self.lanes = {name: self._lane(name, *models[name]) for name in topology.detectors}
-        self._ensembles = self._decide_by()
-        self.beside = Beside(topology, self.lanes, self._lane, self._ensemble)
+        self._assembly = Assembly(topology)
+        self.lanes = {name: self._assembly.lane(name, *models[name]) for name in topology.detectors}
+        self._ensembles = self._assembly.ensembles(self.lanes)
+        self.beside = Beside(topology, self.lanes, self._assembly.lane, self._assembly.ensemble)
         self.kin = Kin(topology.learning.start_from, self.residents, max(self.warmups().values()))
-        self._rates = Rates()
-        self._census = Census() if topology.alert.shares_budget else None
-        narrow = source.layout == "narrow"
-        self._recent = RecentWindow(len(self._names), _WINDOW)
-        self._arrivals = Arrivals(len(self._names) if narrow else 1, source.lateness)
+        self._limits = Limits(topology)
+        self._reception = Reception(source)
+        self._recent = RecentWindow(len(source.names), _WINDOW)
+        self._writer = AlertWriter(topology, self._recent)
         self._health = HealthCheck(topology, self.residents, self._recent) if topology.health else None
-        self._aligner = Aligner(len(self._names), source.align_within) if narrow else None
         self._unwatched: list[Alert] = []
         self._fresh = {name: table.snapshot(np.zeros(1, dtype=np.int64)) for name, table in self._tables()}
-
-    @staticmethod
-    def recipes(topology: Topology) -> dict[str, str]:
-        """The state tables by name, each with a text that changes when its state is no longer comparable."""
-        sensors = "/".join(topology.source.names)
-        narrow = topology.source.layout == "narrow"
-        recipes = {"recent": sensors, "arrivals": topology.source.order_by + (sensors if narrow else "")}
-        if narrow:
-            recipes["align"] = sensors
-        meaning = definitions(topology.source.names, topology.features)
-        if topology.features:
-            recipes["features"] = "/".join(meaning.values())
-        recipes[HEALTH] = sensors  # without a health check, too: what one left open must be closed
-        for name, spec in topology.detectors.items():
-            fixed = isinstance(spec, RegistryModel)
-            seen = "/".join(meaning[column] for column in topology.inputs(name))
-            recipes[f"model:{name}"] = seen + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
-            if name in topology.limited:
-                recipes[f"limit:{name}"] = recipes[f"model:{name}"]
-        calibration, members = repr(topology.calibration), list(topology.detectors)
-        recipes["rates"] = ""
-        recipes[ALERTS] = "3"  # of any name: what a detector left open that is no more must be closed
-        if topology.alert.shares_budget:
-            recipes["census"] = ""
-        for name in members if topology.combine is None else [COMBINED]:
-            recipes[f"alert:{name}"] = "3"
-            if topology.alert.budget is not None:
-                recipes[f"budget:{name}"] = repr(topology.alert.openings) + calibration
-        if topology.calibration is not None:
-            for name in members:
-                by_model = "/by model" if name in topology.registry_models else ""
-                recipes[f"calibration:{name}"] = calibration + recipes[f"model:{name}"] + by_model
-            if topology.combine is not None and topology.combine.calibrate:
-                each = [recipes[f"calibration:{name}"] for name in members]
-                recipes[f"calibration:{COMBINED}"] = "/".join([repr(topology.combine), *each])
-        recipes["kin"] = calibration + "".join(recipes[f"model:{name}"] for name in members)
-        return recipes
 
     def process(
         self,
@@ -201,10 +133,7 @@ class Scorer:
         """
         slots = self.residents.slots(batch.machines)
         touched = np.unique(slots)
-        batch, slots, offsets, refused, dropped = self._arrive(batch, slots, offsets, replayed)
-        if self._aligner is not None:
-            batch, slots, offsets, late = self._align(self._aligner, batch, slots, offsets, replayed)
-            refused += late
+        batch, slots, offsets, refused, dropped = self._reception.take(batch, slots, offsets, replayed)
         sick: list[tuple[int, int, Alert]] = []
         if self._health is not None:
             batch, sick, silent = self._health.examine(batch, slots, offsets)
@@ -253,7 +182,7 @@ class Scorer:
         found: _Found,
     ) -> None:
         """Judge readings that are these rows of the batch."""
-        part, seconds = self._part(batch, columns, slots, offsets)
+        part, seconds = self._limits.part(batch, columns, slots, offsets)
         found.days += seconds / _DAY
         if self.beside.busy:
             found.parts.append((rows, part))
@@ -270,7 +199,7 @@ class Scorer:
                     i = int(piece[event.index])
                     if event.kind is EventKind.OPENED:
                         found.opened.setdefault(ensemble.name, []).append(int(rows[i]))
-                    alert = self._alert(ensemble, decision, event, why, part, i)
+                    alert = self._writer.written(ensemble, decision, event, why, part, i)
                     found.alerts.append((int(rows[i]), order, alert))
         self._recent.push(slots, batch.values, batch.times)
 
@@ -286,35 +215,6 @@ class Scorer:
             values = scores if watch.of_scores else self.lanes[name].shown(part.columns[piece[kept]])
             found.watched.setdefault(name, []).append((rows[piece[kept]], values))
 
-    def _part(
-        self, batch: Batch, columns: Floats, slots: Slots, offsets: NDArray[np.int64]
-    ) -> tuple[Part, float]:
-        """Readings with the scores from which they are anomalous, as the budget has it and the machine is read; and
-        the seconds that they cover."""
-        rule = self._topology.alert
-        intervals, numbers = self._rates.update(slots, batch.times)
-        limits = None
-        if rule.budget is not None:
-            share = rule.budget if self._census is None else rule.budget / self._census.update(slots)
-            probability = share * intervals / _DAY
-            limits = -np.log10(np.clip(probability, _LEAST_PROBABILITY, _LARGEST_PROBABILITY))
-        rise = np.zeros(len(slots))
-        if rule.alpha_spending:
-            rise = rule.alpha_spending * np.log10(np.maximum(numbers, _YOUNG) / _KNOWN)
-        part = Part(batch, columns, slots, offsets, limits, rise, numbers, self._quiet(batch))
-        return part, float(intervals.sum())
-
-    def _quiet(self, batch: Batch) -> Mask:
-        """The readings (n,) taken while somebody worked on the machine."""
-        quiet = np.zeros(len(batch), np.bool_)
-        for pause in self._topology.alert.maintenance:
-            start, end = epoch(pause.start), epoch(pause.end)
-            since = batch.times - start
-            inside = (since >= 0) & ((since % pause.every if pause.every else since) < end - start)
-            for i in np.flatnonzero(inside).tolist():
-                quiet[i] |= any(fnmatchcase(batch.machines[i], pattern) for pattern in pause.machines)
-        return quiet
-
     def warmups(self) -> dict[str, int]:
         """Readings that a machine needs before it is judged, at least, by what judges: to a detector's own come those
         of its calibration. All that decide together need what the slowest needs."""
@@ -322,7 +222,7 @@ class Scorer:
         more = 0 if calibration is None else calibration.warmup
         found = {
             name: getattr(lane.model, "warmup_readings", 0)
-            + (more if lane.limiter is None else _LIMITER.warmup)
+            + (more if lane.limiter is None else LIMITER.warmup)
             for name, lane in self.lanes.items()
         }
         if (combine := self._topology.combine) is not None:
@@ -379,7 +279,7 @@ class Scorer:
         where both models have the same arrays for it; a calibration starts anew, for it knows the other's scores.
         What runs beside goes on where this is the model that scored already. The slots (n,) whose state became
         another: all, or none."""
-        lane, fresh = self.lanes[detector], self._lane(detector, model, info)
+        lane, fresh = self.lanes[detector], self._assembly.lane(detector, model, info)
         another = lane.info != info
         slots = self.residents.occupied
         past = lane.model.snapshot(slots)
@@ -416,26 +316,17 @@ class Scorer:
         if self.residents.missing([machine]):  # with an open alert it would be in memory
             return None
         ensemble, slot = self._ensembles[detector], self.residents.find(machine)
-        window = self._past(slot)
-        number = int(self._rates.snapshot(np.array([slot]))["count"][0])
-        ended = ensemble.alerts.close(slot, float(window.times[-1]), number, learned=learned)
+        now, number = self._writer.past(slot).times[-1], self._limits.readings(slot)
+        ended = ensemble.alerts.close(slot, now, number, learned=learned)
         if ended is None:
             return None
         for shadow in self.beside.shadows.values():
             if shadow.ensemble.name == detector:
-                shadow.ensemble.alerts.close(slot, float(window.times[-1]), number, learned=learned)
+                shadow.ensemble.alerts.close(slot, now, number, learned=learned)
         episode, severity = ended
-        return closed_alert(
-            (self._topology.name, machine, detector),
-            episode,
-            severity,
-            window,
-            "Closed by an operator: this was normal"
-            + (", and is learned." if learned else ", and is not learned."),
-            threshold=ensemble.threshold,
-            model=ensemble.info,
-            calibrated=self._topology.gives_probabilities,
-        )
+        learned_too = ", and is learned." if learned else ", and is not learned."
+        why = f"Closed by an operator: this was normal{learned_too}"
+        return self._writer.closed((machine, detector), slot, episode, severity, why, ensemble)
 
     def watches(self, detector: str, machine: str) -> bool:
         """Whether what decides by this name takes readings of a machine."""
@@ -498,7 +389,7 @@ class Scorer:
             if rows and name.startswith(ALERTS):
                 self._let_go(name.removeprefix(ALERTS), machines, slots, rows)
         if self._health is None and (left := components.get(HEALTH)):
-            self._unwatched += ended_with_health(self._topology, machines, slots, left, self._past)
+            self._unwatched += ended_with_health(self._topology, machines, slots, left, self._writer.past)
 
     def _let_go(self, name: str, machines: Sequence[str], slots: Slots, rows: Rows) -> None:
         """End and forget the alerts of machines that are not scored any more: no reading could close them."""
@@ -517,26 +408,13 @@ class Scorer:
         """What tells that an alert ends, with the threshold and the model that it was raised with, as far as that is
         known."""
         ensemble, severities = self._ensembles.get(name), list(self._topology.alert.severities)
-        alert = closed_alert(
-            (self._topology.name, machine, name),
-            episode,
-            severities[min(episode.severity, len(severities) - 1)],
-            self._past(slot),
-            unwatched(name, machine, gone=ensemble is None),
-            threshold=episode.peak if ensemble is None else ensemble.threshold,
-            model=NOBODY if ensemble is None else ensemble.info,
-            calibrated=self._topology.gives_probabilities,
-        )
+        severity = severities[min(episode.severity, len(severities) - 1)]
+        why = unwatched(name, machine, gone=ensemble is None)
+        alert = self._writer.closed((machine, name), slot, episode, severity, why, ensemble)
         raised = self.beside.feedback.find(alert.id)
         if raised is None:
             return alert
         return msgspec.structs.replace(alert, threshold=raised.threshold, model=raised.model or alert.model)
-
-    def _past(self, slot: int) -> Window:
-        """The machine's last readings, up to now."""
-        nothing = np.zeros(0, dtype=np.int64)
-        times, values = self._recent.window(slot, nothing, np.zeros((0, len(self._names))), np.zeros(0), -1)
-        return Window(times.tolist(), {name: _plain(values[:, j]) for j, name in enumerate(self._names)})
 
     def _fits(self, table: str, rows: Rows) -> bool:
         """Whether a trained model's table takes rows that the model before it may have left. Other tables must."""
@@ -556,187 +434,13 @@ class Scorer:
 
     def _tables(self) -> Iterator[tuple[str, Stateful]]:
         yield "recent", self._recent
-        yield "arrivals", self._arrivals
-        if self._aligner is not None:
-            yield "align", self._aligner
+        yield from self._reception.tables()
         if self._health is not None:
             yield HEALTH, self._health
-        yield "rates", self._rates
-        if self._census is not None:
-            yield "census", self._census
+        yield from self._limits.tables()
         if self._features is not None:
             yield "features", self._features
         yield "kin", self.kin
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
         yield from self.beside.tables()
-
-    def _lane(self, name: str, model: Model, info: ModelInfo) -> Lane:
-        """A detector with what makes a probability of its scores, where they are calibrated."""
-        topology, stated = self._topology, self._topology.detectors[name].threshold
-        shown, inputs = topology.inputs(name), None
-        if shown != topology.columns:
-            inputs = np.array([topology.columns.index(column) for column in shown], np.int64)
-        machines = topology.detectors[name].machines
-        binding = Binding(machines) if machines else None
-        trained = name in topology.registry_models
-        if topology.calibration is not None:
-            calibrator = topology.calibration.build(info.digest if trained else "")
-            return Lane(name, model, info, self._improbable(), calibrator, inputs, binding, trained)
-        limit = model.threshold if stated is None else stated
-        rarely = topology.limited.get(name, 0.0)
-        limiter = _LIMITER.build() if rarely else None
-        return Lane(name, model, info, limit, None, inputs, binding, trained, limiter, rarely)
-
-    def _improbable(self) -> float:
-        return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)
-
-    def _decide_by(self) -> dict[str, Ensemble]:
-        """Each detector for itself, or all together."""
-        if self._topology.combine is None or self._topology.calibration is None:
-            return {name: self._ensemble(name, [lane]) for name, lane in self.lanes.items()}
-        return {COMBINED: self._ensemble(COMBINED, list(self.lanes.values()))}
-
-    def _ensemble(self, name: str, lanes: Sequence[Lane], further: int = 0) -> Ensemble:
-        """What decides over these lanes, which are shown so many columns besides the topology's."""
-        topology = self._topology
-        floors = np.zeros(len(topology.columns) + further)
-        floors[: len(self._names)] = [sensor.min_deviation for sensor in topology.source.sensors]
-        common = (topology.alert, topology.learning, floors)
-        openings = Openings(topology.alert.openings) if topology.alert.budget is not None else None
-        if topology.combine is None or topology.calibration is None:
-            return Ensemble(name, lanes, *common, openings=openings)
-        return Ensemble(
-            name,
-            lanes,
-            *common,
-            combination=topology.combine,
-            threshold=self._improbable(),
-            calibrator=topology.calibration.build() if topology.combine.calibrate else None,
-            openings=openings,
-        )
-
-    def _arrive(
-        self, batch: Batch, slots: Slots, offsets: NDArray[np.int64], replayed: Collection[int]
-    ) -> tuple[Batch, Slots, NDArray[np.int64], list[tuple[int, ReadingRejected]], list[tuple[int, str]]]:
-        """Leave out duplicates and late readings, as the source says."""
-        source = self._topology.source
-        narrow = self._aligner is not None
-        columns = (
-            np.argmin(np.isnan(batch.values), axis=1) if narrow else np.zeros(len(batch), dtype=np.int64)
-        )
-        spared = np.isin(batch.messages, list(replayed))
-        judged = self._arrivals.judge(slots, columns, batch.times, batch.seqs, batch.rows, spared=spared)
-        if not judged.any():
-            return batch, slots, offsets, [], []
-        refused: dict[int, ReadingRejected] = {}
-        dropped: list[tuple[int, str]] = []
-        keep = np.ones(len(batch), dtype=bool)
-        policies = {Verdict.DUPLICATE: source.duplicate, Verdict.LATE: source.late}
-        for row in np.flatnonzero(judged).tolist():
-            verdict = Verdict(judged[row])
-            message, name = int(batch.messages[row]), verdict.name.lower()
-            if policies[verdict] == "deadletter":
-                detail = f"row {batch.rows[row]}: the machine's newest reading is newer"
-                refused.setdefault(message, ReadingRejected(name, detail))
-            elif policies[verdict] == "drop":
-                keep[row] = False
-                dropped.append((message, name))
-        keep &= ~np.isin(batch.messages, list(refused))
-        dropped = [(message, name) for message, name in dropped if message not in refused]
-        return batch.select(keep), slots[keep], offsets[keep], list(refused.items()), dropped
-
-    def _align(
-        self,
-        aligner: Aligner,
-        batch: Batch,
-        slots: Slots,
-        offsets: NDArray[np.int64],
-        replayed: Collection[int],
-    ) -> tuple[Batch, Slots, NDArray[np.int64], list[tuple[int, ReadingRejected]]]:
-        """Narrow messages as whole rows; a row bears the position of the message that made it leave.
-
-        A replayed one whose row has left is a row by itself."""
-        refused: dict[int, ReadingRejected] = {}
-        index: list[int] = []
-        rows: list[int] = []
-        times: list[float] = []
-        values: list[Floats] = []
-        for i, slot in enumerate(slots.tolist()):
-            try:
-                left = aligner.push(slot, float(batch.times[i]), batch.values[i])
-            except ReadingRejected as error:
-                if batch.messages[i] not in replayed:
-                    refused.setdefault(int(batch.messages[i]), error)  # a message is one dead letter
-                    continue
-                left = [(float(batch.times[i]), batch.values[i])]
-            for number, (time, row) in enumerate(left):
-                index.append(i)
-                rows.append(2 * int(batch.rows[i]) + number)
-                times.append(time)
-                values.append(row)
-        aligned = Batch(
-            [batch.machines[i] for i in index],
-            np.array(times, dtype=np.float64),
-            np.array(values, dtype=np.float64).reshape(len(index), len(self._names)),
-            batch.messages[index],
-            np.array(rows, dtype=np.int64),
-            batch.seqs[index],
-        )
-        return aligned, slots[index], offsets[index], list(refused.items())
-
-    def _alert(
-        self, ensemble: Ensemble, decision: Decision, event: Event, why: Why, part: Part, i: int
-    ) -> Alert:
-        """The alert of this event at row `i` of the part, while the decision is the detectors' latest."""
-        batch, episode = part.batch, event.episode
-        machine, score = batch.machines[i], float(decision.decided[event.index])
-        weights = {} if self._topology.combine is None else self._topology.combine.weights
-        stretches = courses(
-            ensemble.lanes, decision.scores, weights, event.index, float(batch.times[i]), len(why.shares)
-        )
-        columns = (_plain(part.columns[i]), _plain(why.expected), why.shares.tolist(), stretches)
-        reasons = [SensorReason(*parts) for parts in zip(self._topology.columns, *columns, strict=True)]
-        reasons.sort(key=lambda reason: -abs(reason.share))
-        times, window = self._recent.window(int(part.slots[i]), part.slots, batch.values, batch.times, i)
-        here = (self._topology.name, machine, ensemble.name, 0)
-        closed = event.kind == "closed"
-        return Alert(
-            id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
-            event=event.kind.value,
-            type=PROCESS,
-            sequence=episode.updates + (1 if closed else 0),
-            topology=self._topology.name,
-            machine=machine,
-            detector=ensemble.name,
-            severity=event.severity,
-            score=score,
-            threshold=event.threshold,
-            probability=10.0**-score if self._topology.gives_probabilities else None,
-            peak_score=episode.peak,
-            anomalous_readings=episode.readings,
-            first_seen=rfc3339(episode.first_seen),
-            last_seen=rfc3339(episode.last_seen),
-            time=rfc3339(float(batch.times[i])),
-            reason=sentence(
-                ensemble.name,
-                event,
-                score,
-                reasons,
-                self._units,
-                calibrated=self._topology.gives_probabilities,
-            ),
-            contributions=reasons,
-            nearest_example=_plain(np.array([why.nearest]))[0],
-            model=decision.info,
-            position=Position(0, int(part.offsets[i]), int(batch.rows[i])),
-            window=Window(times.tolist(), {name: _plain(window[:, j]) for j, name in enumerate(self._names)}),
-        )
-
-
-def _plain(values: Floats) -> list[float | None]:
-    """Numbers as JSON has them: null where one is missing."""
-    plain: list[float | None] = values.tolist()
-    if np.isfinite(values).all():
-        return plain
-    return [value if value is not None and np.isfinite(value) else None for value in plain]

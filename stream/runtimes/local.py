@@ -45,7 +45,8 @@ from stream.errors import (
 from stream.metrics import Cause, Metrics, TopologyMetrics
 from stream.models import ModelRef
 from stream.plan import broker_plan, readings_queue
-from stream.scorer import Scored, Scorer, online_info
+from stream.recipes import online_info
+from stream.scorer import Scored, Scorer
 from stream.shelf import Shelf, info_of
 from stream.state import Changes, Saved, Store, StreamPosition
 from stream.suspects import Suspects

@@ -26,8 +26,9 @@ from stream.deadletters import dead_letter
 from stream.errors import ReadingRejected
 from stream.metrics import Cause, Policy, Reason
 from stream.readings import Decoder
+from stream.recipes import online_info
 from stream.rules import AlertRule
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import Fields, Sensor, Source, Topology
 from tests.aio import run
 from tests.plant import Plant

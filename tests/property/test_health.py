@@ -16,8 +16,9 @@ from detectors.health import AILMENTS, Health
 from stream.alerts import Alert
 from stream.brokers.base import Delivery
 from stream.readings import Decoder
+from stream.recipes import online_info
 from stream.rules import AlertRule
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import Sensor, Source, Topology
 
 N = 500

@@ -14,8 +14,9 @@ from detectors import AdaptiveZ, River
 from detectors.calibration import Calibration
 from stream.brokers.base import Delivery
 from stream.readings import Decoder
+from stream.recipes import online_info
 from stream.rules import AlertRule, Combination, Learning, StartFrom
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import Sensor, Source, Topology
 
 N = 420

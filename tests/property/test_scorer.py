@@ -18,8 +18,9 @@ from detectors.features import Calendar, Difference, Feature, Rate, Rolling
 from stream.alerts import Alert
 from stream.brokers.base import Delivery
 from stream.readings import Decoder
+from stream.recipes import online_info
 from stream.rules import AlertRule, Combination, Learning, Maintenance
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import Sensor, Source, Topology
 
 N = 240

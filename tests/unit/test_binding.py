@@ -15,8 +15,9 @@ from stream.binding import Binding
 from stream.config import dump_yaml, load
 from stream.errors import ConfigError
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.rules import AlertRule, Combination
-from stream.scorer import Scored, Scorer, online_info
+from stream.scorer import Scored, Scorer
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from tests.aio import run
 from tests.plant import Plant, Scale, ScaleShelf, readings

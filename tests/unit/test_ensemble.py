@@ -18,8 +18,9 @@ from detectors.registry import ONLINE
 from stream.alerts import alert_message
 from stream.backtest import fresh_scorer
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.rules import AlertRule, Combination, Learning, Maintenance
-from stream.scorer import Scored, Scorer, online_info
+from stream.scorer import Scored, Scorer
 from stream.topology import Sensor, Source, Topology
 
 START = 1_700_000_000.0

@@ -442,7 +442,7 @@ def test_state_of_every_kind_of_detector_survives_eviction(tmp_path: Path) -> No
 
 def test_a_whole_number_and_the_same_one_with_a_point_are_one_recipe() -> None:
     from detectors import AdaptiveZ
-    from stream.scorer import online_info
+    from stream.recipes import online_info
 
     assert online_info(AdaptiveZ(half_life=50)) == online_info(AdaptiveZ(half_life=50.0))
     assert online_info(AdaptiveZ(half_life=50)) != online_info(AdaptiveZ(half_life=51))

@@ -23,9 +23,10 @@ from stream.errors import ModelError, RegistryUnreachable
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.models import ModelRef
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.retrain_rule import Drift, Retrain
 from stream.rules import AlertRule, Combination
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from tests.aio import run
 from tests.plant import Plant, Scale, ScaleShelf, readings, topology
