@@ -153,3 +153,13 @@ def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(CheckpointError, match="is damaged"):
         Checkpoint(path, "t", RECIPES)
+
+
+def test_commit_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """Which a lost page cache would show, and no kill does: so it is asked for."""
+    with opened(tmp_path / "t.checkpoint") as checkpoint:
+        checkpoint.commit(changes([1], state(1)))
+        [[synchronous]], [[journal]] = (
+            checkpoint._db.execute(f"PRAGMA {name}").fetchall() for name in ("synchronous", "journal_mode")
+        )
+    assert (synchronous, journal) == (2, "wal"), "2 is FULL"

@@ -25,7 +25,7 @@ from stream.references import ModelRef
 from stream.scorer import Scorer
 from stream.state import Changes, StreamPosition
 from tests.aio import run
-from tests.plant import Plant, ScaleShelf, readings, topology
+from tests.plant import START, Plant, ScaleShelf, readings, topology
 
 
 async def uninterrupted(plant: Plant, messages: Sequence[Message]) -> None:
@@ -464,3 +464,37 @@ def test_orderly_end_in_the_middle_of_what_is_scored_again_keeps_word_of_the_res
         assert (saved.died, saved.unsettled) == (False, True)
 
     run(story())
+
+
+@pytest.mark.parametrize("verb", ["accept", "label"])
+def test_word_on_an_alert_waits_for_what_is_scored_again(tmp_path: Path, verb: str) -> None:
+    """The alert went out before the death; where its readings come again, it is not open yet."""
+
+    async def story() -> None:
+        plant = Plant(tmp_path, topology(max_batch=1))
+        with opened(plant) as store:
+            store.commit(Changes(StreamPosition(), running=True))  # a death
+        await plant.declare()
+        calm = readings(300)
+        fault = [_spike(300 + i) for i in range(5)]
+        await plant.publish([*calm, *fault])
+        worker, stop = plant.worker(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(worker.run(stop))
+            words = {"label": "false"} if verb == "label" else {}
+            receipt = await plant.ask(verb, machine="m1", detector="spike", **words)
+            before = plant.value("mmlw_messages_processed_total")
+            stop.set()
+            await task
+        assert receipt["status"] == "applied", receipt
+        assert before == 305
+        if verb == "label":
+            assert receipt["closed"] == 1
+
+    run(story())
+
+
+def _spike(second: int) -> Message:
+    body = {"machine": "m1", "time": START + second, "values": {"a": 500.0, "b": 500.0}}
+    key = "sensor.m1.readings"
+    return Message(exchange="mmlw.sensors", routing_key=key, body=json.dumps(body).encode())

@@ -19,7 +19,7 @@ from stream.notes import NoteFile
 from stream.plan import readings_queue
 from stream.runtimes.local import guarantee
 from stream.scorer import Scorer
-from stream.state import Saved
+from stream.state import Changes, Saved, StreamPosition
 from stream.suspects import Suspects, Work
 from stream.topology import Topology
 from tests.aio import run
@@ -242,6 +242,23 @@ def test_watchdog_restarts_a_consumer_that_hears_nothing(tmp_path: Path) -> None
         assert plant.value("mmlw_restarts_total", cause="stalled") == 1
         assert plant.value("mmlw_messages_processed_total") == 300
         assert _Silent.readers == 2
+
+    run(story())
+
+
+def test_watchdog_looks_after_a_paused_topology_while_readings_are_scored_again(tmp_path: Path) -> None:
+    """What the last life may have scored is read all the same; else nothing would ever settle what waits for it."""
+
+    async def story() -> None:
+        _Silent.readers = 0
+        plant = Plant(tmp_path, msgspec.structs.replace(topology(), watchdog=0.5))
+        store = Checkpoint(plant.data / "plant.checkpoint", "plant", Scorer.recipes(plant.topology))
+        store.commit(Changes(StreamPosition(), paused=True, running=True))  # a death
+        store.close()
+        plant.connect = lambda: _Silent(plant.server, user="worker")
+        await play(plant, readings(300))
+        assert plant.value("mmlw_restarts_total", cause="stalled") == 1
+        assert plant.value("mmlw_messages_processed_total") == 300
 
     run(story())
 
