@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import secrets
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +14,16 @@ from aio_pika.exceptions import ChannelClosed
 from structlog.testing import capture_logs
 
 from stream.brokers.rabbitmq import RabbitBroker
-from stream.checkpoint import Checkpoint
 from stream.control import request
 from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
-from stream.metrics import Metrics
 from stream.plan import readings_queue
-from stream.runtimes.local import Worker
-from stream.scorer import Scorer
 from stream.topology import Source, Topology
 from tests.aio import run
-from tests.plant import ScaleShelf
+from tests.queueing import Queueing, some_readings
 from tests.rabbitmq_node import RabbitNode
-from tests.torture.audit import Evidence, audit, reference, state_of
-from tests.torture.hall import QUEUE, Mode, Sent, last, readings, topology
-from tests.torture.life import Orders, begin
-from tests.torture.points import Point
-from tests.torture.sitting import await_true, prepared_broker, publish, stream_content
+from tests.torture.audit import audit, reference
+from tests.torture.hall import QUEUE, Mode, topology
+from tests.torture.sitting import await_true
 
 QUEUES: tuple[Mode, ...] = ("classic", "quorum")
 
@@ -41,111 +31,6 @@ QUEUES: tuple[Mode, ...] = ("classic", "quorum")
 def changed(what: Topology, **source: Any) -> Topology:
     altered: Source = msgspec.structs.replace(what.source, **source)
     return msgspec.structs.replace(what, source=altered)
-
-
-def some_readings(n: int) -> list[Sent]:
-    seed = secrets.randbelow(1_000_000)
-    print(f"seed {seed}")
-    return [*itertools.islice(readings(seed), n), last()]
-
-
-@dataclass
-class Queueing:
-    """A worker in this process that reads a queue on a virtual host of its own."""
-
-    url: str
-    data: Path
-    topology: Topology
-    metrics: Metrics = field(default_factory=Metrics)
-
-    async def prepare(self, mode: Mode, sent: Sequence[Sent] = ()) -> None:
-        await prepared_broker(self.url, topology(mode), mode)
-        await self.send(sent)
-
-    async def send(self, sent: Sequence[Sent]) -> None:
-        async with await aio_pika.connect(self.url) as connection:
-            await publish(await connection.channel(), sent)
-
-    def worker(self) -> Worker:
-        shelf: Any = ScaleShelf(alias=2)
-        return Worker(
-            (self.topology,),
-            connect=lambda: RabbitBroker(self.url),
-            data=self.data,
-            shelf=shelf,
-            metrics=self.metrics,
-        )
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Worker]:
-        worker, stop = self.worker(), asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(worker.run(stop))
-
-            async def ready() -> bool:
-                return worker.ready or task.done()
-
-            await await_true(ready, 30.0)
-            try:
-                yield worker
-            finally:
-                stop.set()
-
-    async def counted(self, name: str, value: float, **labels: str) -> None:
-        """Wait until a counter has this value."""
-
-        async def reached() -> bool:
-            return self.total(name, **labels) == value
-
-        try:
-            await await_true(reached, 40.0)
-        except TimeoutError:
-            raise AssertionError(f"{name} is {self.total(name, **labels)}, not {value}") from None
-
-    def total(self, name: str, **labels: str) -> float:
-        """The sum of a metric's series that bear these labels."""
-        samples = (s for family in self.metrics.registry.collect() for s in family.samples)
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
-    async def left(self, count: int) -> None:
-        """Wait until so many messages are ready in the queue; a quorum queue counts late."""
-        found = -1
-        async with await aio_pika.connect(self.url) as connection:
-            channel = await connection.channel()
-
-            async def there() -> bool:
-                nonlocal found
-                queue = await channel.declare_queue(QUEUE, durable=True, passive=True)
-                found = queue.declaration_result.message_count or 0
-                return found == count
-
-            try:
-                await await_true(there, 20.0)
-            except TimeoutError:
-                raise AssertionError(f"{found} messages are left, not {count}") from None
-
-    async def killed(self, point: Point, passage: int) -> int:
-        """A worker of a process of its own dies there; how many messages it had committed."""
-        process, hears = begin(Orders(self.url, self.data, self.topology, point, passage, after=1))
-        with contextlib.closing(hears):
-            await asyncio.to_thread(process.join, 40.0)
-            assert process.exitcode == -9, (self.data / "log").read_text()[-3000:]
-        return self.position
-
-    @property
-    def position(self) -> int:
-        """Messages committed."""
-        path = self.data / f"{self.topology.name}.checkpoint"
-        checkpoint = Checkpoint(path, self.topology.name, Scorer.recipes(self.topology))
-        try:
-            return checkpoint.load().position.next_offset
-        finally:
-            checkpoint.close()
-
-    async def evidence(self) -> Evidence:
-        state, learned, _ = state_of(self.topology, self.data)
-        kept = [await stream_content(self.url, name) for name in ("mmlw.alerts", "mmlw.deadletters")]
-        return Evidence(kept[0], kept[1], state, learned)
 
 
 @pytest.fixture
