@@ -266,7 +266,7 @@ class Engine:
             with self._suspects.at_work(names):
                 scored = self.scorer.process(batch, offsets, replayed=origins, careful=careful)
         except DetectorFailed as error:
-            if len(fresh) == 1 and not self.ledger.messages:
+            if careful and not self.ledger.messages:  # one message, row by row: it is this one
                 self.scorer.beside.failed(error.detector)
                 await self._put_aside(intake, fresh[0], ReadingRejected("detector_failed", str(error)))
             self._suspects.detector_failed(self.ledger.messages + len(fresh))

@@ -10,7 +10,7 @@ import numpy as np
 from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from stream.errors import ModelNotFound, RegistryUnreachable
 from stream.models import ModelRef, ModelVersion
-from stream.simulation.schedule import KILLER
+from stream.simulation.schedule import KILLER, ODD, RAISING
 
 if TYPE_CHECKING:
     from stream.simulation.world import World
@@ -22,9 +22,9 @@ class _Scale:
     """A batch model of one number: the score is the first sensor's size times it. One reading kills the process."""
 
     threshold = 60.0
-    sensors: tuple[str, ...] = ("a",)
 
-    def __init__(self, world: World, factor: float) -> None:
+    def __init__(self, world: World, factor: float, sensors: tuple[str, ...]) -> None:
+        self.sensors = sensors
         self._world = world
         self._factor = factor
 
@@ -32,11 +32,16 @@ class _Scale:
         if (values[:, 0] == KILLER).any():
             self._world.outcome.killed += 1
             self._world.die()
+        if (values[:, 0] == RAISING).any():
+            raise ArithmeticError("simulated: over this reading")
         scores: Floats = np.nan_to_num(np.abs(values[:, 0])) * self._factor
+        scores[values[:, 0] == ODD] = np.nan
         return scores
 
     def contributions(self, rows: Any) -> Contributions:
-        return Contributions(np.zeros((len(rows), 1)), np.full((len(rows), 1), np.nan))
+        return Contributions(
+            np.zeros((len(rows), len(self.sensors))), np.full((len(rows), len(self.sensors)), np.nan)
+        )
 
     def snapshot(self, slots: Slots) -> Rows:
         return {}
@@ -79,7 +84,7 @@ class SimulatedShelf:
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         """See `Shelf`."""
         self._world.fail_if_dead()
-        return _Scale(self._world, float(ref.version))
+        return _Scale(self._world, float(ref.version), tuple(sensors))
 
 
 def _ref(version: int) -> ModelRef:

@@ -8,7 +8,20 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["DEADLY", "KILLER", "START", "Command", "Fault", "Kind", "Move", "Op", "Reading", "Schedule"]
+__all__ = [
+    "DEADLY",
+    "KILLER",
+    "ODD",
+    "RAISING",
+    "START",
+    "Command",
+    "Fault",
+    "Kind",
+    "Move",
+    "Op",
+    "Reading",
+    "Schedule",
+]
 
 Op = Literal[
     "load", "commit", "connect", "declare", "consume", "receive", "publish", "ack", "answer", "ask", "note"
@@ -24,6 +37,8 @@ START = 1_722_988_800.0
 """Epoch seconds at which a simulation begins."""
 KILLER = 666.0
 """A reading of this value kills the process that scores it."""
+RAISING, ODD = 777.0, 778.0
+"""Over a reading of the first value the detector raises, and its score of the other is not a number."""
 DEADLY: tuple[Kind, ...] = ("crash", "torn", "relapse")
 """The process dies of these."""
 
@@ -120,6 +135,8 @@ class Schedule(msgspec.Struct, frozen=True):
     poll: float = 0.0
     """Seconds between two looks at the alias; 0: it is not followed."""
     moves: tuple[Move, ...] = ()
+    full: int = 0
+    """Everything that a topology may have is in it, in one of two ways; 0: what the auditor works out by itself."""
     stranger: Literal["", "other", "shorter"] = ""
     """In the end another stream is put in place of the one that was read, with other messages, or fewer."""
 
@@ -134,6 +151,10 @@ class Schedule(msgspec.Struct, frozen=True):
             f"  {'after' if fault.after else 'before'} {fault.op} number {fault.nth}: {fault.kind}"
             for fault in self.faults
         ]
+        if self.full:
+            lines.append(
+                f"  a full topology, number {self.full}; compared with a run in which nothing goes wrong"
+            )
         if self.rollback:
             lines.append(f"  a swap is taken back after alerts {self.rollback} within {self.within:g} s")
         if self.poll:

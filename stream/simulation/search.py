@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from stream.simulation.audit import audit
+from stream.simulation.full import compare, undisturbed
 from stream.simulation.outcome import Outcome
 from stream.simulation.schedule import Schedule
 from stream.simulation.seeds import schedule
@@ -28,7 +29,8 @@ def simulate(plan: Schedule) -> tuple[Outcome | None, tuple[str, ...]]:
     """Run a schedule and audit it: what was seen, and what is wrong. An exception of the worker is wrong too."""
     try:
         outcome = run(plan)
-        return outcome, tuple(audit(outcome))
+        problems = compare(outcome, run(undisturbed(plan))) if plan.full else audit(outcome)
+        return outcome, tuple(problems)
     except Exception as error:  # whatever escapes the worker is what the simulation looks for
         leaf: BaseException = error
         while isinstance(leaf, BaseExceptionGroup):

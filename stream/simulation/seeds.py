@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from stream.simulation.full import filled
 from stream.simulation.mishaps import deployed, refused
 from stream.simulation.schedule import (
     DEADLY,
@@ -86,7 +87,9 @@ def schedule(seed: int) -> Schedule:
     plan = refused(random.Random(f"{seed}, refused"), pointed if killing else deployed(pointed))
     if len(plan.replays) == 2 and random.Random(f"{seed}, twice").random() < 0.5:  # asked twice in a row
         plan = msgspec.structs.replace(plan, replays=(plan.replays[0], plan.replays[0] + 0.001))
-    return _struck_at_work(random.Random(f"{seed}, at work"), plan)
+    plan = _struck_at_work(random.Random(f"{seed}, at work"), plan)
+    full = random.Random(f"{seed}, full")
+    return filled(full, plan) if not killing and full.random() < 0.08 else plan
 
 
 def _struck_at_work(rng: random.Random, plan: Schedule) -> Schedule:

@@ -27,6 +27,7 @@ from stream.plan import CONTROL_EXCHANGE, broker_plan, readings_queue
 from stream.rules import AlertRule
 from stream.runtimes.local import Worker
 from stream.simulation.disk import Disk, SimulatedStore
+from stream.simulation.full import full_topology
 from stream.simulation.loop import Deadlock, VirtualLoop, run_virtually
 from stream.simulation.network import SimulatedBroker
 from stream.simulation.outcome import Committed, Moved, Outcome
@@ -55,7 +56,7 @@ class _Crash(BaseException):
 
 def _topology(plan: Schedule) -> Topology:
     source: dict[str, Any] = {"queue": "plant"} if plan.source == "queue" else {}
-    return Topology(
+    plain = Topology(
         name=_NAME,
         source=Source(
             sensors=(Sensor("a"),),
@@ -83,6 +84,7 @@ def _topology(plan: Schedule) -> Topology:
         watchdog=5.0,
         operators=("operator",),
     )
+    return full_topology(plain, plan.full) if plan.full else plain
 
 
 class World:
