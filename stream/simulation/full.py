@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from detectors.base import Detector
 from detectors.calibration import Calibration
 from detectors.features import Lag, Rolling
 from detectors.health import Health
@@ -27,6 +28,8 @@ from stream.topology import Sensor, Topology
 __all__ = ["compare", "filled", "full_topology", "undisturbed"]
 
 _MACHINES = 3
+_STANDING = 8.0
+"""A level of one sensor at which the other stands still."""
 _LEAST, _MOST = 30, 60
 """Messages of a schedule."""
 
@@ -63,13 +66,13 @@ def full_topology(plain: Topology, number: int) -> Topology:
     sensors = (Sensor("a", maximum=1000.0), Sensor("b", min_deviation=0.1))
     detectors: dict[str, Any] = {
         **plain.detectors,
-        "forest": ONLINE["half_space_trees"](),
-        "rise": ONLINE["cusum"](),
+        "forest": _kind("half_space_trees", n_trees=3, height=4, window_size=20),
+        "rise": _kind("cusum"),
     }
     together = {
         "calibration": Calibration(history=60, warmup=50),
-        "combine": Combination(method="mean"),
-        "alert": AlertRule(close_after=2, budget=2000.0, budget_per="topology", escalation=0.5),
+        "combine": Combination(method="max"),
+        "alert": AlertRule(close_after=2, budget=5000.0, budget_per="topology", escalation=0.5),
     }
     alone = {"alert": AlertRule(hold=2, within=3, close_after=2, cooldown=3.0, cooldown_readings=2)}
     return msgspec.structs.replace(
@@ -83,23 +86,30 @@ def full_topology(plain: Topology, number: int) -> Topology:
     )
 
 
+def _kind(name: str, **settings: Any) -> Detector:
+    recipe: Any = ONLINE[name]
+    detector: Detector = recipe(**settings)
+    return detector
+
+
 def _readings(rng: random.Random) -> tuple[Reading, ...]:
-    """Messages of one to four rows: spikes, levels that stay, sensors that stand still, are missing or beyond their
-    range, clocks that are wrong for a while, numbers that come again, and rows over which the model fails."""
+    """Messages of one to twenty rows, most of one machine: spikes, levels that stay, sensors that stand still, are
+    missing or beyond their range, machines that pause, messages that come again, and rows over which the model
+    fails."""
     found: list[Reading] = []
     at, seqs, times, level = 0.0, [0] * _MACHINES, [START] * _MACHINES, [0.0] * _MACHINES
     for _ in range(rng.randrange(_LEAST, _MOST)):
         at += rng.choice((0.0, 0.0, 0.001, 0.05, 0.3))
-        number = rng.randrange(_MACHINES)
+        number = rng.choice((0, 0, 0, 0, 1, 2))
         if rng.random() < 0.06 and found:
             found.append(msgspec.structs.replace(rng.choice(found[-6:]), at=at))
             continue
         if rng.random() < 0.05:
-            level[number] = rng.choice((0.0, 8.0, 30.0))
+            level[number] = rng.choice((0.0, 0.0, _STANDING, 30.0))
         if rng.random() < 0.03:
             times[number] += rng.choice((60.0, 2000.0))
         rows = []
-        for _ in range(rng.choice((1, 1, 2, 3, 4))):
+        for _ in range(rng.choice((1, 2, 6, 12, 20))):
             seqs[number] += 1
             times[number] += 1.0
             rows.append(_row(rng, f"m{number}", times[number], seqs[number], level[number]))
@@ -113,11 +123,13 @@ def _row(rng: random.Random, machine: str, time: float, seq: int, level: float) 
         "b": round(rng.gauss(5.0, 1.0), 1),
     }
     roll = rng.random()
-    if roll < 0.04:
-        values["a"] = rng.choice((25.0, 90.0, RAISING, ODD, 5000.0))
+    if roll < 0.01:
+        values["a"] = rng.choice((RAISING, ODD, 5000.0))
+    elif roll < 0.04:
+        values["a"] = rng.choice((25.0, 90.0))
     elif roll < 0.1:
         values["b"] = None
-    elif roll < 0.4 and level:  # it stands still where it is
+    elif level == _STANDING:
         values["b"] = 4.0
     return {"machine": machine, "time": time, "seq": seq, "values": values}
 

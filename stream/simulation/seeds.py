@@ -89,7 +89,7 @@ def schedule(seed: int) -> Schedule:
         plan = msgspec.structs.replace(plan, replays=(plan.replays[0], plan.replays[0] + 0.001))
     plan = _struck_at_work(random.Random(f"{seed}, at work"), plan)
     full = random.Random(f"{seed}, full")
-    return filled(full, plan) if not killing and full.random() < 0.08 else plan
+    return filled(full, plan) if not killing and full.random() < 0.03 else plan
 
 
 def _struck_at_work(rng: random.Random, plan: Schedule) -> Schedule:

@@ -603,6 +603,50 @@ MUTANTS = (
         ">= DEATHS",
         ">= DEATHS - 1",
     ),
+    Mutant(
+        "a message is put aside before it was read row by row",
+        "stream.engine:Engine._take",
+        "            if careful and not self.ledger.messages:",
+        "            if len(fresh) == 1 and not self.ledger.messages:",
+    ),
+    Mutant(
+        "the stream goes on with what a failed detector left",
+        "stream.engine:Engine._take",
+        "            raise Poison(str(error)) from error",
+        "            return",
+    ),
+    Mutant(
+        "who shares the budget is not saved",
+        "stream.limits:Limits.tables",
+        '            yield "census", self._census\n',
+        "            pass\n",
+    ),
+    Mutant(
+        "the sensors' health is not saved",
+        "stream.scorer:Scorer._tables",
+        "            yield HEALTH, self._health\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "features are not saved",
+        "stream.scorer:Scorer._tables",
+        '            yield "features", self._features\n',
+        "            pass\n",
+    ),
+    Mutant(
+        "calibrations are not saved",
+        "stream.ensemble:Ensemble.tables",
+        """            if lane.calibrator is not None:
+                yield f"calibration:{lane.name}", lane.calibrator
+""",
+        "",
+    ),
+    Mutant(
+        "a machine that fell silent is not committed",
+        "stream.scorer:Scorer.process",
+        "            touched = np.union1d(touched, silent)\n",
+        "",
+    ),
 )
 
 
