@@ -168,10 +168,16 @@ def test_time_can_stand_for_a_sequence_number(tmp_path: Path) -> None:
     run(story())
 
 
-@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize(("odd", "plan", "restarts"), [
+    (np.nan, topology(), 1),
+    (np.inf, topology(), 1),
+    (np.nan, topology(max_batch=1, every=0.0), 2),
+])  # fmt: skip
 def test_score_that_is_not_finite_restores_the_machines_last_good_state(
-    odd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    odd: float, plan: Topology, restarts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where a message was by itself when the detector failed, all before it committed."""
+
     async def story() -> None:
         healthy_messages = [message(f"m{i % 3}", i, float(i % 5)) for i in range(300)]
         poison = [message("m1", 150.5, 666.0), message("m1", 151.5, 666.0)]
@@ -185,12 +191,12 @@ def test_score_that_is_not_finite_restores_the_machines_last_good_state(
             return np.where(values[:, 0] == 666.0, odd, scores)
 
         monkeypatch.setattr(model, "score_learn", sick)
-        plant = Plant(tmp_path / "plant", topology())
+        plant = Plant(tmp_path / "plant", plan)
         await play(plant, [*healthy_messages[:150], *poison, *healthy_messages[150:]])
         assert plant.value("mmlw_detector_unhealthy_total", detector="spike") == 2
         assert plant.metrics.dead_letters("plant") == {}
         assert plant.value("mmlw_messages_processed_total") == 302
-        assert plant.value("mmlw_restarts_total", cause="detector") == 1
+        assert plant.value("mmlw_restarts_total", cause="detector") == restarts
         for machine, rows in state(expected).items():
             same = [
                 name for name in rows if name.startswith("model:") or name.endswith((".recent", ".severity"))
