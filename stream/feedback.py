@@ -38,6 +38,8 @@ class Raised(msgspec.Struct):
     first_seen: float
     opened: float
     closed: float | None = None
+    held: bool = False
+    """An operator closed it as what is not to be learned, and its machine has not calmed down since."""
     label: Literal["true", "false"] | None = None
     learned: bool = False
     """Said to be false, and to be learned."""
@@ -45,6 +47,11 @@ class Raised(msgspec.Struct):
     """When it was labelled."""
     model: ModelInfo | None = None
     """What raised it, where that was written down."""
+
+    @property
+    def end(self) -> float | None:
+        """When what it told of was over; None while it lasts."""
+        return None if self.held else self.closed
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -93,6 +100,8 @@ class Feedback:
         """By the command that marked them."""
         self.version = 0
         """Changes with each label."""
+        self._held: dict[tuple[str, str], Raised] = {}
+        """Those that an operator closed and that last, by what raised them and machine."""
         self._untold: dict[str, Alert] = {}
         self._rows: dict[str, dict[str, Any] | None] = {}
 
@@ -109,6 +118,7 @@ class Feedback:
         self.seen, self.newest = span.get("seen"), span.get("newest")
         for alert in sorted(_saved(saved, _ALERT, Raised), key=lambda alert: alert.opened):
             (self.labelled if alert.label else self.alerts)[alert.id] = alert
+        self._held = {(it.detector, it.machine): it for it in self.labelled.values() if it.held}
         names = (name for name, row in saved.items() if name.startswith(_WINDOW) and row[0])
         windows = {name.removeprefix(_WINDOW): msgspec.convert(saved[name][0], Window) for name in names}
         self.windows = dict(sorted(windows.items(), key=lambda item: item[1].at))
@@ -130,6 +140,7 @@ class Feedback:
                 continue
             time = epoch_seconds(alert.time)
             if alert.event == "opened":
+                self.calmed(alert.detector, alert.machine, time)
                 raised = Raised(
                     id=alert.id,
                     machine=alert.machine,
@@ -166,13 +177,31 @@ class Feedback:
     @property
     def open(self) -> list[Raised]:
         """Those of which nobody heard that they were closed."""
+        return [raised for raised in self.lasting if raised.closed is None]
+
+    @property
+    def lasting(self) -> list[Raised]:
+        """Those that are open, or were closed by an operator and have not calmed down."""
         known = (*self.alerts.values(), *self.labelled.values())
-        return [raised for raised in known if raised.closed is None]
+        return [raised for raised in known if raised.end is None]
 
     def gone(self, raised: Raised) -> None:
-        """It is not open any more, and nobody told when that ended."""
-        raised.closed = raised.opened
+        """It does not last any more, and nobody told when that ended."""
+        if raised.closed is None:
+            raised.closed = raised.opened
+        self._end(raised, raised.closed)
+
+    def hold(self, raised: Raised) -> None:
+        """An operator closed it, and it lasts until its machine has calmed down: nothing of it is learned."""
+        raised.held = True
+        self._held[raised.detector, raised.machine] = raised
         self._write(raised)
+
+    def calmed(self, detector: str, machine: str, time: float) -> None:
+        """With the machine's reading of this time ended what an operator had closed, if there was any."""
+        raised = self._held.get((detector, machine))
+        if raised is not None and self.find(raised.id) is raised:
+            self._end(raised, time)
 
     def closed(self, alerts: Iterable[Alert]) -> None:
         """These were closed without a reading, and are to be told once that is committed."""
@@ -236,7 +265,7 @@ class Feedback:
             for window in self.windows.values()
         ]
         for alert in self.labelled.values():
-            found.append((alert.at, Marked(alert.machine, alert.first_seen, alert.closed, alert.learned)))
+            found.append((alert.at, Marked(alert.machine, alert.first_seen, alert.end, alert.learned)))
         return [marked for _, marked in sorted(found, key=lambda item: item[0])]
 
     def counts(self) -> dict[str, int]:
@@ -252,12 +281,17 @@ class Feedback:
         windows = [(window.at, _plain(window)) for window in self.windows.values()]
         return [plain for _, plain in sorted([*alerts, *windows], key=lambda item: item[0])[-_SHOWN:]]
 
+    def _end(self, raised: Raised, time: float) -> None:
+        raised.held, raised.closed = False, max(time, raised.closed or time)
+        self._held.pop((raised.detector, raised.machine), None)
+        self._write(raised)
+
     def _write(self, raised: Raised) -> None:
         self._rows[_ALERT + raised.id] = msgspec.to_builtins(raised)
 
     def _forget(self, prefix: str, items: dict[str, _Item]) -> None:
         while len(items) > _KEPT:
-            over = (name for name, item in items.items() if getattr(item, "closed", 0.0) is not None)
+            over = (name for name, item in items.items() if item.end is not None)
             oldest = next(over, next(iter(items)))
             del items[oldest]
             self._rows[prefix + oldest] = None

@@ -266,6 +266,8 @@ class Scorer:
                 found.unhealthy += [
                     (name, batch.machines[i]) for name in decision.unhealthy for i in piece.tolist()
                 ]
+                for i in piece[list(decision.released)].tolist():
+                    self.beside.feedback.calmed(ensemble.name, batch.machines[i], float(batch.times[i]))
                 for event, why in decision.events:
                     i = int(piece[event.index])
                     if event.kind is EventKind.OPENED:
