@@ -1,4 +1,4 @@
-"""What people said of alerts: recent alerts and their labels, labelled windows, and how good the alerts were by them.
+"""What people said of alerts: recent alerts and their labels, labelled windows.
 
 All of it is in the checkpoint, each alert and window a row that is written when it changes, in the transaction of the
 readings or of the command that changed it.
@@ -6,10 +6,7 @@ readings or of the command that changed it.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -19,13 +16,12 @@ from stream.alerts import PROCESS, Alert, ModelInfo
 from stream.readings import epoch_seconds
 from stream.training_data import Marked
 
-__all__ = ["Feedback", "Found", "Raised", "Window"]
+__all__ = ["Feedback", "Raised", "Window"]
 
 _ALERT, _WINDOW, _UNTOLD, _SPAN = "raised:", "labelled:", "untold:", "seen:"
 _KEPT = 2000
 """Alerts without a label that are known, alerts with one, and windows: so many of each, the newest."""
 _SHOWN = 20
-_DAY = 86400.0
 
 
 class Raised(msgspec.Struct):
@@ -62,22 +58,6 @@ class Window(msgspec.Struct, frozen=True):
     end: float
     label: Literal["anomaly", "normal"]
     at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """How good alerts were, of which so many were labelled; NaN where that is not known."""
-
-    labels: int
-    precision: float
-    recall: float
-    f1: float
-    false_alarms_per_day: float
-
-    def of(self, metric: str) -> float:
-        """One of them by its name."""
-        value: float = getattr(self, metric)
-        return value
 
 
 _Item = TypeVar("_Item", Raised, Window)
@@ -222,42 +202,6 @@ class Feedback:
         self._rows |= {_UNTOLD + name: None for name in self._untold}
         self._untold.clear()
 
-    def found(self, detector: str, since: float, until: float) -> Found:
-        """How good the alerts were that a detector opened between two times, by what is said of them.
-
-        An alert is what its own label says; else what the window says in which it opened. An event is a window of an
-        anomaly, or an alert that is said to be true and opened in none; it is found where an alert opened in it.
-        False alarms a day are those of all machines together.
-        """
-        if not self.labelled and not self.windows:
-            return Found(0, math.nan, math.nan, math.nan, math.nan)
-        windows: dict[str, list[Window]] = defaultdict(list)
-        for window in self.windows.values():
-            windows[window.machine].append(window)
-        true = false = found = single = 0
-        seen: set[int] = set()
-        for alert in (*self.alerts.values(), *self.labelled.values()):
-            if alert.detector != detector or not since <= alert.opened <= until:
-                continue
-            around = [w for w in windows[alert.machine] if w.start <= alert.opened <= w.end]
-            anomalies = [w for w in around if w.label == "anomaly"]
-            seen.update(map(id, anomalies))
-            said = alert.label or (around and ("true" if around[-1].label == "anomaly" else "false"))
-            if said == "true":
-                true += 1
-                single += not anomalies
-            elif said == "false":
-                false += 1
-        late = [
-            w for w in self.windows.values() if w.label == "anomaly" and since <= w.end and w.start <= until
-        ]
-        found = sum(id(window) in seen for window in late) + single
-        precision, recall = _share(true, true + false), _share(found, len(late) + single)
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        days = (until - since) / _DAY
-        missed = len(late) + single - found
-        return Found(true + false + missed, precision, recall, f1, false / days if days > 0 else math.nan)
-
     def marked(self) -> list[Marked]:
         """What a training leaves out, and what it keeps, the last word last."""
         found = [
@@ -304,10 +248,6 @@ def _saved(saved: Mapping[str, tuple[Any, Any]], prefix: str, kind: type[_Kind])
     return (
         msgspec.convert(row[0], kind) for name, row in saved.items() if name.startswith(prefix) and row[0]
     )
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
 
 
 def _plain(item: Raised | Window) -> dict[str, Any]:

@@ -271,7 +271,9 @@ class Registry:
                 if (meant := self._aliases(client, name).get(alias, 0)) >= newest:
                     return meant
                 client.set_registered_model_alias(name, alias, str(newest))
-        raise ModelError(f"{self.uri}: alias {alias} of {name} was moved {_LOOKS} times at once; set it by hand")
+        raise ModelError(
+            f"{self.uri}: alias {alias} of {name} was moved {_LOOKS} times at once; set it by hand"
+        )
 
     def names(self) -> tuple[str, ...]:
         """The registered models, sorted."""

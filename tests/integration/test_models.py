@@ -532,7 +532,8 @@ def test_an_alias_ends_on_the_newer_of_two_that_are_registered_at_the_same_momen
 ) -> None:
     """Another process registers the next version right before a step of ours."""
     slow, other = models._client(), Registry(models.uri)
-    genuine, others = getattr(slow, step), []
+    genuine = getattr(slow, step)
+    others: list[int] = []
 
     def interrupted(*args: Any) -> None:
         if not others:
