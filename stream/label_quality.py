@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,8 @@ from detectors.quality import events, harmonic
 from stream.feedback import Feedback
 
 __all__ = ["Found", "label_quality"]
+
+_ANOMALY, _NORMAL = 1, -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,43 +40,13 @@ class Found:
 
 
 class _Word(NamedTuple):
-    """What somebody said at some time of another time, both ends in it."""
+    """What somebody said at some time of a machine's time, both ends in it."""
 
     at: float
+    machine: str
     start: float
     end: float
     anomaly: bool
-
-
-class _Course:
-    """A machine's time as the last words have it: an anomaly, normal, or nothing said.
-
-    Each moment that begins or ends a word is a cell of its own, as is the time between two of them."""
-
-    def __init__(self, words: Sequence[_Word]) -> None:
-        self._points = np.unique([time for word in words for time in (word.start, word.end)])
-        self._said = np.zeros(2 * len(self._points) + 1, np.int8)
-        for word in sorted(words, key=lambda word: word.at):
-            first, last = self.cells(np.array([word.start, word.end])).tolist()
-            self._said[first : last + 1] = 1 if word.anomaly else -1
-
-    def cells(self, times: Floats) -> NDArray[np.int64]:
-        """In which cells these times (n,) are."""
-        after = np.searchsorted(self._points, times)
-        return np.asarray(after + np.searchsorted(self._points, times, side="right"), np.int64)
-
-    def said(self, cells: NDArray[np.int64]) -> NDArray[np.int8]:
-        """1 in an anomaly, -1 in what was normal, 0 where nothing was said."""
-        return self._said[cells]
-
-    def anomalies(self) -> list[tuple[int, int, float, float]]:
-        """First cell, the cell after the last, start and end of each."""
-        runs = events(self._said == 1).tolist()
-        points = self._points
-        return [
-            (first, after, float(points[(first - 1) // 2]), float(points[(after - 1) // 2]))
-            for first, after in runs
-        ]
 
 
 def label_quality(
@@ -94,32 +65,80 @@ def label_quality(
     an alert opened in it. What was found before `since` is left out; so is what had ended by then. `days`: on which
     machines were watched since then, in all.
     """
-    words: defaultdict[str, list[_Word]] = defaultdict(list)
-    opened: defaultdict[str, list[float]] = defaultdict(list)
-    for alert in (*feedback.alerts.values(), *feedback.labelled.values()):
+    words = sorted(_words(feedback, detector, scored), key=lambda word: word.at)
+    if not words:
+        return Found()
+    number = {machine: i for i, machine in enumerate(dict.fromkeys(word.machine for word in words))}
+    raised = (*feedback.alerts.values(), *feedback.labelled.values())
+    alerts = [alert for alert in raised if alert.detector == detector and alert.machine in number]
+    whose = [number[word.machine] for word in words]
+    starts, ends = _moments(whose, [it.start for it in words]), _moments(whose, [it.end for it in words])
+    course = _Course(np.unique(np.concatenate([starts, ends])))
+    course.tell(starts, ends, [word.anomaly for word in words])
+
+    opened = np.array([alert.opened for alert in alerts], np.float64)
+    cells = course.cells(_moments([number[alert.machine] for alert in alerts], opened))
+    recent = (opened >= since) & (opened <= until)
+    right, wrong = (int((course.said[cells[recent]] == said).sum()) for said in (_ANOMALY, _NORMAL))
+
+    first, after = events(course.said == _ANOMALY).T
+    lasts = (course.time(first) <= until) & (course.time(after - 1) >= since)
+    found = int((_within(first, after, cells[recent]) > 0).sum())
+    missed = int((lasts & (_within(first, after, cells) == 0)).sum())
+    precision, recall = _share(right, right + wrong), _share(found, found + missed)
+    labels = right + wrong + missed
+    per_day = _share(wrong, days()) if labels else math.nan
+    return Found(labels, precision, recall, harmonic(precision, recall), per_day)
+
+
+class _Course:
+    """The machines' time, and what was said of it last. Each of the `points` (moments in order) is a cell, and so is
+    the time before, between and after them."""
+
+    def __init__(self, points: NDArray[np.complex128]) -> None:
+        self._points = points
+        self.said = np.zeros(2 * len(points) + 1, np.int8)
+
+    def tell(
+        self, starts: NDArray[np.complex128], ends: NDArray[np.complex128], anomalies: Iterable[bool]
+    ) -> None:
+        """Words (n,), the last one last."""
+        for first, last, anomaly in zip(self.cells(starts), self.cells(ends), anomalies, strict=True):
+            self.said[first : last + 1] = _ANOMALY if anomaly else _NORMAL
+
+    def cells(self, moments: NDArray[np.complex128]) -> NDArray[np.int64]:
+        """In which cells these are, (n,)."""
+        before = np.searchsorted(self._points, moments)
+        return np.asarray(before + np.searchsorted(self._points, moments, side="right"), np.int64)
+
+    def time(self, cells: NDArray[np.int64]) -> Floats:
+        """When these begin, (n,): none is the first."""
+        return self._points[(cells - 1) // 2].imag
+
+
+def _words(feedback: Feedback, detector: str, scored: Callable[[str], bool]) -> Iterator[_Word]:
+    for alert in feedback.labelled.values():
         if alert.detector == detector and scored(alert.machine):
-            opened[alert.machine].append(alert.opened)
-            if alert.label is not None:
-                end = math.inf if alert.end is None else alert.end
-                word = _Word(alert.at, alert.first_seen, end, alert.label == "true")
-                words[alert.machine].append(word)
+            end = math.inf if alert.end is None else alert.end
+            yield _Word(alert.at, alert.machine, alert.first_seen, end, alert.label == "true")
     for window in feedback.windows.values():
         if scored(window.machine):
-            word = _Word(window.at, window.start, window.end, window.label == "anomaly")
-            words[window.machine].append(word)
-    right = wrong = found = missed = 0
-    for machine, told in words.items():
-        course, times = _Course(told), np.array(opened[machine], np.float64)
-        cells, recent = course.cells(times), (times >= since) & (times <= until)
-        right += int((course.said(cells[recent]) == 1).sum())
-        wrong += int((course.said(cells[recent]) == -1).sum())
-        for first, after, start, end in course.anomalies():
-            within = (cells >= first) & (cells < after)
-            found += bool((within & recent).any())
-            missed += not within.any() and start <= until and end >= since
-    precision, recall = _share(right, right + wrong), _share(found, found + missed)
-    per_day = _share(wrong, days()) if right + wrong + missed else math.nan
-    return Found(right + wrong + missed, precision, recall, harmonic(precision, recall), per_day)
+            yield _Word(window.at, window.machine, window.start, window.end, window.label == "anomaly")
+
+
+def _moments(machines: Sequence[int], times: Sequence[float] | Floats) -> NDArray[np.complex128]:
+    """Times (n,) of machines as numbers that are in order by machine, and then by time."""
+    moments = np.empty(len(machines), np.complex128)
+    moments.real, moments.imag = machines, times
+    return moments
+
+
+def _within(
+    first: NDArray[np.int64], after: NDArray[np.int64], cells: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many of these cells are in each of so many ranges (k,)."""
+    ordered = np.sort(cells)
+    return np.asarray(np.searchsorted(ordered, after) - np.searchsorted(ordered, first), np.int64)
 
 
 def _share(part: int, whole: float) -> float:

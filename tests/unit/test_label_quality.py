@@ -117,6 +117,13 @@ def test_an_event_that_was_found_before_is_left_out_and_one_that_lasts_unfound_i
     assert found(said((0.0, HOUR, "anomaly")), 2 * HOUR).labels == 0
 
 
+def test_an_alert_that_lasts_is_one_event_up_to_now() -> None:
+    feedback = said((HOUR, "true"), (2 * HOUR, 3 * HOUR, "anomaly"), (4 * HOUR, "true", "m2"))
+    feedback.labelled["m1 3600.0"].closed = None
+    assert (found(feedback).labels, found(feedback).recall) == (2, 1.0)
+    assert found(feedback, 3.5 * HOUR).labels == 1, "found before"
+
+
 def test_other_machines_and_detectors_do_not_count() -> None:
     words = said((HOUR, "true"), (HOUR, "false", "m2"), (2 * HOUR, 3 * HOUR, "anomaly", "m2"))
     assert (found(words).precision, found(words).recall) == (0.5, 0.5)
