@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from detectors.base import Floats
 
-__all__ = ["EventQuality", "event_quality", "events", "roc_auc", "vus_pr"]
+__all__ = ["EventQuality", "event_quality", "events", "harmonic", "roc_auc", "vus_pr"]
 
 _DAY = 86400.0
 
@@ -40,9 +40,21 @@ class EventQuality:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 where either is 0 or undefined."""
-        precision, recall = self.precision, self.recall
-        return 2 * precision * recall / (precision + recall) if precision > 0 and recall > 0 else 0.0
+        """See `harmonic`."""
+        return harmonic(self.precision, self.recall)
+
+
+def harmonic(precision: float, recall: float) -> float:
+    """F1: the harmonic mean of the two. 0 where one of them is, also where the other is undefined: nothing was
+    alerted to, or there was nothing to find. NaN where both are undefined.
+
+    >>> harmonic(0.5, 1.0), harmonic(float("nan"), 0.0)
+    (0.6666666666666666, 0.0)
+    """
+    known = [share for share in (precision, recall) if share == share]
+    if not known or 0.0 in known:
+        return 0.0 if known else float("nan")
+    return 2 * precision * recall / (precision + recall)
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -69,5 +69,7 @@ class Acts:
             return False
         told = msgspec.structs.replace(alert, threshold=raised.threshold)
         self._scorer.beside.feedback.closed([told])
+        if not learned:
+            self._scorer.beside.feedback.hold(raised)
         self._ledger.touch(self._scorer.residents.slots([raised.machine]))
         return True

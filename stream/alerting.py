@@ -260,10 +260,10 @@ class AlertTable:
         return events
 
     def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
-        before = episode.severity
-        if before < 0 and reading.time - episode.closed_at >= self._silence:
-            episode.accepted = 0
-        kind = step(self._rule, episode, reading)
+        before, over = episode.severity, False
+        if before < 0 and episode.accepted and reading.time - episode.closed_at >= self._silence:
+            episode.accepted, over = 0, True
+        kind = step(self._rule, episode, reading) or (EventKind.RELEASED if over else None)
         if kind is None:
             return
         names = list(self._rule.severities)
@@ -275,14 +275,16 @@ class AlertTable:
 
     def is_open(self, slots: Slots, times: Floats, accept_after: float) -> Mask:
         """Which readings (n,) meet an open alert that is not accepted, neither by time nor by an operator; or one
-        that was closed by an operator, and is not learned until it has calmed down."""
+        that was closed by an operator, and is not learned until it has calmed down, from then on for as long."""
         if not len(slots):
             return np.zeros(0, np.bool_)
         self._columns.reserve(slots)
         columns = self._columns
         accepted = columns["accepted"][slots]
-        open_: Mask = np.where(columns["severity"][slots] >= 0, accepted == 0, accepted == 2)
-        recent: Mask = times - columns["first_seen"][slots] < accept_after
+        is_open = columns["severity"][slots] >= 0
+        open_: Mask = np.where(is_open, accepted == 0, accepted == 2)
+        began = np.where(is_open, columns["first_seen"][slots], columns["closed_at"][slots])
+        recent: Mask = times - began < accept_after
         return open_ & recent
 
     def accept(self, slots: Slots) -> Slots:

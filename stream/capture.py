@@ -33,6 +33,8 @@ __all__ = ["CapturingStore"]
 
 _FULL = 64_000_000
 """Bytes of a journal from which it becomes a file, however few its rows: a file is made in memory."""
+_PARTS = 4
+"""Of what is kept, a journal may take one: it is let go only as a file, and not before it is one."""
 _LOOK = 30.0
 """Seconds between two looks whether a journal is old enough."""
 
@@ -206,7 +208,8 @@ class CapturingStore:
     def _is_full(self, journal: Journal) -> bool:
         rotate = self._rule.rotate
         old = self._now() - self._begun >= rotate.age
-        return bool(journal.rows) and (journal.rows >= rotate.rows or journal.size >= _FULL or old)
+        full = min(_FULL, self._rule.keep.bytes // _PARTS)
+        return bool(journal.rows) and (journal.rows >= rotate.rows or journal.size >= full or old)
 
     def _make_files(self) -> None:
         """Until the end: close the journal when it is full or old, and make files of closed ones."""

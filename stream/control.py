@@ -101,7 +101,13 @@ class Control:
             known=self._docket.known,
         )
         self._retrainer = Retrainer(
-            topology, engine.scorer.beside, self._serve, metrics=metrics, clock=clock, busy=_busy(trainer)
+            topology,
+            engine.scorer.beside,
+            self._serve,
+            metrics=metrics,
+            clock=clock,
+            busy=_busy(trainer),
+            watched=engine.scorer.watched_days,
         )
         self._audit = Audit(saved.audit, clock)
         self._metrics = metrics

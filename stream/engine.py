@@ -335,11 +335,11 @@ class Engine:
     async def _fetch_unwatched(self) -> None:
         """End every open alert whose machine is no longer scored by what raised it, as the topology is now."""
         feedback, watches = self.scorer.beside.feedback, self.scorer.watches
-        ended = [raised for raised in feedback.open if not watches(raised.detector, raised.machine)]
+        ended = [raised for raised in feedback.lasting if not watches(raised.detector, raised.machine)]
         await self._roster.fetch([raised.machine for raised in ended])
         self._end_unwatched()
         for raised in ended:
-            if raised.closed is None:
+            if raised.end is None:
                 feedback.gone(raised)
 
     def _end_unwatched(self) -> None:

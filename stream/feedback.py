@@ -1,4 +1,4 @@
-"""What people said of alerts: recent alerts and their labels, labelled windows, and how good the alerts were by them.
+"""What people said of alerts: recent alerts and their labels, labelled windows.
 
 All of it is in the checkpoint, each alert and window a row that is written when it changes, in the transaction of the
 readings or of the command that changed it.
@@ -6,10 +6,7 @@ readings or of the command that changed it.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -19,13 +16,12 @@ from stream.alerts import PROCESS, Alert, ModelInfo
 from stream.readings import epoch_seconds
 from stream.training_data import Marked
 
-__all__ = ["Feedback", "Found", "Raised", "Window"]
+__all__ = ["Feedback", "Raised", "Window"]
 
 _ALERT, _WINDOW, _UNTOLD, _SPAN = "raised:", "labelled:", "untold:", "seen:"
 _KEPT = 2000
 """Alerts without a label that are known, alerts with one, and windows: so many of each, the newest."""
 _SHOWN = 20
-_DAY = 86400.0
 
 
 class Raised(msgspec.Struct):
@@ -38,6 +34,8 @@ class Raised(msgspec.Struct):
     first_seen: float
     opened: float
     closed: float | None = None
+    held: bool = False
+    """An operator closed it as what is not to be learned, and its machine has not calmed down since."""
     label: Literal["true", "false"] | None = None
     learned: bool = False
     """Said to be false, and to be learned."""
@@ -45,6 +43,11 @@ class Raised(msgspec.Struct):
     """When it was labelled."""
     model: ModelInfo | None = None
     """What raised it, where that was written down."""
+
+    @property
+    def end(self) -> float | None:
+        """When what it told of was over; None while it lasts."""
+        return None if self.held else self.closed
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -55,22 +58,6 @@ class Window(msgspec.Struct, frozen=True):
     end: float
     label: Literal["anomaly", "normal"]
     at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """How good alerts were, of which so many were labelled; NaN where that is not known."""
-
-    labels: int
-    precision: float
-    recall: float
-    f1: float
-    false_alarms_per_day: float
-
-    def of(self, metric: str) -> float:
-        """One of them by its name."""
-        value: float = getattr(self, metric)
-        return value
 
 
 _Item = TypeVar("_Item", Raised, Window)
@@ -93,6 +80,8 @@ class Feedback:
         """By the command that marked them."""
         self.version = 0
         """Changes with each label."""
+        self._held: dict[tuple[str, str], Raised] = {}
+        """Those that an operator closed and that last, by what raised them and machine."""
         self._untold: dict[str, Alert] = {}
         self._rows: dict[str, dict[str, Any] | None] = {}
 
@@ -109,6 +98,7 @@ class Feedback:
         self.seen, self.newest = span.get("seen"), span.get("newest")
         for alert in sorted(_saved(saved, _ALERT, Raised), key=lambda alert: alert.opened):
             (self.labelled if alert.label else self.alerts)[alert.id] = alert
+        self._held = {(it.detector, it.machine): it for it in self.labelled.values() if it.held}
         names = (name for name, row in saved.items() if name.startswith(_WINDOW) and row[0])
         windows = {name.removeprefix(_WINDOW): msgspec.convert(saved[name][0], Window) for name in names}
         self.windows = dict(sorted(windows.items(), key=lambda item: item[1].at))
@@ -130,6 +120,7 @@ class Feedback:
                 continue
             time = epoch_seconds(alert.time)
             if alert.event == "opened":
+                self.calmed(alert.detector, alert.machine, time)
                 raised = Raised(
                     id=alert.id,
                     machine=alert.machine,
@@ -166,13 +157,31 @@ class Feedback:
     @property
     def open(self) -> list[Raised]:
         """Those of which nobody heard that they were closed."""
+        return [raised for raised in self.lasting if raised.closed is None]
+
+    @property
+    def lasting(self) -> list[Raised]:
+        """Those that are open, or were closed by an operator and have not calmed down."""
         known = (*self.alerts.values(), *self.labelled.values())
-        return [raised for raised in known if raised.closed is None]
+        return [raised for raised in known if raised.end is None]
 
     def gone(self, raised: Raised) -> None:
-        """It is not open any more, and nobody told when that ended."""
-        raised.closed = raised.opened
+        """It does not last any more, and nobody told when that ended."""
+        if raised.closed is None:
+            raised.closed = raised.opened
+        self._end(raised, raised.closed)
+
+    def hold(self, raised: Raised) -> None:
+        """An operator closed it, and it lasts until its machine has calmed down: nothing of it is learned."""
+        raised.held = True
+        self._held[raised.detector, raised.machine] = raised
         self._write(raised)
+
+    def calmed(self, detector: str, machine: str, time: float) -> None:
+        """With the machine's reading of this time ended what an operator had closed, if there was any."""
+        raised = self._held.get((detector, machine))
+        if raised is not None and self.find(raised.id) is raised:
+            self._end(raised, time)
 
     def closed(self, alerts: Iterable[Alert]) -> None:
         """These were closed without a reading, and are to be told once that is committed."""
@@ -193,42 +202,6 @@ class Feedback:
         self._rows |= {_UNTOLD + name: None for name in self._untold}
         self._untold.clear()
 
-    def found(self, detector: str, since: float, until: float) -> Found:
-        """How good the alerts were that a detector opened between two times, by what is said of them.
-
-        An alert is what its own label says; else what the window says in which it opened. An event is a window of an
-        anomaly, or an alert that is said to be true and opened in none; it is found where an alert opened in it.
-        False alarms a day are those of all machines together.
-        """
-        if not self.labelled and not self.windows:
-            return Found(0, math.nan, math.nan, math.nan, math.nan)
-        windows: dict[str, list[Window]] = defaultdict(list)
-        for window in self.windows.values():
-            windows[window.machine].append(window)
-        true = false = found = single = 0
-        seen: set[int] = set()
-        for alert in (*self.alerts.values(), *self.labelled.values()):
-            if alert.detector != detector or not since <= alert.opened <= until:
-                continue
-            around = [w for w in windows[alert.machine] if w.start <= alert.opened <= w.end]
-            anomalies = [w for w in around if w.label == "anomaly"]
-            seen.update(map(id, anomalies))
-            said = alert.label or (around and ("true" if around[-1].label == "anomaly" else "false"))
-            if said == "true":
-                true += 1
-                single += not anomalies
-            elif said == "false":
-                false += 1
-        late = [
-            w for w in self.windows.values() if w.label == "anomaly" and since <= w.end and w.start <= until
-        ]
-        found = sum(id(window) in seen for window in late) + single
-        precision, recall = _share(true, true + false), _share(found, len(late) + single)
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        days = (until - since) / _DAY
-        missed = len(late) + single - found
-        return Found(true + false + missed, precision, recall, f1, false / days if days > 0 else math.nan)
-
     def marked(self) -> list[Marked]:
         """What a training leaves out, and what it keeps, the last word last."""
         found = [
@@ -236,7 +209,7 @@ class Feedback:
             for window in self.windows.values()
         ]
         for alert in self.labelled.values():
-            found.append((alert.at, Marked(alert.machine, alert.first_seen, alert.closed, alert.learned)))
+            found.append((alert.at, Marked(alert.machine, alert.first_seen, alert.end, alert.learned)))
         return [marked for _, marked in sorted(found, key=lambda item: item[0])]
 
     def counts(self) -> dict[str, int]:
@@ -252,12 +225,17 @@ class Feedback:
         windows = [(window.at, _plain(window)) for window in self.windows.values()]
         return [plain for _, plain in sorted([*alerts, *windows], key=lambda item: item[0])[-_SHOWN:]]
 
+    def _end(self, raised: Raised, time: float) -> None:
+        raised.held, raised.closed = False, max(time, raised.closed or time)
+        self._held.pop((raised.detector, raised.machine), None)
+        self._write(raised)
+
     def _write(self, raised: Raised) -> None:
         self._rows[_ALERT + raised.id] = msgspec.to_builtins(raised)
 
     def _forget(self, prefix: str, items: dict[str, _Item]) -> None:
         while len(items) > _KEPT:
-            over = (name for name, item in items.items() if getattr(item, "closed", 0.0) is not None)
+            over = (name for name, item in items.items() if item.end is not None)
             oldest = next(over, next(iter(items)))
             del items[oldest]
             self._rows[prefix + oldest] = None
@@ -270,10 +248,6 @@ def _saved(saved: Mapping[str, tuple[Any, Any]], prefix: str, kind: type[_Kind])
     return (
         msgspec.convert(row[0], kind) for name, row in saved.items() if name.startswith(prefix) and row[0]
     )
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
 
 
 def _plain(item: Raised | Window) -> dict[str, Any]:

@@ -52,6 +52,10 @@ DEFAULT_URI = "sqlite:///mmlw-data/mlflow/registry.db"
 
 MARK = "mmlw.training"
 """The tag that names a training, of its run and its version."""
+_MEANT = "mmlw.alias."
+"""The tag of a version that was registered for an alias; its name follows."""
+_LOOKS = 100
+"""At an alias that others move at the same time: each time is another registration."""
 _EXPERIMENT = "mmlw"
 _FLAVOR = "mmlw"
 _DATA = "data"
@@ -117,7 +121,7 @@ class Registry:
         figures: Mapping[str, bytes] | None = None,
         alias: str | None = None,
     ) -> ModelRef:
-        """Store weights as a new version of `name`, then point `alias` at it; the alias moves last.
+        """Store weights as a new version of `name`, then `advance` the alias to it; the alias moves last.
 
         `figures` are files by name, shown with the run.
 
@@ -146,7 +150,7 @@ class Registry:
             if not np.allclose(score(self.load(ref), frame), score(weights, frame)):
                 raise ModelRejected(f"{self._label(ref)} scores its example differently when loaded")
         if alias is not None:
-            self.set_alias(name, alias, ref.version)
+            self.advance(name, alias, ref.version)
         return ref
 
     def withdraw(self, name: str, mark: str, alias: str | None) -> int | None:
@@ -249,6 +253,27 @@ class Registry:
         with self._answers():
             self._version(client, name, version)
             client.set_registered_model_alias(name, alias, str(version))
+
+    def advance(self, name: str, alias: str, version: int) -> int:
+        """Point an alias at a version that was just registered for it, or at a newer one that was, too: so it ends on
+        the newest of all that are registered at the same moment, by anybody. The version that it means now.
+
+        MLflow cannot compare and set, so each says first what it is about to do, and looks again after what it did:
+        whoever set the alias last has seen all others. Raises ModelNotFound, ValueError as `set_alias`.
+        """
+        check_names(name, alias)
+        client, tag = self._client(), f"{_MEANT}{alias}"
+        with self._answers():
+            self._version(client, name, version)
+            client.set_model_version_tag(name, str(version), tag, "meant")
+            for _ in range(_LOOKS):
+                newest = max(int(item.version) for item in self._versions(client, name) if tag in item.tags)
+                if (meant := self._aliases(client, name).get(alias, 0)) >= newest:
+                    return meant
+                client.set_registered_model_alias(name, alias, str(newest))
+        raise ModelError(
+            f"{self.uri}: alias {alias} of {name} was moved {_LOOKS} times at once; set it by hand"
+        )
 
     def names(self) -> tuple[str, ...]:
         """The registered models, sorted."""

@@ -42,7 +42,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Alerts that opened so long ago at the most, by the readings' times."""
     metric: Metric
     threshold: Annotated[float, msgspec.Meta(ge=0)]
-    """Trained below it; of `false_alarms_per_day` (all machines together) above it."""
+    """Trained below it; of `false_alarms_per_day` (of a machine) above it."""
     labels: Count = 5
     """Looked at from so many labels on."""
 

@@ -20,7 +20,7 @@ from stream.commands import AGAIN, Asked, Receipt
 from stream.errors import RegistryUnreachable
 from stream.metrics import TopologyMetrics, TriggerOutcome
 from stream.retrain_rule import METRICS
-from stream.retraining import Trigger
+from stream.retraining import Trigger, Watched
 from stream.shadows import Beside
 from stream.topology import Topology
 
@@ -45,6 +45,7 @@ class Retrainer:
         metrics: TopologyMetrics,
         clock: Clock,
         busy: Callable[[], bool],
+        watched: Watched,
     ) -> None:
         self._topology = topology
         self._beside = beside
@@ -53,6 +54,7 @@ class Retrainer:
         self._metrics = metrics
         self._clock = clock
         self._busy = busy
+        self._watched = watched
         self._told: dict[tuple[str, Trigger], TriggerOutcome] = {}
         """What was told last of a trigger that waits."""
         self._seen: dict[str, Tally | None] = {}
@@ -64,7 +66,7 @@ class Retrainer:
             for detector, cause in self._retraining.take_ended():
                 name = self._topology.name
                 log.get().error("drift_watch_ended", topology=name, detector=detector, cause=cause[:300])
-            asking = self._retraining.look(self._clock.now())
+            asking = self._retraining.look(self._clock.now(), self._watched)
             self._told = {key: told for key, told in self._told.items() if key[1] in asking.get(key[0], {})}
             pause = _LOOK
             try:
@@ -193,6 +195,6 @@ class Retrainer:
     def _show(self) -> None:
         for detector, time in self._retraining.trained_at().items():
             self._metrics.last_trained(detector, time)
-        for detector, found in self._retraining.quality().items():
+        for detector, found in self._retraining.quality(self._watched).items():
             for metric in METRICS:
                 self._metrics.quality(detector, metric, found.of(metric))

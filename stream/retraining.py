@@ -3,20 +3,23 @@ input or output: times are passed in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
+from stream.binding import Binding
 from stream.cron import next_instant, previous_instant
 from stream.drifting import DriftWatch
-from stream.feedback import Feedback, Found
+from stream.feedback import Feedback
+from stream.label_quality import Found, label_quality
 from stream.retrain_rule import Retrain
 from stream.rules import COMBINED
 from stream.topology import Topology
 
-__all__ = ["Hold", "Outcome", "Retraining", "Trigger"]
+__all__ = ["Hold", "Outcome", "Retraining", "Trigger", "Watched"]
 
 Trigger = Literal["schedule", "drift", "quality"]
 Hold = Literal["running", "cooldown", "limit", "no_data"]
@@ -25,10 +28,17 @@ days; there is nothing to train on yet."""
 Outcome = Literal["started", "running", "cooldown", "limit", "no_data", "refused"]
 """What became of a trigger."""
 
+Watched = Callable[[str, float], float]
+"""Days on which a detector's machines were watched since a time, in all."""
+
 _PREFIX = "retrain:"
 _WEEK = 7 * 86400.0
 _WINDOW = 7 * 86400.0
 """Over which labels are looked at where no rule says it."""
+
+
+def _nobody(detector: str, since: float) -> float:
+    return math.nan
 
 
 class _State(msgspec.Struct):
@@ -67,6 +77,8 @@ class Retraining:
         self._decides = {
             name: COMBINED if topology.combine is not None else name for name in topology.detectors
         }
+        bindings = {name: Binding(spec.machines or "*") for name, spec in topology.detectors.items()}
+        self._scored = {name: binding.matches for name, binding in bindings.items()}
         self._feedback = feedback
         self._states = {name: _State() for name in self.rules}
         self.watches: dict[str, DriftWatch] = {}
@@ -115,7 +127,7 @@ class Retraining:
         ended, self._ended = self._ended, []
         return ended
 
-    def look(self, now: float) -> dict[str, dict[Trigger, str]]:
+    def look(self, now: float, watched: Watched = _nobody) -> dict[str, dict[Trigger, str]]:
         """What asks for trainings by now, by detector, with the reasons."""
         for name, rule in self.rules.items():
             state = self._states[name]
@@ -126,7 +138,7 @@ class Retraining:
                 state.scheduled = max(last, state.scheduled or now)
             if (watch := self.watches.get(name)) is not None and (cause := watch.cause()) is not None:
                 state.pending["drift"] = cause
-            self._look_at_quality(name, rule, state)
+            self._look_at_quality(name, rule, state, watched)
         return {name: dict(state.pending) for name, state in self._states.items() if state.pending}
 
     def hold(self, detector: str, now: float, *, busy: bool) -> Hold | None:
@@ -215,16 +227,16 @@ class Retraining:
         times = {name: state.trained_at for name, state in self._states.items()}
         return {name: time for name, time in times.items() if time is not None}
 
-    def quality(self) -> dict[str, Found]:
+    def quality(self, watched: Watched = _nobody) -> dict[str, Found]:
         """How good the alerts were, by what raised them, in the rule's window up to the newest reading."""
         feedback, found = self._feedback, {}
         if feedback.newest is None or feedback.seen is None:
             return {}
-        for name, decides in self._decides.items():
+        for name in self._decides:
             rule = self.rules.get(name)
             window = _WINDOW if rule is None or rule.quality is None else rule.quality.window
             since = max(feedback.newest - window, feedback.seen)
-            found[name] = feedback.found(decides, since, feedback.newest)
+            found[name] = self._found(name, since, feedback.newest, watched)
         return found
 
     def status(self, now: float) -> dict[str, Any]:
@@ -247,14 +259,24 @@ class Retraining:
                 told[name]["drifted"] = list(watch.drifted)[-20:]
         return told
 
-    def _look_at_quality(self, name: str, rule: Retrain, state: _State) -> None:
+    def _found(self, name: str, since: float, until: float, watched: Watched) -> Found:
+        return label_quality(
+            self._feedback,
+            self._decides[name],
+            since,
+            until,
+            scored=self._scored[name],
+            days=lambda: watched(name, since),
+        )
+
+    def _look_at_quality(self, name: str, rule: Retrain, state: _State, watched: Watched) -> None:
         feedback, wanted = self._feedback, rule.quality
         if wanted is None or feedback.newest is None or feedback.seen is None:
             return
         since = max(feedback.newest - wanted.window, feedback.seen)
         if state.trained_on is not None:  # what was labelled before it is known already
             since = max(since, float(np.nextafter(state.trained_on, np.inf)))
-        found = feedback.found(self._decides[name], since, feedback.newest)
+        found = self._found(name, since, feedback.newest, watched)
         value = found.of(wanted.metric)
         state.pending.pop("quality", None)
         if found.labels >= wanted.labels and wanted.is_worse(value):

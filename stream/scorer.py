@@ -195,6 +195,8 @@ class Scorer:
                 found.unhealthy += [
                     (name, batch.machines[i]) for name in decision.unhealthy for i in piece.tolist()
                 ]
+                for i in piece[list(decision.released)].tolist():
+                    self.beside.feedback.calmed(ensemble.name, batch.machines[i], float(batch.times[i]))
                 for event, why in decision.events:
                     i = int(piece[event.index])
                     if event.kind is EventKind.OPENED:
@@ -334,6 +336,15 @@ class Scorer:
         return ensemble is not None and any(
             lane.binding is None or lane.binding.matches(machine) for lane in ensemble.lanes
         )
+
+    def watched_days(self, detector: str, since: float) -> float:
+        """Days since a time of the readings (epoch seconds), each machine's up to its newest reading, of the machines
+        in memory that a detector scores."""
+        slots, binding = self.residents.occupied, self.lanes[detector].binding
+        if binding is not None:
+            slots = slots[binding.of(slots)]
+        newest = self._rates.snapshot(slots)["newest"]
+        return float(np.maximum(newest - since, 0.0).sum()) / _DAY
 
     def take_unwatched(self) -> list[Alert]:
         """The events that end alerts of machines that came into memory and are no longer scored by what raised them;

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from stream.binding import patterns_of
 from stream.brokers.base import Broker
 from stream.cancelling import Cancelling
 from stream.config import dump_yaml
@@ -85,7 +86,11 @@ class Trainer:
                 f'"options": rows from 1, and a timeout above 0 and at most {_LONGEST:.0f} s'
             )
         try:
-            batch_detector(training.topology, training.detector)
+            name = batch_detector(training.topology, training.detector)
+            machines = training.topology.registry_models[name].machines
+            if source.frame is not None and "machine" not in source.frame and machines:
+                only = ", ".join(patterns_of(machines))
+                raise CommandRefused(f'"frame" needs "machine": {name} is trained on {only} alone')
             if source.capture is not None:
                 within(source.capture, self._folders)
             if source.stream is not None:

@@ -124,13 +124,12 @@ def train_detector(
         metrics=metrics,
         tags=_tags(topology, detector, table, shown) | ({MARK: mark} if mark else {}),
         figures=figures,
-        alias=alias,
     )
-    aliases = [alias] if alias else []
-    if alias is not None and _is_free(spec, models):
-        aliases.append(str(spec.alias))
-        models.set_alias(spec.name, str(spec.alias), ref.version)
-    return Trained(ref, weights, metrics, tuple(aliases))
+    wanted = [alias] if alias else []
+    if alias is not None and spec.alias != alias and _is_free(spec, models):
+        wanted.append(str(spec.alias))
+    aliases = tuple(name for name in wanted if models.advance(spec.name, name, ref.version) == ref.version)
+    return Trained(ref, weights, metrics, aliases)
 
 
 def _shown(topology: Topology, detector: str, table: Table, choice: Choice, faulty: Mask | None) -> _Shown:

@@ -100,7 +100,13 @@ def train(
             click.echo(f"models:/{spec.name}@{wanted} is version {known.version} already")
             return
     labels = None if labels_file is None else read_labels(labels_file)
-    with Console(stderr=True).status(f"training {name}") as status:
+    console = Console(stderr=True)
+
+    def told(phase: str) -> None:  # a line for each: without a terminal nothing else shows that it goes on
+        console.print(f"training {name}: {phase}", soft_wrap=True, markup=False, highlight=False)
+
+    with console.status(f"training {name}"):
+        told("reading")
         readings = _readings(topology, source, dataset, span, broker)
         trained = train_detector(
             topology,
@@ -110,7 +116,7 @@ def train(
             rows=rows,
             alias=alias or CHALLENGER,
             labels=labels,
-            told=lambda phase: status.update(f"training {name} on {readings.name}: {phase}"),
+            told=told,
         )
     ref, weights = trained.ref, trained.weights
     click.echo(

@@ -119,6 +119,7 @@ def test_registered_weights_come_back_through_their_alias(models: Registry) -> N
     assert (version.version, version.aliases, version.ref) == (1, ("champion",), ref)
     assert version.tags == {
         "line": "3",
+        "mmlw.alias.champion": "meant",
         "mmlw.digest": ref.digest,
         "mmlw.kind": "toy",
         "mmlw.sensors": '["pressure_bar", "temperature_c"]',
@@ -523,6 +524,37 @@ def test_threads_may_register_at_once(models: Registry) -> None:
         refs = list(pool.map(lambda shift: register(models, toy(mean=(shift, 40.0))), [1.0, 2.0, 3.0, 4.0]))
     assert sorted(ref.version for ref in refs) == [1, 2, 3, 4]
     assert [float(models.load(ref).arrays["mean"][0]) for ref in refs] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("step", ["set_model_version_tag", "set_registered_model_alias"])
+def test_an_alias_ends_on_the_newer_of_two_that_are_registered_at_the_same_moment(
+    models: Registry, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Another process registers the next version right before a step of ours."""
+    slow, other = models._client(), Registry(models.uri)
+    genuine = getattr(slow, step)
+    others: list[int] = []
+
+    def interrupted(*args: Any) -> None:
+        if not others:
+            others.append(register(other, alias="challenger").version)
+        genuine(*args)
+
+    monkeypatch.setattr(slow, step, interrupted)
+    assert register(models, alias="challenger").version == 1
+    assert others == [2]
+    assert models.resolve(f"models:/{NAME}@challenger").version == 2
+
+
+def test_an_alias_that_was_taken_back_by_hand_moves_with_the_next_registration(models: Registry) -> None:
+    for _ in range(2):
+        register(models, alias="champion")
+    models.set_alias(NAME, "champion", 1)
+    register(models)
+    assert models.resolve(f"models:/{NAME}@champion").version == 1
+    assert register(models, alias="champion").version == 4
+    assert models.resolve(f"models:/{NAME}@champion").version == 4
+    assert models.advance(NAME, "champion", 2) == 4
 
 
 SCRIPT = """

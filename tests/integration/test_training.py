@@ -29,7 +29,7 @@ from stream.cli import cli
 from stream.commands import Asked
 from stream.config import dump_yaml
 from stream.control import request
-from stream.errors import BrokerUnreachable, ConfigError, ModelNotFound
+from stream.errors import BrokerUnreachable, CommandRefused, ConfigError, ModelNotFound
 from stream.feeding import Feed
 from stream.models import Registry
 from stream.runtimes.local import Worker
@@ -158,6 +158,8 @@ def test_command_line_logs_everything_and_the_newer_of_two_trainings_is_loaded(
     for number, part in enumerate(np.array_split(np.arange(300), 2)):
         frame(300, seed=5).iloc[part].to_parquet(tmp_path / "capture" / f"part-0000000{number}-0-1.parquet")
     first = mmlw("train", file, "--from", tmp_path / "may.csv", "--registry", registry)
+    assert "training scale: reading\n" in first
+    assert "training scale: fitting\n" in first
     assert "models:/pump@challenger now means version 1" in first
     assert "models:/pump@champion now means version 1" in first  # there was nothing to challenge
     second = mmlw("train", file, "--from", tmp_path / "capture", "--registry", registry)
@@ -904,6 +906,23 @@ def test_labels_are_not_trained_on_and_judge_the_model_as_a_backtest_does(tmp_pa
     (tmp_path / "faults.json").write_text(json.dumps({"files": {"june.csv": told}}))
     with pytest.raises(ConfigError, match=r"--labels: says nothing of may\.csv"):
         mmlw("train", file, *asked, "--labels", tmp_path / "faults.json")
+
+
+def test_a_frame_without_machines_is_refused_at_once_where_the_detector_scores_some_of_them() -> None:
+    whole = trainable()
+    trainer = Trainer("sqlite:///none", (), lambda: MemoryBroker(MemoryServer(), user="worker"))
+    columns: Any = {"a": [1.0], "b": [2.0]}
+
+    def check(topology: Topology, **more: Any) -> None:
+        source = TrainingSource(frame={**columns, **more})
+        trainer.check(Training(topology=topology, detector="scale", source=source))
+
+    check(whole)
+    spec = msgspec.structs.replace(whole.registry_models["scale"], machines="pump-*")
+    bound = msgspec.structs.replace(whole, detectors={"scale": spec})
+    check(bound, machine=["pump-1"])
+    with pytest.raises(CommandRefused, match=r'"frame" needs "machine": scale is trained on pump-\* alone'):
+        check(bound)
 
 
 def test_only_the_machines_that_a_detector_scores_are_trained_on(tmp_path: Path, local: str) -> None:

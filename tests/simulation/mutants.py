@@ -302,8 +302,8 @@ MUTANTS = (
     Mutant(
         "what an operator accepted is not learned",
         "stream.alerting:AlertTable.is_open",
-        ">= 0, accepted == 0,",
-        ">= 0, True,",
+        "np.where(is_open, accepted == 0,",
+        "np.where(is_open, True,",
     ),
     Mutant(
         "what an operator closed opens again at once",

@@ -116,3 +116,24 @@ def test_a_reading_that_is_not_newer_may_open_an_alert_again() -> None:
         replace(place(3), numbers=counts),
     )
     assert kinds(events) == [(0, "opened"), (1, "closed"), (2, "opened")]
+
+
+def test_what_an_operator_closed_is_silent_and_not_learned_for_as_long_and_its_end_is_told_once() -> None:
+    """Also of an alert that was open for longer than that: the time counts from the operator's word."""
+    table, slot = AlertTable(AlertRule(close_after=3), silence=10.0), np.zeros(1, np.int64)
+
+    def read(time: float, score: float) -> list[str]:
+        events = table.decide(np.full(1, 10.0), slot, np.array([time]), np.array([score]), place(1))
+        return [event.kind.value for event in events]
+
+    def held(time: float) -> bool:
+        return bool(table.is_open(slot, np.array([time]), 10.0)[0])
+
+    assert [read(float(time), 11.0) for time in range(20)] == [["opened"], *[[]] * 19]
+    assert not held(19.0), "accepted by time"
+    assert table.close(0, 19.0, 20, learned=False) is not None
+    assert [read(float(time), 11.0) for time in range(20, 29)] == [[]] * 9
+    assert held(28.0)
+    assert not held(29.0)
+    assert read(29.0, 1.0) == ["released"]
+    assert read(30.0, 11.0) == ["opened"]

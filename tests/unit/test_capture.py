@@ -290,6 +290,23 @@ def test_running_capture_stays_within_its_bytes(tmp_path: Path) -> None:
     assert rest[0] > 0
 
 
+def test_a_file_that_is_far_from_full_does_not_take_more_than_is_kept(tmp_path: Path) -> None:
+    """By its rows no file is ever full here, and its age does not matter."""
+    folder = tmp_path / "capture" / "plant"
+
+    async def story() -> None:
+        plant = Plant(tmp_path, capturing(kept=100_000, every=0.0))
+        await plant.declare()
+        async with plant.running() as worker:
+            for count in range(1, 31):
+                await plant.publish(readings(64, seed=count))
+                await plant.reached(worker, 64 * count)
+            await made(lambda: len(parts(folder)) > 1)
+            await made(lambda: sum(path.stat().st_size for path in folder.iterdir()) <= 100_000)
+
+    run(story())
+
+
 def test_full_disk_drops_and_counts_and_the_stream_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

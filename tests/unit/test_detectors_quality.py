@@ -54,6 +54,11 @@ def test_nothing_found_is_not_an_error() -> None:
         event_quality([0.0], [0, 1], [0, 0])
 
 
+def test_f1_is_undefined_only_where_nothing_happened_and_nothing_was_told() -> None:
+    assert np.isnan(event_quality([0.0, 1.0], [0, 0], [0, 0]).f1)
+    assert event_quality([0.0, 1.0], [0, 0], [0, 1]).f1 == 0
+
+
 def test_each_key_has_events_and_days_of_its_own() -> None:
     """Two machines whose rows alternate: one has one long event, with one alert in it; the other has nothing."""
     times = np.repeat(np.arange(20.0) * 3600, 2)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,11 +16,14 @@ from stream.alerts import Alert
 from stream.brokers.base import Message
 from stream.capture_files import parts
 from stream.capture_rule import CaptureRule
+from stream.checkpoint import Checkpoint
 from stream.commands import Asked
 from stream.engine import Engine
 from stream.errors import BrokerUnreachable
+from stream.feedback import Feedback
 from stream.rules import AlertRule
 from stream.topology import CheckpointRule, RegistryModel, Sensor, Source, Topology
+from stream.training_data import kept_rows
 from tests.aio import run
 from tests.plant import START, Plant, ScaleShelf
 
@@ -264,5 +268,45 @@ def test_a_label_that_says_nothing_is_refused_with_the_reason(
             assert other["reason"] == 'pause takes no "alert"'
             assert "closed" not in of(await plant.alerts(), "scale")
             assert (await plant.ask("status"))["labels"]["latest"] == []
+
+    run(story())
+
+
+def test_what_is_not_to_be_learned_is_left_out_of_trainings_until_it_has_calmed_down(tmp_path: Path) -> None:
+    """Also what comes of the same episode after the operator's word, and over a restart."""
+    count = 0
+
+    def kept() -> list[int]:
+        checkpoint = Checkpoint(next(tmp_path.glob("**/plant.checkpoint")), "plant", None)
+        feedback = Feedback()
+        feedback.restore(checkpoint.load().models)
+        checkpoint.close()
+        times = START + np.arange(count, dtype=np.float64)
+        rows: list[int] = kept_rows(["m1"] * count, times, feedback.marked()).tolist()
+        return rows
+
+    async def story() -> None:
+        nonlocal count
+        plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
+        machine = Machine(plant)
+        await plant.declare()
+        async with plant.running() as worker:
+            await machine.send(worker, *calm(20), 15.0, 15.0)
+            await plant.ask("label", machine="m1", detector="scale", label="false")
+            await machine.send(worker, 15.0, 15.0)
+        count = machine.count
+        assert kept() == list(range(20)), "it lasts"
+        async with plant.running() as worker:
+            await machine.send(worker, 15.0, *calm(6))
+        count = machine.count
+        assert kept() == [*range(20), *range(28, 31)], "three calm readings end it, as they would an alert"
+        async with plant.running() as worker:
+            await machine.send(worker, 15.0, *calm(2))
+            await plant.ask("label", machine="m1", detector="scale", label="false")
+            await machine.send(worker, 25.0, *calm(6))
+        count = machine.count
+        assert kept() == [*range(20), *range(28, 31), *range(35, 41)], (
+            "worse is another alert, of which nobody spoke"
+        )
 
     run(story())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from stream.errors import ConfigError, RegistryUnreachable
 from stream.feedback import Feedback
 from stream.feedback import Window as Labelled
 from stream.gates import PromoteWhen
+from stream.label_quality import label_quality
 from stream.metrics import Metrics
 from stream.readings import epoch_seconds
 from stream.retrain_rule import Drift, Quality, Retrain
@@ -198,7 +200,9 @@ def test_a_challenger_waits_for_a_registry_that_is_away(monkeypatch: pytest.Monk
     async def story() -> None:
         metrics = Metrics().of("plant", ("scale",))
         clock: Any = SimpleNamespace(now=lambda: MONDAY + 1.0)
-        retrainer = Retrainer(plant, beside, serve, metrics=metrics, clock=clock, busy=lambda: False)
+        retrainer = Retrainer(
+            plant, beside, serve, metrics=metrics, clock=clock, busy=lambda: False, watched=lambda *_: 1.0
+        )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(retrainer.run())
             while found.challengers():  # noqa: ASYNC110
@@ -325,11 +329,11 @@ def test_windows_tell_what_alerts_were_and_what_was_missed() -> None:
     )  # a2 is false
     feedback.mark("c3", Labelled("m2", MONDAY, MONDAY + HOUR, "anomaly", 3.0))  # missed
     say(feedback, 3, "true")
-    found = feedback.found("scale", MONDAY, MONDAY + 3 * HOUR)
+    found = label_quality(feedback, "scale", MONDAY, MONDAY + 3 * HOUR, days=lambda: 0.25)
     assert (found.precision, found.recall, found.labels) == (2 / 3, 2 / 3, 4)
     assert found.f1 == pytest.approx(2 / 3)
-    assert found.false_alarms_per_day == pytest.approx(8.0)
-    assert feedback.found("other", MONDAY, MONDAY + 3 * HOUR).precision != 0.0  # nan: nothing is known
+    assert found.false_alarms_per_day == 4.0
+    assert math.isnan(label_quality(feedback, "other", MONDAY, MONDAY + 3 * HOUR).precision)
 
 
 def test_a_missed_anomaly_asks_by_recall() -> None:
