@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
+from stream.windows import Elapsed
 
 __all__ = ["Comparison", "Readings", "Side", "Tally"]
 
@@ -36,6 +37,8 @@ class Tally(msgspec.Struct):
     shadow_only: int = 0
     unscored: int = 0
     """Readings for which one of them gave no score; they count nowhere else."""
+    missed: int = 0
+    """Those for which only the champion gave one."""
     champion: Side = msgspec.field(default_factory=Side)
     shadow: Side = msgspec.field(default_factory=Side)
     since: float | None = None
@@ -50,6 +53,11 @@ class Tally(msgspec.Struct):
     def agreement(self) -> float:
         """The share of readings that both call anomalous, or neither does; 0 before the first."""
         return (self.both + self.neither) / self.readings if self.readings else 0.0
+
+    @property
+    def missing(self) -> float:
+        """The share of the champion's readings for which the shadow gave no score."""
+        return self.missed / max(self.readings + self.missed, 1)
 
     @property
     def kappa(self) -> float:
@@ -75,6 +83,7 @@ class Tally(msgspec.Struct):
         return {
             "readings": self.readings,
             "unscored": self.unscored,
+            "missed": self.missed,
             "agreement": round(self.agreement, 6),
             "kappa": round(self.kappa, 6),
             "drift": round(self.drift, 6),
@@ -90,9 +99,10 @@ class Tally(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Readings that both have judged, all arrays (n,): scores as multiples of what they are held against (NaN where
-    there is none), times, and which opened an alert; seconds that the models took."""
+    """Readings that both have judged, all arrays (n,): whose, when, scores as multiples of what they are held against
+    (NaN where there is none), and which opened an alert; seconds that the models took."""
 
+    machines: Sequence[str]
     times: Floats
     champion: Floats
     shadow: Floats
@@ -100,6 +110,11 @@ class Readings:
     shadow_opened: Mask
     champion_seconds: float
     shadow_seconds: float
+
+    @property
+    def compared(self) -> Mask:
+        """Which of them both gave a score for."""
+        return ~(np.isnan(self.champion) | np.isnan(self.shadow))
 
 
 class Comparison:
@@ -114,13 +129,19 @@ class Comparison:
         saved = saved or {}
         self.total = msgspec.convert(saved.get("total", {}), Tally)
         self._current = msgspec.convert(saved.get("current", {}), Tally)
+        self._elapsed = msgspec.convert(saved.get("elapsed", {}), Elapsed)
         self.window = msgspec.convert(saved.get("window"), Tally | None)
         """The last whole one; None before the first has ended."""
 
     def saved(self) -> dict[str, Any]:
         """As plain data, for the checkpoint."""
         found: dict[str, Any] = msgspec.to_builtins(
-            {"total": self.total, "current": self._current, "window": self.window}
+            {
+                "total": self.total,
+                "current": self._current,
+                "elapsed": self._elapsed,
+                "window": self.window,
+            }
         )
         return found
 
@@ -128,38 +149,39 @@ class Comparison:
         """Count readings, in order."""
         start, n = 0, len(found.times)
         while start < n:
-            end, whole = self._end(found.times, start)
+            end, whole = self._end(found, start)
             rows = np.arange(start, end)
             for tally in (self.total, self._current):
                 _count(tally, found, rows)
             if whole:
-                self.window, self._current = self._current, Tally()
+                self.window, self._current, self._elapsed = self._current, Tally(), Elapsed()
             start = end
 
-    def _end(self, times: Floats, start: int) -> tuple[int, bool]:
-        """Where the window at hand ends, at the latest after these readings; and whether it does."""
-        n, current = len(times), self._current
-        end = n
+    def _end(self, found: Readings, start: int) -> tuple[int, bool]:
+        """Where the window at hand ends, at the latest after these readings; and whether it does. For one of so many
+        readings, those count that both gave a score for."""
         if self._readings is not None:
-            end = min(end, start + self._readings - current.readings - current.unscored)
-            if end < n or end - start + current.readings + current.unscored == self._readings:
-                return end, True
-        if self._seconds is not None:
-            since = float(times[start]) if current.since is None else current.since
-            if (over := np.flatnonzero(times[start:end] >= since + self._seconds)).size:
-                return start + int(over[0]) + 1, True
-        return end, False
+            compared = np.cumsum(found.compared[start:]) + self._current.readings
+            last = int(np.searchsorted(compared, self._readings))
+        elif self._seconds is not None:
+            over = self._elapsed.until(found.machines[start:], found.times[start:], self._seconds)
+            last = len(found.times) if over is None else over
+        else:
+            last = len(found.times)
+        whole = start + last < len(found.times)
+        return min(start + last + 1, len(found.times)), whole
 
 
 def _count(tally: Tally, found: Readings, rows: NDArray[np.int64]) -> None:
     first, second, times = found.champion[rows], found.shadow[rows], found.times[rows]
-    known = ~(np.isnan(first) | np.isnan(second))
+    known = found.compared[rows]
     one, other = first[known] >= 1.0, second[known] >= 1.0
     tally.both += int((one & other).sum())
     tally.neither += int((~one & ~other).sum())
     tally.champion_only += int((one & ~other).sum())
     tally.shadow_only += int((~one & other).sum())
     tally.unscored += int((~known).sum())
+    tally.missed += int((np.isnan(second) & ~np.isnan(first)).sum())
     share = len(rows) / len(found.times)
     sides = (
         (tally.champion, first[known], found.champion_opened, found.champion_seconds),

@@ -62,7 +62,11 @@ class PromoteWhen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     window: Seconds | None = None
     """So long, by the readings' times."""
     readings: Count | None = None
-    """Or so many readings."""
+    """Or so many readings that both gave a score for."""
+    least: Count = 30
+    """`window` has at least so many of them, or it says nothing."""
+    missing: str | None = "<= 0.01"
+    """The share of the champion's readings for which the shadow gave no score."""
     agreement: str | None = None
     """The share of readings that both judge alike: `>= 0.98`."""
     kappa: str | None = None
@@ -82,14 +86,19 @@ class PromoteWhen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             yield "window: say how long is compared (1d), or how many readings: (10000); one of the two"
         if settings.get("window") == 0:
             yield "window: must be above 0"
-        yield from _problems(settings, ("agreement", "kappa", "alerts", "latency", "drift"), "champion")
+        yield from _problems(
+            settings, ("missing", "agreement", "kappa", "alerts", "latency", "drift"), "champion"
+        )
 
     def unmet(self, window: Tally | None) -> list[str]:
         """Which conditions do not hold, with the figures."""
         if window is None:
             return ["the first window of the comparison has not ended yet"]
+        if self.window is not None and window.readings < self.least:
+            return [f"the window has {window.readings} readings that both gave a score for, not {self.least}"]
         n = max(window.readings, 1)
         figures = {
+            "missing": (window.missing, 0.0),
             "agreement": (window.agreement, 0.0),
             "kappa": (window.kappa, 0.0),
             "alerts": (window.shadow.alerts, window.champion.alerts),

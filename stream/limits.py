@@ -67,6 +67,11 @@ class Limits:
         """How many readings a machine has had."""
         return int(self._rates.snapshot(np.array([slot]))["count"][0])
 
+    def newest(self, slots: Slots) -> Floats:
+        """The time of each machine's newest reading, epoch seconds (n,)."""
+        newest: Floats = self._rates.snapshot(slots)["newest"]
+        return newest
+
     def tables(self) -> Iterator[tuple[str, Stateful]]:
         """The tables of state by their names in the checkpoint."""
         yield "rates", self._rates

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from detectors.base import Floats, Mask
 from stream.gates import Condition, RollbackWhen
+from stream.windows import Elapsed
 
 __all__ = ["Probation"]
 
@@ -26,6 +26,7 @@ class _Record(msgspec.Struct):
     seconds: float = 0.0
     since: float | None = None
     until: float | None = None
+    elapsed: Elapsed = msgspec.field(default_factory=Elapsed)
 
     def add(self, times: Floats, alerts: int, seconds: float) -> None:
         if not len(times):
@@ -78,6 +79,7 @@ class Probation:
             last.seconds + current.seconds,
             current.since if last.since is None else last.since,
             last.until if current.until is None else current.until,
+            Elapsed(longest=last.elapsed.longest + current.elapsed.longest),
         )
         self._state = _State(before=before)
 
@@ -90,35 +92,32 @@ class Probation:
         self._state.current.errors += 1
         self._judge()
 
-    def add(self, times: Floats, opened: Mask, unscored: Mask, seconds: float) -> None:
-        """Count readings in order, all arrays (n,): when, whether an alert opened, whether there was no score."""
+    def add(
+        self, machines: Sequence[str], times: Floats, opened: Mask, unscored: Mask, seconds: float
+    ) -> None:
+        """Count readings in order, all arrays (n,): whose, when, whether an alert opened, whether there was no
+        score."""
         start = 0
         while start < len(times):
-            end, over = self._end(times, start)
-            rows = slice(start, end)
             current = self._state.current
+            last = current.elapsed.until(machines[start:], times[start:], self._rule.within)
+            end = len(times) if last is None else start + last + 1
+            rows = slice(start, end)
             current.errors += int(unscored[rows].sum())
             current.add(times[rows], int(opened[rows].sum()), seconds * (end - start) / len(times))
             self._judge()
-            if over:
+            if last is not None:
                 if self._state.verdict is None:
                     self._state.before = None
                 self._state.last, self._state.current = current, _Record()
             start = end
-
-    def _end(self, times: Floats, start: int) -> tuple[int, bool]:
-        since = self._state.current.since
-        until = (float(times[start]) if since is None else since) + self._rule.within
-        over = np.flatnonzero(times[start:] >= until)
-        return (start + int(over[0]) + 1, True) if over.size else (len(times), False)
 
     def _judge(self) -> None:
         state, before = self._state, self._state.before
         if before is None or state.verdict is not None:
             return
         now, alerts = state.current, float(before.alerts)
-        if before.since is not None and before.until is not None:
-            alerts *= self._rule.within / max(before.until - before.since, self._rule.within)
+        alerts *= self._rule.within / max(before.elapsed.longest, self._rule.within)
         figures = {
             "alerts": (float(now.alerts), max(alerts, 1.0)),
             "errors": (float(now.errors), float(before.errors)),

@@ -343,8 +343,7 @@ class Scorer:
         slots, binding = self.residents.occupied, self.lanes[detector].binding
         if binding is not None:
             slots = slots[binding.of(slots)]
-        newest = self._rates.snapshot(slots)["newest"]
-        return float(np.maximum(newest - since, 0.0).sum()) / _DAY
+        return float(np.maximum(self._limits.newest(slots) - since, 0.0).sum()) / _DAY
 
     def take_unwatched(self) -> list[Alert]:
         """The events that end alerts of machines that came into memory and are no longer scored by what raised them;

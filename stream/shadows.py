@@ -28,6 +28,8 @@ __all__ = ["Beside", "Shadow"]
 
 _SLOWEST = 5.0
 """Seconds for a batch; a shadow that takes longer is dropped."""
+_FAILS = 100
+"""Readings without a score of it, more than with one, after which a shadow is dropped."""
 _SHADOW, _PROBATION = "shadow:", "probation:"
 
 
@@ -234,7 +236,9 @@ class Beside:
             mine = np.arange(n) if lane.binding is None else np.flatnonzero(lane.binding.of(scored.slots))
             if len(mine) and detector in self.probations:
                 unscored = np.isnan(scored.scores[detector][mine])
-                self.probations[detector].add(scored.batch.times[mine], opened[mine], unscored, seconds)
+                machines = [scored.batch.machines[i] for i in mine.tolist()]
+                times = scored.batch.times[mine]
+                self.probations[detector].add(machines, times, opened[mine], unscored, seconds)
             if n and detector in self.shadows:
                 try:
                     self._compare(self.shadows[detector], scored, mine, opened, seconds)
@@ -275,12 +279,25 @@ class Beside:
         champion = scored.scores[decides] / np.maximum(scored.thresholds[decides], 1e-12)
         if not len(mine):
             return
+        machines = [scored.batch.machines[i] for i in mine.tolist()]
         times = scored.batch.times[mine]
         shadow.comparison.add(
             Readings(
-                times, champion[mine], ratios[mine], opened[mine], alerts[mine], seconds, shadow.lane.seconds
+                machines,
+                times,
+                champion[mine],
+                ratios[mine],
+                opened[mine],
+                alerts[mine],
+                seconds,
+                shadow.lane.seconds,
             )
         )
+        total = shadow.comparison.total
+        if total.missed >= _FAILS and total.missed > total.readings:
+            raise ModelUnavailable(
+                f"gave no score for {total.missed} of {total.missed + total.readings} readings"
+            )
 
 
 def _with_others(shadow: Shadow, part: Part, scored: Scored, rows: NDArray[np.int64]) -> Part:

@@ -56,6 +56,9 @@ class _Span:
     alerts: int = 0
     since: float | None = None
     until: float | None = None
+    began: dict[str, float] = field(default_factory=dict)
+    """Each machine's first time."""
+    longest: float = 0.0
 
 
 @dataclass
@@ -75,10 +78,7 @@ class Watch:
         """This command put another model in place."""
         last, current = self._last, self._current
         alerts = float(last.alerts + current.alerts)
-        since = current.since if last.since is None else last.since
-        until = last.until if current.until is None else current.until
-        if since is not None and until is not None:
-            alerts *= self.within / max(until - since, self.within)
+        alerts *= self.within / max(last.longest + current.longest, self.within)
         self._swap, self._before = None if receipt["verb"] == "rollback" else receipt["command"], alerts
         self._last, self._current = _Span(), _Span()
 
@@ -88,7 +88,7 @@ class Watch:
         spans = {"last": self._last, "current": self._current}
         return {name: (span.alerts, span.since, span.until) for name, span in spans.items()}
 
-    def add(self, time: float, place: int, *, opened: bool) -> None:
+    def add(self, machine: str, time: float, place: int, *, opened: bool) -> None:
         """The model in place scored a reading."""
         now = self._current
         now.since = time if now.since is None else now.since
@@ -96,7 +96,8 @@ class Watch:
         now.alerts += opened
         if self._swap is not None and self._too_many(now.alerts):
             self.condemned.setdefault(self._swap, place)
-        if time >= now.since + self.within:
+        now.longest = max(now.longest, time - now.began.setdefault(machine, time))
+        if now.longest >= self.within:
             if self._swap not in self.condemned:
                 self._swap = None
             self._last, self._current = now, _Span()

@@ -117,7 +117,7 @@ class Reference:
             before = life.copy()
             told = step(life, scored)
             if name == "scale" and self.watch is not None:
-                self.watch.add(time, place, opened=told == "opened")
+                self.watch.add(machine, time, place, opened=told == "opened")
             if name == "scale" and self.shadow is not None:
                 self.shadow.add(machine, scored, abs(value), opened=told == "opened")
             if told is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,13 @@ from stream.gates import Condition, PromoteWhen, RollbackWhen
 from stream.probation import Probation
 
 
-def readings(champion: Floats, shadow: Floats, times: Floats | None = None) -> Readings:
+def readings(
+    champion: Floats, shadow: Floats, times: Floats | None = None, machines: Sequence[str] | None = None
+) -> Readings:
     n = len(champion)
     opened = np.zeros(n, np.bool_)
     return Readings(
+        ["m"] * n if machines is None else machines,
         np.arange(n, dtype=np.float64) if times is None else times,
         champion,
         shadow,
@@ -130,9 +135,11 @@ def watched(rule: RollbackWhen, opened: Floats, *, size: int, swap_at: int) -> t
     """Readings a second apart, of which some open an alert; the state goes through the checkpoint after each batch.
     The probation, and the reading with whose batch a verdict came."""
     found, start = Probation(rule), 0
+    machines = ["m"] * len(opened)
     for end in sorted({*range(size, len(opened), size), swap_at, len(opened)}):
         rows = np.arange(start, end)
-        found.add(rows.astype(np.float64), opened[rows] > 0, np.zeros(len(rows), np.bool_), 0.001 * len(rows))
+        times, none = rows.astype(np.float64), np.zeros(len(rows), np.bool_)
+        found.add(machines[start:end], times, opened[rows] > 0, none, 0.001 * len(rows))
         found = Probation(rule, found.saved())
         if end == swap_at:
             found.swapped()
@@ -180,9 +187,65 @@ def test_alerts_without_a_swap_condemn_nobody_and_errors_do_after_one() -> None:
 def test_a_slow_model_is_seen_after_a_thousand_readings() -> None:
     found = Probation(RollbackWhen(within=1e6, latency="> 3 x before"))
     times, none = np.arange(1000.0), np.zeros(1000, np.bool_)
-    found.add(times, none, none, 0.001)
+    found.add(["m"] * 1000, times, none, none, 0.001)
     found.swapped()
-    found.add(times[:999] + 1000, none[:999], none[:999], 0.1)
+    found.add(["m"] * 999, times[:999] + 1000, none[:999], none[:999], 0.1)
     assert not found.verdict
-    found.add(times[:1] + 2000, none[:1], none[:1], 0.0)
+    found.add(["m"], times[:1] + 2000, none[:1], none[:1], 0.0)
     assert "latency since the swap: 0.0001 beside 1e-06" in str(found.verdict)
+
+
+@pytest.mark.parametrize("ahead", [3700.0, -3700.0, 0.0])
+def test_a_machine_whose_clock_is_wrong_ends_no_time_on_probation(ahead: float) -> None:
+    """Every fifth reading is of a machine of another time zone; a storm is seen, one after the hour not."""
+    for quiet, condemned in ((1000, True), (4000, False)):
+        found = Probation(RollbackWhen(within=3600.0, alerts="> 2"))
+        opened = alerts((1000, 2000), (quiet, 5000), (600, 60))
+        for i, opens in enumerate(opened.tolist()):
+            if i == 1000:
+                found.swapped()
+            others = i % 5 == 4
+            time = np.array([float(i) + (ahead if others else 0.0)])
+            found.add(["other" if others else "m"], time, np.array([opens > 0]), np.zeros(1, np.bool_), 0.0)
+        assert (found.verdict is not None) is condemned, (ahead, quiet)
+
+
+def test_what_a_wrong_clock_tells_is_no_time_before_a_swap() -> None:
+    found = Probation(RollbackWhen(within=1000.0, alerts="> 1 x before"))
+    none, opened = np.zeros(2, np.bool_), np.array([True, True])
+    for i in range(5):
+        found.add(["m", "other"], np.array([100.0 * i, 1e6 + 100.0 * i]), opened, none, 0.0)
+    found.swapped()
+    found.add(["m", "other"], np.array([600.0, 1e6]), none, none, 0.0)
+    for i in range(5):
+        found.add(["m", "other"], np.array([610.0 + i, 1e6 + i]), opened, none, 0.0)
+    assert found.verdict is None, "10 beside 10: time that nobody lived through makes not fewer of them"
+
+
+def test_a_machine_whose_clock_is_ahead_opens_no_gate() -> None:
+    gate = PromoteWhen(window=1000.0, agreement=">= 0.9")
+    found = Comparison(readings=None, seconds=gate.window)
+    same, machines = np.full(100, 0.5), ["m", "ahead"] * 50
+    times = np.repeat(np.arange(50.0) * 19.0, 2) + np.tile([0.0, 90_000.0], 50)
+    found.add(readings(same, same, times, machines))
+    assert gate.unmet(found.window) == ["the first window of the comparison has not ended yet"]
+    found.add(readings(same, same, times + 950.0, machines))
+    assert gate.unmet(found.window) == []
+
+
+def test_window_of_few_readings_opens_no_gate() -> None:
+    gate = PromoteWhen(window=1000.0, agreement=">= 0.9")
+    found = Comparison(readings=None, seconds=gate.window)
+    found.add(readings(np.full(3, 0.5), np.full(3, 0.5), np.array([0.0, 10.0, 2000.0])))
+    assert gate.unmet(found.window) == ["the window has 3 readings that both gave a score for, not 30"]
+
+
+def test_readings_that_the_shadow_gave_no_score_for_are_none_of_a_window() -> None:
+    champion, shadow = np.full(100, 0.5), np.full(100, np.nan)
+    shadow[::50] = 0.5
+    counted, timed = Comparison(readings=10, seconds=None), Comparison(readings=None, seconds=90.0)
+    for found in (counted, timed):
+        found.add(readings(champion, shadow))
+    assert counted.window is None
+    assert (counted.total.readings, counted.total.missed) == (2, 98)
+    assert PromoteWhen(window=90.0, least=1).unmet(timed.window) == ["missing is 0.978, which is not <= 0.01"]

@@ -15,9 +15,10 @@ from detectors.registry import TRAINABLE
 from stream.feedback import Feedback, Raised, Window
 from stream.label_quality import Found, label_quality
 from stream.readings import Batch
+from stream.recipes import online_info
 from stream.retrain_rule import Quality, Retrain
 from stream.retraining import Retraining
-from stream.scorer import Scorer, online_info
+from stream.scorer import Scorer
 from stream.topology import RegistryModel, Sensor, Source, Topology
 
 HOUR, DAY = 3600.0, 86400.0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from detectors import AdaptiveZ
-from detectors.base import Floats, Mask, Model, Slots
+from detectors.base import Floats, Mask, Model, ModelUnavailable, Slots
 from detectors.calibration import Calibration
 from detectors.registry import TRAINABLE
 from stream.alerts import ModelInfo
@@ -47,8 +47,15 @@ class Failing(Scale):
         return super().score_learn(slots, values, times, learn)
 
 
+class Away(Scale):
+    """Gives no score, as a model in a process of its own that is not there."""
+
+    def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
+        raise ModelUnavailable("its process ended")
+
+
 class Shelf(ScaleShelf):
-    """Version 40 fails; `sealed`: nobody may move an alias; `gone`: nothing can be loaded."""
+    """Version 40 fails, and 41 gives no score; `sealed`: nobody may move an alias; `gone`: nothing can be loaded."""
 
     sealed = False
     gone = False
@@ -56,6 +63,8 @@ class Shelf(ScaleShelf):
     def model(self, ref: ModelRef, sensors: Sequence[str]) -> Model:
         if self.gone and ref.version != 1:
             raise ModelError("the registry is closed")
+        if ref.version == 41:
+            return Away(1.0)
         return Failing(1.0) if ref.version == 40 else super().model(ref, sensors)
 
     def point(self, ref: ModelRef, alias: str) -> None:
@@ -155,6 +164,26 @@ def test_a_shadow_that_fails_is_dropped_and_its_champion_goes_on(tmp_path: Path)
         assert sum(len(part.offsets) for part in found.scored) == 600
         async with found.running():
             assert await shadows(found) == {}
+
+    run(story())
+
+
+def test_a_shadow_that_has_no_score_for_most_readings_is_dropped(tmp_path: Path) -> None:
+    """As a pinned model in a process of its own that fails over most of them."""
+
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        async with found.running() as worker:
+            assert (await found.ask("shadow", model="models:/scale/41"))["status"] == "applied"
+            await found.publish(readings(90))
+            await found.reached(worker, 90)
+            assert (await shadows(found))["scale"]["missed"] == 90
+            await found.publish(readings(300)[90:])
+            await found.reached(worker, 300)
+            assert await shadows(found) == {}
+        assert found.value("mmlw_shadows_dropped_total", detector="scale") == 1
+        assert found.value("mmlw_messages_processed_total") == 300
 
     run(story())
 
