@@ -35,11 +35,11 @@ from stream.references import (
     ModelRef,
     ModelUri,
     ModelVersion,
-    check_database,
     check_names,
     database_of,
     hint,
     is_digest,
+    opening,
     parse_uri,
 )
 from stream.trial import Scorer, build, example_rows, score
@@ -292,11 +292,13 @@ class Registry:
     def _client(self) -> Any:
         with self._opening:
             if self._opened is None:
-                if self._database is not None:
-                    check_database(self._database)
                 mlflow = _mlflow()
-                with self._answers():
-                    self._opened = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                alone = contextlib.nullcontext() if self._database is None else opening(self._database)
+                with alone, self._answers():
+                    client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                    if self._database is not None:  # what makes the tables of a new one
+                        client.search_registered_models(max_results=1)
+                    self._opened = client
             return self._opened
 
     @contextlib.contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import fcntl
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,11 +20,11 @@ __all__ = [
     "ModelUri",
     "ModelVersion",
     "Pin",
-    "check_database",
     "check_names",
     "database_of",
     "hint",
     "is_digest",
+    "opening",
     "parse_uri",
 ]
 
@@ -134,14 +137,25 @@ def database_of(uri: str) -> Path | None:
     raise ConfigError([Problem("registry", problem)])
 
 
-def check_database(path: Path) -> None:
-    """Fail at once on a file that cannot be the registry: MLflow would keep trying for 100 s."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(0)
-            start = file.read(16)
-    except OSError as error:
-        raise RegistryUnreachable(f"model registry {path} cannot be opened: {error.strerror}") from error
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Nobody else opens a registry in this folder meanwhile: MLflow makes a new one's tables without looking whether
+    another process is doing so. Fails at once on a file that cannot be one: MLflow would keep trying for 100 s."""
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(path.parent, os.O_RDONLY)
+            held.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            with path.open("ab+") as file:
+                file.seek(0)
+                start = file.read(16)
+        except OSError as error:
+            raise RegistryUnreachable(f"model registry {path} cannot be opened: {error.strerror}") from error
+        _check_start(path, start)
+        yield
+
+
+def _check_start(path: Path, start: bytes) -> None:
     if start and start != b"SQLite format 3\0":
         raise RegistryUnreachable(f"model registry {path} is not an SQLite database; name another file")

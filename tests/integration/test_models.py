@@ -688,3 +688,15 @@ def test_silent_server_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RegistryUnreachable, match=f"{uri} does not answer: .*timed out"):
             Registry(uri).names()
+
+
+def test_two_processes_make_a_new_registry_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new.db'}"
+    code = f"from stream.models import Registry; print(len(Registry({uri!r}).names()))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert [out.strip() for out, _ in told] == [b"0", b"0"]
