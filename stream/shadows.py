@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Mask, Model, ModelUnavailable, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from stream.agreement import Comparison, Readings
 from stream.alerting import EventKind
 from stream.alerts import ModelInfo
@@ -32,15 +32,14 @@ _SHADOW, _PROBATION = "shadow:", "probation:"
 
 
 class _Echo:
-    """Stands in for a detector that has scored already: its score is the one that it is shown."""
+    """Stands in for a detector that has scored already: its score is the one that it is shown. Shown none, its lane
+    abstains."""
 
     sensors: tuple[str, ...] = ("score",)
     threshold: float = np.inf
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
-        if np.isnan(values).any():
-            raise ModelUnavailable("gave no score")
-        return values[:, 0].copy()
+        return np.nan_to_num(values[:, 0])
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
         return Contributions(np.zeros((len(rows), 1)), np.full((len(rows), 1), np.nan))
@@ -232,6 +231,8 @@ class Beside:
             decides = COMBINED if self._topology.combine is not None else detector
             opened[list(scored.opened.get(decides, ()))] = True
             mine = np.arange(n) if lane.binding is None else np.flatnonzero(lane.binding.of(scored.slots))
+            abstains = np.isnan(scored.scores[detector]) & np.isinf(scored.thresholds[detector])
+            mine = mine[~abstains[mine]]
             if len(mine) and detector in self.probations:
                 unscored = np.isnan(scored.scores[detector][mine])
                 self.probations[detector].add(scored.batch.times[mine], opened[mine], unscored, seconds)
