@@ -109,9 +109,9 @@ class Calibrator:
         """Surprise (n,) of scores (n,) in arrival order, each judged by its key's history, then added to it.
 
         At least 0, at most 30; `unknown` while warming up. Scores of 0 before a key's first other one are taken for
-        those of a detector's warm-up and left out, but where `warm` (n,) is set, or after those that `build` was told
-        of: a sensor that never moved scores 0 for ever, and is to be told when it does. Splitting a call anywhere changes nothing; `learn` as in
-        `Model`. About 1 µs per score, and 5 µs with a history of 20,000.
+        those of a detector's warm-up and left out, but where `warm` (n,) is set, or after those that `build` was
+        told of: a sensor that never moved scores 0 for ever, and is to be told when it does. Splitting a call
+        anywhere changes nothing; `learn` as in `Model`. About 1 µs per score, and 5 µs with a history of 20,000.
         """
         slots, scores = slot_numbers(slots), floats(scores)
         recipe, table = self._recipe, self._table
@@ -141,8 +141,8 @@ class Calibrator:
         self, slots: Slots, scores: Floats, surprise: float, least: float, learn: Mask | None = None
     ) -> Floats:
         """The score (n,) that is a surprise so great, by each key's history before each of these scores, and at least
-        `least`; then they are added to it, also those of 0 (but not those of the warm-up that `build` was told of), and each as no more than
-        a quarter more than that limit: a fault says little of how high normal ones reach.
+        `least`; then they are added to it, also those of 0 (but none of the warm-up that `build` was told of), and
+        each as no more than a quarter more than that limit: a fault says little of how high normal ones reach.
 
         Infinite until a key has `warmup` scores and its tail has been fitted."""
         slots, scores = slot_numbers(slots), floats(scores)

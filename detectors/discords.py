@@ -230,6 +230,17 @@ def _farther(
     return best
 
 
+@compiled("boolean(float64[:,::1], int64, int64)")
+def _still(ring: Floats, count: int, length: int) -> bool:
+    """Whether no sensor moved within the newest stretch."""
+    history = ring.shape[1]
+    for j in range(ring.shape[0]):
+        for back in range(1, length):
+            if ring[j, (count - 1 - back) % history] != ring[j, (count - 1) % history]:
+                return False
+    return count >= length
+
+
 @compiled("void(float64[::1], int64, int64, int64, float64[::1])")
 def _compare(ring: Floats, newest: int, lag: int, length: int, found: Floats) -> None:
     """How far the newest stretch lies above the one so far back: on the mean, where that is most (signed; the newest
@@ -277,6 +288,11 @@ def _score_learn(
     lags = np.zeros(neighbours, np.int64)
     for i in range(values.shape[0]):
         slot = slots[i]
+        if not np.isfinite(values[i]).any() and _still(ring[slot], count[slot], length):
+            since[i] = times[
+                i
+            ]  # a whole stretch is bridged: more of it would only take the place of examples
+            continue
         place = count[slot] % history
         before = (count[slot] - 1) % history
         run = runs[slot, before] + 1 if count[slot] else 1

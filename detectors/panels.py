@@ -20,7 +20,7 @@ TOLD = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Readings as `score_learn` takes them, and how many with a value their keys had so far, themselves among them."""
+    """Readings as `score_learn` takes them, and how many with a value their keys had so far, itself among them."""
 
     slots: Slots
     values: Floats

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
@@ -43,8 +42,8 @@ def combined(votes: Floats, rule: Combination, weights: Floats) -> Floats:
 
 
 def improbability(scores: Floats, votes: Floats, rule: Combination, weights: Floats) -> Floats:
-    """-log10 of the probability (n,) that `combined` gives as much as these scores (n,) where nothing is wrong, if each
-    vote is the log-probability that it says and none has to do with another.
+    """-log10 of the probability (n,) that `combined` gives as much as these scores (n,) where nothing is wrong, if
+    each vote is the log-probability that it says and none has to do with another.
 
     A mean is gamma distributed (of weights that differ nearly so, with the same mean and variance: Satterthwaite,
     Biometrics Bulletin 1946); so many votes from a score on are binomial. Needs somebody to vote.
@@ -65,7 +64,8 @@ def improbability(scores: Floats, votes: Floats, rule: Combination, weights: Flo
     else:
         taken, count = _taken(rule, voting), voting.sum(axis=0)
         chance = special.betainc(taken, count - taken + 1.0, 10.0**-scores)
-    return np.minimum(-np.log10(np.maximum(chance, _LEAST)), _LARGEST)
+    found: Floats = np.minimum(-np.log10(np.maximum(chance, _LEAST)), _LARGEST)
+    return found
 
 
 def _taken(rule: Combination, voting: Mask) -> NDArray[np.int64]:

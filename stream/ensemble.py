@@ -93,12 +93,11 @@ class Lane:
     """What its model took, added up until somebody takes it away."""
 
     def sees(self, columns: Floats) -> Mask:
-        """Which readings, columns (n, n_columns), bring a value that it looks at: of any other it has nothing to say."""
+        """Which readings, columns (n, n_columns), bring a value that it looks at: of others it has nothing to say."""
         told = np.isfinite(self.shown(columns))
         if self.timed is not None and not self.timed.all():
             told = told[:, ~self.timed]
-        seen: Mask = told.any(axis=1)
-        return seen
+        return np.asarray(told.any(axis=1), dtype=np.bool_)
 
     def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> tuple[Floats, Mask]:
         """What decides, of scores (n,) and the limits (n,) that it is held against; and where it is no probability
@@ -186,8 +185,9 @@ class Why(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What an ensemble found in a part: scores (n,) by detector (NaN where it abstains or is unhealthy), its own (n,),
-    the thresholds they were held against (n,; infinite where all abstain), and alert events with their reasons."""
+    """What an ensemble found in a part: scores (n,) by detector (NaN where it abstains or is unhealthy), its own
+    (n,), the thresholds they were held against (n,; infinite where all abstain), and alert events with their
+    reasons."""
 
     scores: Mapping[str, Floats]
     seen: Mapping[str, Mask]

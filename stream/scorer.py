@@ -68,7 +68,8 @@ class _Found:
 class Scored:
     """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
     thresholds by detector (and of all combined, where they decide together; NaN and infinite where it does not
-    score the machine, or abstains, for it has no value of the reading), the alert events in order, and the slots whose state changed."""
+    score the machine, or abstains: it has no value of the reading), the alert events in order, and the slots
+    whose state changed."""
 
     batch: Batch
     slots: Slots
