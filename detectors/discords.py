@@ -232,13 +232,13 @@ def _farther(
 
 @compiled("boolean(float64[:,::1], int64, int64)")
 def _still(ring: Floats, count: int, length: int) -> bool:
-    """Whether no sensor moved within the newest stretch."""
+    """Whether no sensor moved within the newest stretch, or there was no reading yet."""
     history = ring.shape[1]
     for j in range(ring.shape[0]):
         for back in range(1, length):
             if ring[j, (count - 1 - back) % history] != ring[j, (count - 1) % history]:
                 return False
-    return count >= length
+    return count >= length or count == 0
 
 
 @compiled("void(float64[::1], int64, int64, int64, float64[::1])")
@@ -304,6 +304,10 @@ def _score_learn(
             missing = not np.isfinite(values[i, j])
             if missing:
                 value = ring[slot, j, before] if count[slot] > 1 else 0.0
+            elif seen[slot, j] == 0 and count[slot] > length + length // 2 and not ring[slot, j].any():
+                value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+                ring[slot, j] = value  # it was never heard: that it was 0 before is made up
+                squares[slot, j] = 0.0
             else:
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
             ring[slot, j, place] = value

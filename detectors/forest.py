@@ -248,6 +248,8 @@ def _score_learn(
     scaled = np.empty(n_sensors)
     for i in range(values.shape[0]):
         slot = slots[i]
+        if not np.isfinite(values[i]).any():
+            continue
         for j in range(n_sensors):
             missing[j] = not np.isfinite(values[i, j])
             scaled[j] = _scaled(values[i, j], scale, count[slot, j], low[slot, j], high[slot, j])
