@@ -286,6 +286,7 @@ def _score_learn(
 ) -> None:
     history = ring.shape[2]
     lags = np.zeros(neighbours, np.int64)
+    late = length + neighbours * max(1, length // 2) + 2  # by then a sensor that is there was compared
     for i in range(values.shape[0]):
         slot = slots[i]
         if not np.isfinite(values[i]).any() and _still(ring[slot], count[slot], length):
@@ -304,10 +305,10 @@ def _score_learn(
             missing = not np.isfinite(values[i, j])
             if missing:
                 value = ring[slot, j, before] if count[slot] > 1 else 0.0
-            elif seen[slot, j] == 0 and count[slot] > length + length // 2 and not ring[slot, j].any():
+            elif seen[slot, j] == 0 and count[slot] > late and not ring[slot, j].any():
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
                 ring[slot, j] = value  # it was never heard: that it was 0 before is made up
-                squares[slot, j] = 0.0
+                squares[slot, j], mean[slot, j] = 0.0, -1.0
             else:
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
             ring[slot, j, place] = value
@@ -319,6 +320,11 @@ def _score_learn(
                 square = _farther(runs[slot], squares[slot, j], count[slot], length, lags)
                 nearest = lags[neighbours - 1]
             if missing or not np.isfinite(square):
+                continue
+            if mean[slot, j] < 0.0:  # heard late: it is not compared before it has stretches of its own
+                mean[slot, j] -= 1.0
+                if mean[slot, j] < -(length + length // 2):
+                    mean[slot, j] = 0.0
                 continue
             example = ring[slot, j, (place - nearest) % history]
             distance = np.sqrt(square / length)

@@ -42,6 +42,11 @@ def judge(found: Scorer, values: Floats, start: int = 0) -> Scored:
     return found.process(batch, start + np.arange(n))
 
 
+def clock(n: int) -> Floats:
+    """A time each minute."""
+    return floats(START + MINUTE * np.arange(n))
+
+
 def quiet(n: int = N, *, gone: slice | None = None, seed: int = 7, sensors: int = 2) -> Floats:
     """Normal readings; the first sensor is missing for a while."""
     values = np.random.default_rng(seed).normal(10.0, 1.0, (n, sensors))
@@ -72,7 +77,7 @@ CALIBRATED: dict[str, Any] = {"calibration": Calibration(), "alert": AlertRule(p
     [
         ({"z": AdaptiveZ(inputs=("a",))}, CALIBRATED),
         ({"z": AdaptiveZ(inputs=("a",))}, {**CALIBRATED, "alert": AlertRule(budget=0.01)}),
-        ({"z": AdaptiveZ(inputs=("a",))}, {"calibration": CONFORMAL, "alert": AlertRule(probability=0.0011)}),
+        ({"z": AdaptiveZ(inputs=("a",))}, {"calibration": CONFORMAL, "alert": AlertRule(probability=0.0011, hold=3)}),
         ({"knn": KNN(inputs=("a",))}, {}),
         ({"p": LeftMatrixProfile(inputs=("a",))}, CALIBRATED),
     ],
@@ -251,9 +256,9 @@ def test_auto_looks_at_readings_with_values_only(sensors: int) -> None:
     holed = floats(np.vstack([none, values[:2000], none, none, values[2000:]]))
     names = ("a", "b", "c")[:sensors]
     made = Auto().build(names)
-    made.score_learn(np.zeros(len(holed), np.int64), holed, START + MINUTE * np.arange(len(holed)))
+    made.score_learn(np.zeros(len(holed), np.int64), holed, clock(len(holed)))
     whole = Auto().build(names)
-    whole.score_learn(np.zeros(4000, np.int64), values, START + MINUTE * np.arange(4000))
+    whole.score_learn(np.zeros(4000, np.int64), values, clock(4000))
     assert made.explain(0).split(":")[0] == whole.explain(0).split(":")[0]
     one, other = made.snapshot(SLOT), whole.snapshot(SLOT)
     for name in ("count", "distinct"):
@@ -266,18 +271,18 @@ def test_stretches_keep_their_examples_while_a_sensor_is_missing() -> None:
     values = quiet(1200, sensors=1)
     holed = floats(np.vstack([values[:600], np.full((5000, 1), np.nan), values[600:]]))
     made = LeftMatrixProfile(history=1000).build(("a",))
-    scores = made.score_learn(np.zeros(len(holed), np.int64), holed, START + MINUTE * np.arange(len(holed)))
+    scores = made.score_learn(np.zeros(len(holed), np.int64), holed, clock(len(holed)))
     whole = LeftMatrixProfile(history=1000).build(("a",))
-    usual = whole.score_learn(np.zeros(1200, np.int64), values, START + MINUTE * np.arange(1200))
+    usual = whole.score_learn(np.zeros(1200, np.int64), values, clock(1200))
     assert scores[-600:].max() < 1.2 * usual[600:].max()
 
 
 def test_stretches_of_a_sensor_that_was_never_heard_before_are_not_compared_with_nothing() -> None:
     values = quiet(2000, gone=slice(0, 1000))
     made = LeftMatrixProfile(history=1000).build(("a", "b"))
-    scores = made.score_learn(np.zeros(2000, np.int64), values, START + MINUTE * np.arange(2000))
+    scores = made.score_learn(np.zeros(2000, np.int64), values, clock(2000))
     whole = LeftMatrixProfile(history=1000).build(("a", "b"))
-    usual = whole.score_learn(np.zeros(2000, np.int64), quiet(2000), START + MINUTE * np.arange(2000))
+    usual = whole.score_learn(np.zeros(2000, np.int64), quiet(2000), clock(2000))
     assert scores[1000:].max() < 1.2 * usual[1000:].max()
 
 
