@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detectors import KNN, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile
+from detectors import KNN, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile, RandomCutForest
 from detectors.automatic import Auto
 from detectors.base import Floats
 from detectors.calibration import Calibration
 from detectors.features import Calendar
 from detectors.kernels import floats
+from detectors.registry import TRAINABLE
+from stream.alerts import ModelInfo
 from stream.backtest import fresh_scorer
 from stream.combining import combined, improbability
+from stream.gates import RollbackWhen
 from stream.readings import Batch
+from stream.recipes import online_info
+from stream.retrain_rule import Drift, Retrain
 from stream.rules import AlertRule, Combination, Learning
 from stream.scorer import Scored, Scorer
-from stream.topology import Source, Topology
+from stream.topology import RegistryModel, Source, Topology
 
 START, MINUTE, N = 1_700_000_000.0, 60.0, 3000
 GONE = slice(1000, 2000)
@@ -249,6 +254,48 @@ def test_of_a_reading_without_any_value_nobody_says_anything() -> None:
     assert opened(found, GONE.start) == []
 
 
+@pytest.mark.parametrize("combine", [None, Combination()], ids=["alone", "combined"])
+def test_a_shadow_abstains_with_its_champion_and_no_reading_counts_as_an_error(
+    combine: Combination | None,
+) -> None:
+    bound = RegistryModel(
+        model="models:/m@champion",
+        inputs=("a",),
+        rollback_when=RollbackWhen(errors="> 0"),
+        fit=TRAINABLE["isolation_forest"](),
+        retrain=Retrain(drift=Drift(of="score", every=1)),
+    )
+    topology = Topology(
+        name="t",
+        source=Source(sensors=("a", "b")),  # type: ignore[arg-type]
+        detectors={"m": bound, "zb": AdaptiveZ(inputs=("b",))},
+        calibration=Calibration(),
+        combine=combine,
+        health=None,
+    )
+
+    def model() -> Any:
+        return AdaptiveZ().build(("a",))
+
+    info = [ModelInfo("m", str(i), f"sha256:{i}", "z") for i in (1, 2)]
+    zb = topology.detectors["zb"]
+    assert isinstance(zb, AdaptiveZ)
+    found = Scorer(topology, {"m": (model(), info[0]), "zb": (zb.build(("b",)), online_info(zb))})
+    found.admit(["m"], {})
+    found.shadow("m", model(), info[1], reference={}, identity="x")
+    found.beside.swapped("m", back=False)
+    values = quiet(gone=GONE)
+    watched = 0
+    for start in range(0, N, 500):
+        scored = judge(found, values[start : start + 500], start)
+        watched += sum(len(rows) for rows, _ in scored.watched["m"])
+        found.beside.observe(scored)
+    total = found.beside.shadows["m"].comparison.total
+    assert (total.readings, total.agreement, total.unscored) == (N - 1000, 1.0, 0)
+    assert found.beside.probations["m"].verdict is None
+    assert N - 1020 < watched <= N - 1000, "nor does the watch for drift see a score"
+
+
 @pytest.mark.parametrize("sensors", [1, 3])
 def test_auto_looks_at_readings_with_values_only(sensors: int) -> None:
     values = quiet(4000, sensors=sensors)
@@ -294,3 +341,11 @@ def test_trees_of_one_sensor_fill_no_window_without_it() -> None:
     np.testing.assert_array_equal(
         scores[600:], whole.score_learn(np.zeros(1000, np.int64), values, np.arange(1000.0))
     )
+
+
+def test_a_forest_takes_a_sensor_that_is_first_heard_late_for_no_fault() -> None:
+    values = quiet(2000, gone=slice(0, 1000))
+    made, whole = RandomCutForest().build(("a", "b")), RandomCutForest().build(("a", "b"))
+    scores = made.score_learn(np.zeros(2000, np.int64), values, clock(2000))
+    usual = whole.score_learn(np.zeros(2000, np.int64), quiet(2000), clock(2000))
+    assert np.quantile(scores[1000:1064], 0.9) < 1.2 * np.quantile(usual[1000:], 0.9)
