@@ -344,8 +344,9 @@ def test_trees_of_one_sensor_fill_no_window_without_it() -> None:
 
 
 def test_a_forest_takes_a_sensor_that_is_first_heard_late_for_no_fault() -> None:
-    values = quiet(2000, gone=slice(0, 1000))
-    made, whole = RandomCutForest().build(("a", "b")), RandomCutForest().build(("a", "b"))
-    scores = made.score_learn(np.zeros(2000, np.int64), values, clock(2000))
-    usual = whole.score_learn(np.zeros(2000, np.int64), quiet(2000), clock(2000))
-    assert np.quantile(scores[1000:1064], 0.9) < 1.2 * np.quantile(usual[1000:], 0.9)
+    """A place of zeros was left by its first value as far as anything can be."""
+    for seed in range(3):
+        values = quiet(1200, gone=slice(0, 1000), seed=seed, sensors=3)
+        made = RandomCutForest().build(("a", "b", "c"))
+        scores = made.score_learn(np.zeros(1200, np.int64), values, clock(1200))
+        assert scores[1000:].max() < made.threshold
