@@ -13,7 +13,10 @@ from stream.endings import ALERTS
 from stream.rules import COMBINED
 from stream.topology import HEALTH, RegistryModel, Topology
 
-__all__ = ["online_info", "recipes"]
+__all__ = ["SHADOWS", "online_info", "recipes"]
+
+SHADOWS = "shadow:"
+"""How the names of tables begin that are of shadows."""
 
 
 def recipes(topology: Topology) -> dict[str, str]:
@@ -42,6 +45,8 @@ def recipes(topology: Topology) -> dict[str, str]:
         found[f"alert:{name}"] = "3"
         if topology.alert.budget is not None:
             found[f"budget:{name}"] = repr(topology.alert.openings) + calibration
+    if topology.registry_models:
+        found[SHADOWS] = "2"  # of any model: those of a calibration count what was offered
     if topology.calibration is not None:
         for name in members:
             by_model = "/by model" if name in topology.registry_models else ""

@@ -17,6 +17,7 @@ from stream.alerts import ModelInfo
 from stream.ensemble import Ensemble, Lane, Part, Stateful
 from stream.feedback import Feedback
 from stream.probation import Probation
+from stream.recipes import SHADOWS
 from stream.retraining import Retraining
 from stream.rules import COMBINED
 from stream.topology import Topology
@@ -28,7 +29,7 @@ __all__ = ["Beside", "Shadow"]
 
 _SLOWEST = 5.0
 """Seconds for a batch; a shadow that takes longer is dropped."""
-_SHADOW, _PROBATION = "shadow:", "probation:"
+_SHADOW, _PROBATION = SHADOWS, "probation:"
 
 
 class _Echo:
