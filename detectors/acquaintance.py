@@ -69,7 +69,8 @@ class Acquaintance:
         )
 
     def look(self, slots: Slots, values: Floats, times: Floats) -> NDArray[np.int64]:
-        """Readings of each key up to each of these (n,), itself among them; the first ones are looked at."""
+        """Readings of each key that brought a value, up to each of these (n,), itself among them; the first ones are
+        looked at."""
         table, counts = self._table, np.zeros(len(slots), np.int64)
         table.reserve(slots)
         columns = (table["count"], table["first"], table["last"], table["correlation"], table["discrete"])
@@ -169,9 +170,10 @@ def _look(
 ) -> None:
     for i in range(values.shape[0]):
         slot = slots[i]
-        count[slot] += 1
+        told = np.isfinite(values[i]).any()
+        count[slot] += told
         counts[i] = count[slot]
-        if count[slot] > look:
+        if count[slot] > look or not told:
             continue
         if count[slot] == 1:
             first[slot] = times[i]

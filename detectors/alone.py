@@ -75,7 +75,7 @@ class Alone:
         for number, (calibrator, model) in enumerate(zip(self._calibrators, self._stretches, strict=True)):
             score = model.score_learn(rows.slots, rows.values, rows.times, rows.learn)
             warm = rows.counts > getattr(model, "warmup_readings", 0)
-            surprises[number] = calibrator.score_learn(rows.slots, score, rows.learn, warm=warm)
+            surprises[number] = calibrator.score_learn(rows.slots, score, rows.calibrating, warm=warm)
             mean += surprises[number] / len(self._stretches)
         limit = _IMPROBABLE + _RARER * np.log10(np.maximum(rows.counts, _FEW) / 1000.0)
         return np.where(mean < limit, mean / limit, 1.0 + mean - limit), surprises.argmax(axis=0)

@@ -70,25 +70,29 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         assumes one anyway."""
         return math.inf if self.method == "evt" else math.log10(self.history + 1)
 
-    def build(self, source: str = "") -> Calibrator:
+    def build(self, source: str = "", *, after: int | None = None) -> Calibrator:
         """A calibrator that has seen nothing. `source` identifies what gives the scores, where that may change:
-        the history of another source is then not put back."""
-        return Calibrator(self, source)
+        the history of another source is then not put back. `after`: so many scores of a key are its detector's
+        warm-up, and scores of 0 among later ones are news; None: see `warm` of `score_learn`."""
+        return Calibrator(self, source, after)
 
 
 class Calibrator:
     """State per key: the last scores in a ring, 4 bytes each, and the fitted tail; 4 kB at the defaults."""
 
-    def __init__(self, recipe: Calibration, source: str = "") -> None:
+    def __init__(self, recipe: Calibration, source: str = "", after: int | None = None) -> None:
         self._recipe = recipe
         self.reach = recipe.reach
         self._source = zlib.crc32(source.encode())
+        self._after = -1 if after is None else after
         columns = {
             "count": Column(np.int64),
             "ring": Column(np.float32, (recipe.history,)),
             "fitted": Column(np.int64),
             "tail": Column(np.float64, (4,)),
         }
+        if after is not None:
+            columns["offered"] = Column(np.int64)
         if source:
             columns["source"] = Column(np.int64, (), self._source)
         self._table = Table(columns)
@@ -105,9 +109,9 @@ class Calibrator:
         """Surprise (n,) of scores (n,) in arrival order, each judged by its key's history, then added to it.
 
         At least 0, at most 30; `unknown` while warming up. Scores of 0 before a key's first other one are taken for
-        those of a detector's warm-up and left out, but where `warm` (n,) is set: a sensor that never moved scores 0
-        for ever, and is to be told when it does. Splitting a call anywhere changes nothing; `learn` as in
-        `Model`. About 1 µs per score, and 5 µs with a history of 20,000.
+        those of a detector's warm-up and left out, but where `warm` (n,) is set, or after those that `build` was
+        told of: a sensor that never moved scores 0 for ever, and is to be told when it does. Splitting a call
+        anywhere changes nothing; `learn` as in `Model`. About 1 µs per score, and 5 µs with a history of 20,000.
         """
         slots, scores = slot_numbers(slots), floats(scores)
         recipe, table = self._recipe, self._table
@@ -122,6 +126,8 @@ class Calibrator:
             table["ring"],
             table["fitted"],
             table["tail"],
+            self._offered(),
+            self._after,
             recipe.warmup,
             recipe.quantile,
             recipe.largest_shape,
@@ -135,8 +141,8 @@ class Calibrator:
         self, slots: Slots, scores: Floats, surprise: float, least: float, learn: Mask | None = None
     ) -> Floats:
         """The score (n,) that is a surprise so great, by each key's history before each of these scores, and at least
-        `least`; then they are added to it, also those of 0 (leave a warm-up out by `learn`), and each as no more than
-        a quarter more than that limit: a fault says little of how high normal ones reach.
+        `least`; then they are added to it, also those of 0 (but none of the warm-up that `build` was told of), and
+        each as no more than a quarter more than that limit: a fault says little of how high normal ones reach.
 
         Infinite until a key has `warmup` scores and its tail has been fitted."""
         slots, scores = slot_numbers(slots), floats(scores)
@@ -151,6 +157,8 @@ class Calibrator:
             table["ring"],
             table["fitted"],
             table["tail"],
+            self._offered(),
+            self._after,
             recipe.warmup,
             recipe.quantile,
             recipe.largest_shape,
@@ -160,8 +168,14 @@ class Calibrator:
         )
         return found
 
+    def _offered(self) -> NDArray[np.int64]:
+        """Scores that were to be learned so far, where a warm-up is counted."""
+        found: NDArray[np.int64] = self._table["offered"] if self._after >= 0 else np.zeros(0, np.int64)
+        return found
+
     def snapshot(self, slots: Slots) -> Rows:
-        """`count` and `fitted` (k,), `ring` (k, history), `tail` (k, 4), and `source` (k,) where one is stated."""
+        """`count` and `fitted` (k,), `ring` (k, history), `tail` (k, 4), and `source` and `offered` (k,) where they
+        are asked for."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
@@ -226,7 +240,7 @@ def _remember(
 
 @compiled(
     "void(int64[::1], float64[::1], boolean[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1],"
-    " float64[:,::1], int64, float64, float64, boolean, boolean, float64[::1])"
+    " float64[:,::1], int64[::1], int64, int64, float64, float64, boolean, boolean, float64[::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -237,6 +251,8 @@ def _score_learn(
     ring: NDArray[np.float32],
     fitted: NDArray[np.int64],
     tail: Floats,
+    offered: NDArray[np.int64],
+    after: int,
     warmup: int,
     quantile: float,
     largest_shape: float,
@@ -272,13 +288,17 @@ def _score_learn(
                 surprise[i] = -np.log10(share)
                 if above == 0:
                     surprise[i] = max(surprise[i], by_tail)
-        if learn[i] and (seen > 0 or score != 0.0 or warm[i]):
+        if not learn[i]:
+            continue
+        if after >= 0:
+            offered[slot] += 1
+        if seen > 0 or score != 0.0 or warm[i] or 0 <= after < offered[slot]:
             _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)
 
 
 @compiled(
-    "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64,"
-    " float64, float64, float64, float64, float64[::1])"
+    "void(int64[::1], float64[::1], boolean[::1], int64[::1], float32[:,::1], int64[::1], float64[:,::1], int64[::1],"
+    " int64, int64, float64, float64, float64, float64, float64[::1])"
 )
 def _limits(
     slots: Slots,
@@ -288,6 +308,8 @@ def _limits(
     ring: NDArray[np.float32],
     fitted: NDArray[np.int64],
     tail: Floats,
+    offered: NDArray[np.int64],
+    after: int,
     warmup: int,
     quantile: float,
     largest_shape: float,
@@ -304,6 +326,8 @@ def _limits(
             excess = np.expm1(shape * beyond) / shape if shape > 0.0 else beyond
             scale = max(row[_SCALE], _FINE * abs(row[_THRESHOLD]))
             found[i] = max(row[_THRESHOLD] + scale * excess, least)
-        if learn[i]:
+        if learn[i] and after >= 0:
+            offered[slot] += 1
+        if learn[i] and (after < 0 or offered[slot] > after):
             score = np.float32(min(scores[i], _MOST * found[i]))
             _remember(slot, score, count, ring, fitted, tail, warmup, quantile, largest_shape)

@@ -29,8 +29,9 @@ class RandomCutForest(Detector, frozen=True, kw_only=True):
     Every tree holds the key's latest `tree_size` readings; a cut's sensor is drawn in proportion to the side
     of the bounding box, here in sigmas of a running variance, so units do not matter. Boxes are computed where
     they are needed, not kept. A reading is scored as if it were inserted; then it is, and the oldest leaves. A
-    missing sensor counts as its running mean. With `shingle` above 1 the point is the latest so many
-    readings, which shows a jump between values that are each normal.
+    missing sensor counts as its running mean, and so does one that is first heard late, until it had ten values.
+    With `shingle` above 1 the point is the latest so many readings, which shows a jump between values that are
+    each normal.
 
     Fails on points in the middle of the others (a wave that stands still at its mean), where anomalies fill a
     good part of `tree_size` (they become the normal) and where many sensors are irrelevant. It is the dearest
@@ -198,6 +199,12 @@ def _score_learn(
             value = mean[slot, j]
             if np.isfinite(values[i, j]):
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+                if counter[slot, 0] == places - 1 and count[slot, j] < _TRUSTED_AFTER:  # first heard late
+                    if count[slot, j] == 0:  # no tree cuts by it yet: in all points it is what it is now
+                        for a in range(j, n_axes, n_sensors):
+                            points[slot, :, a] = point[a] = value
+                    else:
+                        value = mean[slot, j]
             point[n_axes - n_sensors + j] = value
             expected[i, j] = mean[slot, j] if count[slot, j] else np.nan
             weight = 1.0 / max(np.sqrt(variance[slot, j]), _LEAST_SIGMA, 1e-9 * abs(mean[slot, j]))
@@ -236,7 +243,7 @@ def _score_learn(
         for j in range(n_sensors):
             if not np.isfinite(values[i, j]):
                 continue
-            deviation = point[n_axes - n_sensors + j] - mean[slot, j]
+            deviation = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE) - mean[slot, j]
             most = _CLIP * np.sqrt(variance[slot, j])
             if most > 0 and count[slot, j] >= _TRUSTED_AFTER:
                 deviation = min(max(deviation, -most), most)

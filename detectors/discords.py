@@ -230,6 +230,17 @@ def _farther(
     return best
 
 
+@compiled("boolean(float64[:,::1], int64, int64)")
+def _still(ring: Floats, count: int, length: int) -> bool:
+    """Whether no sensor moved within the newest stretch, or there was no reading yet."""
+    history = ring.shape[1]
+    for j in range(ring.shape[0]):
+        for back in range(1, length):
+            if ring[j, (count - 1 - back) % history] != ring[j, (count - 1) % history]:
+                return False
+    return count >= length or count == 0
+
+
 @compiled("void(float64[::1], int64, int64, int64, float64[::1])")
 def _compare(ring: Floats, newest: int, lag: int, length: int, found: Floats) -> None:
     """How far the newest stretch lies above the one so far back: on the mean, where that is most (signed; the newest
@@ -275,8 +286,14 @@ def _score_learn(
 ) -> None:
     history = ring.shape[2]
     lags = np.zeros(neighbours, np.int64)
+    late = length + neighbours * max(1, length // 2) + 2  # by then a sensor that is there was compared
     for i in range(values.shape[0]):
         slot = slots[i]
+        if not np.isfinite(values[i]).any() and _still(ring[slot], count[slot], length):
+            since[i] = times[
+                i
+            ]  # a whole stretch is bridged: more of it would only take the place of examples
+            continue
         place = count[slot] % history
         before = (count[slot] - 1) % history
         run = runs[slot, before] + 1 if count[slot] else 1
@@ -288,6 +305,10 @@ def _score_learn(
             missing = not np.isfinite(values[i, j])
             if missing:
                 value = ring[slot, j, before] if count[slot] > 1 else 0.0
+            elif seen[slot, j] == 0 and count[slot] > late and not ring[slot, j].any():
+                value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
+                ring[slot, j] = value  # it was never heard: that it was 0 before is made up
+                squares[slot, j], mean[slot, j] = 0.0, -1.0
             else:
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
             ring[slot, j, place] = value
@@ -299,6 +320,11 @@ def _score_learn(
                 square = _farther(runs[slot], squares[slot, j], count[slot], length, lags)
                 nearest = lags[neighbours - 1]
             if missing or not np.isfinite(square):
+                continue
+            if mean[slot, j] < 0.0:  # heard late: it is not compared before it has stretches of its own
+                mean[slot, j] -= 1.0
+                if mean[slot, j] < -(length + length // 2):
+                    mean[slot, j] = 0.0
                 continue
             example = ring[slot, j, (place - nearest) % history]
             distance = np.sqrt(square / length)

@@ -27,9 +27,10 @@ class HalfSpaceTrees(Detector, frozen=True, kw_only=True):
 
     Tan, Ting and Liu, "Fast anomaly detection for streaming data", IJCAI 2011. Trees are built by river's
     own builder, and scores equal those of `river.anomaly.HalfSpaceTrees` with the same settings to the last
-    bit (`scale: minmax`: of `MinMaxScaler() | HalfSpaceTrees`), as long as the key's first reading is
-    complete: river knows only the sensors of its first reading, this knows all. A missing sensor follows
-    river's rule, into the child visited more often.
+    bit (`scale: minmax`: of `MinMaxScaler() | HalfSpaceTrees`), as long as readings are complete. Where a sensor is
+    missing, readings go to both sides of its splits in the shares of the last window, so that these are still known
+    when it returns; river's go to the side visited more often, which in time takes them all, and makes half of
+    normal an anomaly then.
 
     Scores are 0 until a key has filled its first window. How high they reach depends on `height` and the number
     of sensors; of normal readings one in a thousand lies above 0.72 (nine sensors, Shuttle) to 0.92 (one
@@ -205,6 +206,16 @@ def _scaled(value: float, scale: bool, count: int, low: float, high: float) -> f
     return (value - low) / (high - low) if high != low else 0.0
 
 
+@compiled("int64(int32[::1], int32[::1], int64)")
+def _side(reference: NDArray[np.int32], latest: NDArray[np.int32], left: int) -> int:
+    """Which of two children lacks most of its share in the last window (D'Hondt's rule); without one, of half."""
+    right = left + 1
+    if reference[left] == 0 and reference[right] == 0:
+        return right if latest[right] < latest[left] else left
+    lacks, other = reference[left] * (latest[right] + 1), reference[right] * (latest[left] + 1)
+    return right if other > lacks else left
+
+
 @compiled(
     "void(int64[::1], float64[:,::1], boolean[::1], int64[:,::1], float64[:,::1], int32[:,:,::1], int32[:,:,::1],"
     " int64[:,::1], int64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], int64, boolean,"
@@ -237,6 +248,8 @@ def _score_learn(
     scaled = np.empty(n_sensors)
     for i in range(values.shape[0]):
         slot = slots[i]
+        if not np.isfinite(values[i]).any():
+            continue
         for j in range(n_sensors):
             missing[j] = not np.isfinite(values[i, j])
             scaled[j] = _scaled(values[i, j], scale, count[slot, j], low[slot, j], high[slot, j])
@@ -254,7 +267,7 @@ def _score_learn(
                     sensor = features[t, node]
                     left = 2 * node + 1
                     if missing[sensor]:
-                        node = left + (latest[slot, t, left] < latest[slot, t, left + 1])
+                        node = _side(reference[slot, t], latest[slot, t], left)
                     else:
                         node = left if scaled[sensor] < splits[t, node] else left + 1
                         drops[i, sensor] += max(0.0, mass - 2.0 * power * reference[slot, t, node])
@@ -284,7 +297,7 @@ def _score_learn(
                 sensor = features[t, node]
                 left = 2 * node + 1
                 if missing[sensor]:
-                    node = left + (latest[slot, t, left] < latest[slot, t, left + 1])
+                    node = _side(reference[slot, t], latest[slot, t], left)
                 else:
                     node = left if scaled[sensor] < splits[t, node] else left + 1
                 latest[slot, t, node] += 1

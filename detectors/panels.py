@@ -20,13 +20,19 @@ TOLD = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Readings as `score_learn` takes them, and how many their keys had so far, themselves among them."""
+    """Readings as `score_learn` takes them, and how many with a value their keys had so far, itself among them."""
 
     slots: Slots
     values: Floats
     times: Floats
     learn: Mask
     counts: Floats
+
+    @property
+    def calibrating(self) -> Mask:
+        """Which readings (n,) calibrate: those to be learned that bring a value; of others a score says nothing."""
+        seen: Mask = self.learn & np.isfinite(self.values).any(axis=1)
+        return seen
 
 
 class Stateful(Protocol):

@@ -70,8 +70,8 @@ class Several:
             scores = model.score_learn(slots, rows.values[at], rows.times[at], learn)
             limits = np.full(len(at), model.threshold)
             if model is self._examples:
-                counted = (rows.counts[at] > self._settled) & np.isfinite(rows.values[at]).any(axis=1)
-                own = self._limits.limits(slots, scores, _RARELY, model.threshold, learn & counted)
+                counted = (rows.counts[at] > self._settled) & rows.calibrating[at]
+                own = self._limits.limits(slots, scores, _RARELY, model.threshold, counted)
                 limits = np.where(np.isfinite(own) & used[at, -1], own, limits)
             found[at, number] = scores / limits
             if model is not self._examples:

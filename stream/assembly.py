@@ -13,6 +13,7 @@ from detectors.openings import Openings
 from stream.alerts import ModelInfo
 from stream.binding import Binding
 from stream.ensemble import Ensemble, Lane
+from stream.inputs import timed_columns
 from stream.rules import COMBINED
 from stream.topology import Topology
 
@@ -39,13 +40,17 @@ class Assembly:
         machines = topology.detectors[name].machines
         binding = Binding(machines) if machines else None
         trained = name in topology.registry_models
+        timed = np.isin(shown, sorted(timed_columns(topology.features)))
+        after = getattr(model, "warmup_readings", 0)
         if topology.calibration is not None:
-            calibrator = topology.calibration.build(info.digest if trained else "")
-            return Lane(name, model, info, self._improbable(), calibrator, inputs, binding, trained)
+            calibrator = topology.calibration.build(info.digest if trained else "", after=after)
+            return Lane(
+                name, model, info, self._improbable(), calibrator, inputs, binding, trained, timed=timed
+            )
         limit = model.threshold if stated is None else stated
         rarely = topology.limited.get(name, 0.0)
-        limiter = LIMITER.build() if rarely else None
-        return Lane(name, model, info, limit, None, inputs, binding, trained, limiter, rarely)
+        limiter = LIMITER.build(after=after) if rarely else None
+        return Lane(name, model, info, limit, None, inputs, binding, trained, limiter, rarely, timed)
 
     def _improbable(self) -> float:
         return -math.log10(self._topology.alert.probability or _DEFAULT_PROBABILITY)

@@ -285,7 +285,7 @@ class Checkpoint:
             kept = {
                 name
                 for name in columns
-                if recipes is None or past is None or past.get(name) == _recipe(recipes, name)
+                if recipes is None or past is None or _recipe(past, name) == _recipe(recipes, name)
             }
             forgotten |= set(columns) - kept
             groups.append(Group(names, {name: columns[name] for name in columns if name in kept}))

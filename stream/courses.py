@@ -29,7 +29,7 @@ def courses(
         weighs = (
             weights.get(lane.name, 1.0) * float(scores[lane.name][row]) if lane.name in scores else np.nan
         )
-        better = lane.sees(width) & (weighs > most)
+        better = lane.looks_at(width) & (weighs > most)
         most[better] = weighs
         told = _told(lane, row, time, width) if better.any() else found
         found = [new if mine else old for new, old, mine in zip(told, found, better, strict=True)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -150,9 +151,9 @@ def show_outcome(
     if not episodes:
         series = recording.series()
         for detector, scores in series.scores.items():
-            if len(scores):
-                limit = series.thresholds[detector][-1]
-                console.print(f"  {detector}: highest score {scores.max():.3g}, threshold {limit:.3g}")
+            if len(scored := np.flatnonzero(np.isfinite(scores))):
+                limit, highest = series.thresholds[detector][scored[-1]], scores[scored].max()
+                console.print(f"  {detector}: highest score {highest:.3g}, threshold {limit:.3g}")
     rows = quality_rows(recording.series(), episodes, table.labels, skip=skip)
     if rows:
         console.print(_grid(rows))

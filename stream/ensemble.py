@@ -30,6 +30,7 @@ from stream import log
 from stream.alerting import AlertTable, Event, EventKind, Place
 from stream.alerts import ModelInfo
 from stream.binding import Binding
+from stream.combining import combined, improbability
 from stream.readings import Batch
 from stream.rules import COMBINED, AlertRule, Combination, Learning
 
@@ -85,21 +86,28 @@ class Lane:
     """What finds the score that normal readings of a machine reach so rarely: none below is anomalous."""
     rarely: float = 0.0
 
+    timed: Mask | None = None
+    """Which of its columns follow from the time alone, and so tell nothing of the machine; None: none."""
+
     seconds: float = 0.0
     """What its model took, added up until somebody takes it away."""
 
-    def calibrated(
-        self, slots: Slots, scores: Floats, learn: Mask, limits: Floats, numbers: NDArray[np.int64]
-    ) -> tuple[Floats, Mask]:
+    def sees(self, columns: Floats) -> Mask:
+        """Which readings, columns (n, n_columns), bring a value that it looks at: of others it has nothing to say."""
+        told = np.isfinite(self.shown(columns))
+        if self.timed is not None and not self.timed.all():
+            told = told[:, ~self.timed]
+        return np.asarray(told.any(axis=1), dtype=np.bool_)
+
+    def calibrated(self, slots: Slots, scores: Floats, learn: Mask, limits: Floats) -> tuple[Floats, Mask]:
         """What decides, of scores (n,) and the limits (n,) that it is held against; and where it is no probability
-        yet. `numbers` (n,) of the machine's readings.
+        yet.
 
         While a key's calibration warms up, a score from the threshold that a model was trained with counts as
         `limits` x score / threshold, and any other as 0."""
         if self.calibrator is None:
             return scores, np.zeros(len(scores), np.bool_)
-        warm = self._is_warm(numbers)
-        surprise = self.calibrator.score_learn(slots, scores, learn, warm=warm, unknown=np.nan)
+        surprise = self.calibrator.score_learn(slots, scores, learn, unknown=np.nan)
         unknown = np.isnan(surprise)
         if not unknown.any():
             return surprise, unknown
@@ -109,22 +117,17 @@ class Lane:
             standing = np.where(ratio >= 1.0, np.minimum(limits * ratio, _LARGEST), 0.0)
         return np.where(unknown, standing, surprise), unknown
 
-    def limits(self, slots: Slots, scores: Floats, learn: Mask, numbers: NDArray[np.int64]) -> Floats:
-        """The least score (n,) that can be anomalous; `numbers` (n,) of the machine's readings."""
+    def limits(self, slots: Slots, scores: Floats, learn: Mask) -> Floats:
+        """The least score (n,) that can be anomalous."""
         if self.limiter is None:
             return np.full(len(scores), -np.inf)
-        learn = learn & self._is_warm(numbers)
         return self.limiter.limits(slots, scores, self.rarely, self.threshold, learn)
-
-    def _is_warm(self, numbers: NDArray[np.int64]) -> Mask:
-        warm: Mask = numbers > getattr(self.model, "warmup_readings", 0)
-        return warm
 
     def shown(self, columns: Floats) -> Floats:
         """What it looks at, of columns (n, n_columns)."""
         return columns if self.inputs is None else columns.take(self.inputs, axis=1)
 
-    def sees(self, width: int) -> Mask:
+    def looks_at(self, width: int) -> Mask:
         """Which of so many columns it is shown."""
         seen = np.zeros(width, np.bool_)
         seen[slice(None) if self.inputs is None else self.inputs] = True
@@ -182,10 +185,13 @@ class Why(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What an ensemble found in a part: scores (n,) by detector (NaN where it is unhealthy), its own (n,), the
-    thresholds they were held against (n,), and alert events with their reasons."""
+    """What an ensemble found in a part: scores (n,) by detector (NaN where it abstains or is unhealthy), its own
+    (n,), the thresholds they were held against (n,; infinite where all abstain), and alert events with their
+    reasons."""
 
     scores: Mapping[str, Floats]
+    seen: Mapping[str, Mask]
+    """By detector, the readings (n,) of which it had a value; of the others it abstains."""
     decided: Floats
     thresholds: Floats
     events: Sequence[tuple[Event, Why]]
@@ -195,7 +201,7 @@ class Decision:
     released: Sequence[int] = ()
     """Rows after which other readings of the key are learned than before, without an event."""
     raw: Mapping[str, Floats] = field(default_factory=dict)
-    """Scores (n,) of the trained detectors before calibration."""
+    """Scores (n,) of the trained detectors before calibration; NaN where they abstain."""
     learned: Mask | None = None
     """Which readings (n,) were learned: no alert is open, and nobody works on the machine."""
 
@@ -361,47 +367,48 @@ class Ensemble:
             learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
         scores, raw, unhealthy, unknown = {}, {}, [], np.zeros(len(slots), np.bool_)
+        seen = {lane.name: lane.sees(part.columns) for lane in self.lanes}
         for lane in self.lanes:
             before = lane.model.snapshot(slots) if careful else {}
+            scores[lane.name] = np.full(len(slots), np.nan)
             try:
-                scores[lane.name] = _scored(lane, part, learn)
+                found = _scored(lane, part, learn)
             except ModelUnavailable:
-                scores[lane.name] = np.full(len(slots), np.nan)
                 unhealthy.append(lane.name)
                 continue
-            if not np.isfinite(scores[lane.name]).all():
+            if not np.isfinite(found).all():
                 if not careful:
                     raise DetectorFailed(lane.name, "gave a score that is not finite")
                 lane.model.restore(slots, before)
-                unhealthy.append(lane.name)
-                scores[lane.name] = np.full(len(slots), np.nan)  # an infinite score decides as little
-            else:
-                if lane.trained:
-                    raw[lane.name] = scores[lane.name]
-                limits = np.maximum(limits, lane.limits(slots, scores[lane.name], learn, part.numbers))
-                scores[lane.name], early = lane.calibrated(
-                    slots, scores[lane.name], learn, limits, part.numbers
-                )
-                unknown |= early
-        decided = self._combined(scores, len(slots))
-        if self._calibrator is not None and np.isfinite(decided).all():  # else nobody is healthy
-            decided = self._calibrator.score_learn(slots, decided, learn, warm=~unknown, unknown=np.nan)
-            unknown |= np.isnan(decided)
-            decided = np.nan_to_num(decided)
-        if self._openings is not None and np.isfinite(decided).all():
-            kept = self._openings.thresholds(slots, decided, batch.times, limits, learn & ~unknown)
-            limits = np.where(unknown, limits, kept)
+                unhealthy.append(lane.name)  # an infinite score decides as little as none
+                continue
+            at = np.flatnonzero(seen[lane.name])
+            if lane.trained:
+                raw[lane.name] = np.where(seen[lane.name], found, np.nan)
+            limits[at] = np.maximum(limits[at], lane.limits(slots[at], found[at], learn[at]))
+            scores[lane.name][at], early = lane.calibrated(slots[at], found[at], learn[at], limits[at])
+            unknown[at] |= early
+        decided, unknown = self._together(scores, slots, learn, unknown)
+        told = np.flatnonzero(np.isfinite(decided))
+        if self._openings is not None and len(told):
+            known = ~unknown[told]
+            kept = self._openings.thresholds(
+                slots[told], decided[told], batch.times[told], limits[told], learn[told] & known
+            )
+            limits[told] = np.where(known, kept, limits[told])
+        limits[~np.logical_or.reduce(list(seen.values()))] = np.inf
         if not self._warned:
-            self._warn(limits[~unknown])
+            self._warn(limits[np.isfinite(limits) & ~unknown])
         counted = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
-        told = self.alerts.decide(limits, slots, batch.times, counted, place)
-        events = [event for event in told if event.kind is not EventKind.RELEASED]
-        released = [event.index for event in told if event.kind is EventKind.RELEASED]
+        changes = self.alerts.decide(limits, slots, batch.times, counted, place)
+        events = [event for event in changes if event.kind is not EventKind.RELEASED]
+        released = [event.index for event in changes if event.kind is EventKind.RELEASED]
         rows = np.array([event.index for event in events], dtype=np.int64)
         reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
         return Decision(
             scores,
+            seen,
             decided,
             limits,
             list(zip(events, reasons, strict=True)),
@@ -426,24 +433,32 @@ class Ensemble:
             hint="alerts so rare follow from a fitted tail, as with evt; a longer calibration.history counts them",
         )
 
-    def _combined(self, scores: Mapping[str, Floats], size: int) -> Floats:
-        """One score (n,) of all detectors that gave one; NaN where none did."""
+    def _together(
+        self, scores: Mapping[str, Floats], slots: Slots, learn: Mask, unknown: Mask
+    ) -> tuple[Floats, Mask]:
+        """One score (n,) of all detectors that gave one, NaN where none did; and where it is no probability yet.
+
+        The second calibration learns from whole votes only. One that lacks a voice is no rarer than by that history,
+        nor than it were if the remaining detectors had nothing to do with each other."""
         if self._combination is None:
-            return scores[self.lanes[0].name]
-        columns = np.array([scores[lane.name] for lane in self.lanes])
-        healthy = np.isfinite(columns).all(axis=1)
-        if not healthy.any():
-            return np.full(size, np.nan)
-        columns = columns[healthy]
-        if self._combination.method == "max":
-            return np.asarray(columns.max(axis=0), dtype=np.float64)
-        if self._combination.method == "k_of_n":
-            k = min(self._combination.k, len(columns))
-            return np.asarray(np.sort(columns, axis=0)[-k], dtype=np.float64)
-        weights, mean = self._weights()[healthy], np.zeros(size)
-        for weight, column in zip(weights.tolist(), columns, strict=True):  # one order of adding, at any size
-            mean += weight * column
-        return np.asarray(mean / max(weights.sum(), 1e-12), dtype=np.float64)
+            return scores[self.lanes[0].name], unknown
+        votes = np.array([scores[lane.name] for lane in self.lanes])
+        decided = combined(votes, self._combination, self._weights())
+        at = np.flatnonzero(np.isfinite(decided))
+        if self._calibrator is None or not len(at):
+            return decided, unknown
+        votes, whole = votes[:, at], np.isfinite(votes[:, at]).all(axis=0)
+        surprise = self._calibrator.score_learn(
+            slots[at], decided[at], learn[at] & whole, warm=~unknown[at], unknown=np.nan
+        )
+        unknown = unknown.copy()
+        unknown[at] |= np.isnan(surprise) & whole
+        if not whole.all():
+            part = ~whole
+            alone = improbability(decided[at[part]], votes[:, part], self._combination, self._weights())
+            surprise[part] = np.fmin(surprise[part], alone)
+        decided[at] = np.nan_to_num(surprise)
+        return decided, unknown
 
     def _weights(self) -> Floats:
         stated = {} if self._combination is None else self._combination.weights
@@ -482,7 +497,7 @@ class Ensemble:
         weighs = np.full(len(rows), -1.0)
         for weight, lane in zip(self._weights().tolist(), self.lanes, strict=True):
             own = np.nan_to_num(weight * scores[lane.name][rows])
-            better = lane.sees(len(self._floors))[columns] & (own > weighs)
+            better = lane.looks_at(len(self._floors))[columns] & (own > weighs)
             weighs[better] = own[better]
             most[better], usual[better] = np.nan, np.nan
             if isinstance(lane.model, StretchModel) and better.any():
@@ -502,7 +517,7 @@ class Ensemble:
         weights = np.nan_to_num(weights)
         shares = np.einsum("lk,lkj->kj", weights, np.array([why.shares for why in found]))
         total = np.abs(shares).sum(axis=1, keepdims=True)
-        seen = np.array([lane.sees(len(self._floors)) for lane in self.lanes])
+        seen = np.array([lane.looks_at(len(self._floors)) for lane in self.lanes])
         strongest = np.where(seen[:, None, :], weights[:, :, None], -1.0).argmax(
             axis=0
         )  # of those that see it

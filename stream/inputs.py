@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from detectors.features import Feature
 from stream.settings import Settings, is_name
 
-__all__ = ["expanded", "feature_problems", "units_of"]
+__all__ = ["expanded", "feature_problems", "timed_columns", "units_of"]
 
 
 def expanded(names: Sequence[str], features: Mapping[str, Feature]) -> tuple[str, ...]:
@@ -36,6 +36,20 @@ def units_of(sensors: Mapping[str, str | None], features: Mapping[str, Feature])
         if feature.keeps_unit and len(units) == 1 and (unit := units.pop()) is not None:
             found[name] = unit
     return found
+
+
+def timed_columns(features: Mapping[str, Feature]) -> frozenset[str]:
+    """The columns of features that follow from a reading's time alone.
+
+    >>> from detectors.features import Calendar, Lag
+    >>> sorted(timed_columns({"day": Calendar(calendar="weekend"), "before": Lag(of="flow", lag=24)}))
+    ['day']
+    """
+    found: set[str] = set()
+    for name, feature in features.items():
+        if found.issuperset(feature.reads):
+            found.update(feature.columns(name))
+    return frozenset(found)
 
 
 def feature_problems(settings: Settings) -> Iterator[str]:

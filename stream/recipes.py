@@ -13,7 +13,10 @@ from stream.endings import ALERTS
 from stream.rules import COMBINED
 from stream.topology import HEALTH, RegistryModel, Topology
 
-__all__ = ["online_info", "recipes"]
+__all__ = ["SHADOWS", "online_info", "recipes"]
+
+SHADOWS = "shadow:"
+"""How the names of tables begin that are of shadows."""
 
 
 def recipes(topology: Topology) -> dict[str, str]:
@@ -32,7 +35,7 @@ def recipes(topology: Topology) -> dict[str, str]:
         seen = "/".join(meaning[column] for column in topology.inputs(name))
         found[f"model:{name}"] = seen + ("" if fixed else online_info(spec).digest)  # type: ignore[arg-type]
         if name in topology.limited:
-            found[f"limit:{name}"] = found[f"model:{name}"]
+            found[f"limit:{name}"] = f"2/{found[f'model:{name}']}"
     calibration, members = repr(topology.calibration), list(topology.detectors)
     found["rates"] = ""
     found[ALERTS] = "3"  # of any name: what a detector left open that is no more must be closed
@@ -42,10 +45,12 @@ def recipes(topology: Topology) -> dict[str, str]:
         found[f"alert:{name}"] = "3"
         if topology.alert.budget is not None:
             found[f"budget:{name}"] = repr(topology.alert.openings) + calibration
+    if topology.registry_models:
+        found[SHADOWS] = "2"  # of any model: those of a calibration count what was offered
     if topology.calibration is not None:
         for name in members:
             by_model = "/by model" if name in topology.registry_models else ""
-            found[f"calibration:{name}"] = calibration + found[f"model:{name}"] + by_model
+            found[f"calibration:{name}"] = "2/" + calibration + found[f"model:{name}"] + by_model
         if topology.combine is not None and topology.combine.calibrate:
             each = [found[f"calibration:{name}"] for name in members]
             found[f"calibration:{COMBINED}"] = "/".join([repr(topology.combine), *each])

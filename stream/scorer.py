@@ -68,7 +68,8 @@ class _Found:
 class Scored:
     """What came of a batch: the rows that were scored (aligned), their slots and offsets, scores and
     thresholds by detector (and of all combined, where they decide together; NaN and infinite where it does not
-    score the machine), the alert events in order, and the slots whose state changed."""
+    score the machine, or abstains: it has no value of the reading), the alert events in order, and the slots
+    whose state changed."""
 
     batch: Batch
     slots: Slots
@@ -189,7 +190,8 @@ class Scorer:
         for order, ensemble in enumerate(self._ensembles.values()):
             for piece, decision in ensemble.judge(part, careful=careful):
                 for name, scores in decision.scores.items():
-                    found.put(name, rows[piece], scores, np.full(len(piece), self.lanes[name].threshold))
+                    limits = np.where(decision.seen[name], self.lanes[name].threshold, np.inf)
+                    found.put(name, rows[piece], scores, limits)
                 found.put(ensemble.name, rows[piece], decision.decided, decision.thresholds)
                 self._watch(decision, part, piece, rows, found)
                 found.unhealthy += [
@@ -212,7 +214,7 @@ class Scorer:
         for name, watch in self.beside.retraining.watches.items():
             if name not in decision.raw or decision.learned is None:
                 continue
-            kept = np.flatnonzero(decision.learned)
+            kept = np.flatnonzero(decision.learned & decision.seen[name])
             scores = decision.raw[name][kept, None]
             values = scores if watch.of_scores else self.lanes[name].shown(part.columns[piece[kept]])
             found.watched.setdefault(name, []).append((rows[piece[kept]], values))

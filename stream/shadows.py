@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Mask, Model, ModelUnavailable, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
 from stream.agreement import Comparison, Readings
 from stream.alerting import EventKind
 from stream.alerts import ModelInfo
 from stream.ensemble import Ensemble, Lane, Part, Stateful
 from stream.feedback import Feedback
 from stream.probation import Probation
+from stream.recipes import SHADOWS
 from stream.retraining import Retraining
 from stream.rules import COMBINED
 from stream.topology import Topology
@@ -30,19 +31,18 @@ _SLOWEST = 5.0
 """Seconds for a batch; a shadow that takes longer is dropped."""
 _FAILS = 100
 """Readings without a score of it, more than with one, after which a shadow is dropped."""
-_SHADOW, _PROBATION = "shadow:", "probation:"
+_SHADOW, _PROBATION = SHADOWS, "probation:"
 
 
 class _Echo:
-    """Stands in for a detector that has scored already: its score is the one that it is shown."""
+    """Stands in for a detector that has scored already: its score is the one that it is shown. Shown none, its lane
+    abstains."""
 
     sensors: tuple[str, ...] = ("score",)
     threshold: float = np.inf
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
-        if np.isnan(values).any():
-            raise ModelUnavailable("gave no score")
-        return values[:, 0].copy()
+        return np.nan_to_num(values[:, 0])
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
         return Contributions(np.zeros((len(rows), 1)), np.full((len(rows), 1), np.nan))
@@ -234,6 +234,8 @@ class Beside:
             decides = COMBINED if self._topology.combine is not None else detector
             opened[list(scored.opened.get(decides, ()))] = True
             mine = np.arange(n) if lane.binding is None else np.flatnonzero(lane.binding.of(scored.slots))
+            abstains = np.isnan(scored.scores[detector]) & np.isinf(scored.thresholds[detector])
+            mine = mine[~abstains[mine]]
             if len(mine) and detector in self.probations:
                 unscored = np.isnan(scored.scores[detector][mine])
                 machines = [scored.batch.machines[i] for i in mine.tolist()]

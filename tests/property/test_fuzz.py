@@ -135,7 +135,9 @@ def decode_score(topology: Topology, deliveries: Sequence[Delivery]) -> Counter[
     assert not scored.unhealthy
     for scores in scored.scores.values():
         assert scores.shape == (len(scored.batch),)
-        assert np.isfinite(scores).all()
+        assert not np.isinf(scores).any()
+        nothing = np.isnan(scored.batch.values).all(axis=1)
+        assert np.array_equal(np.isnan(scores), nothing), "who sees nothing abstains, and nobody else"
     for index, error in [*rejected, *scored.refused]:
         assert_refusal(error, deliveries[index])
     assert {index for index, _ in scored.refused} <= used

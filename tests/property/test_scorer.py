@@ -63,6 +63,15 @@ RULES: dict[str, dict[str, Any]] = {
         "combine": Combination(method="k_of_n"),
         "alert": AlertRule(probability=0.05, close_after=1, maintenance=(MAINTENANCE,)),
     },
+    "some": {
+        "calibration": CALIBRATION,
+        "alert": AlertRule(probability=0.05, hold=2, within=3, close_after=1),
+    },
+    "some_together": {
+        "calibration": CALIBRATION,
+        "combine": Combination(weights={"trees": 0.5}),
+        "alert": AlertRule(probability=0.1, close_after=1),
+    },
     "features": {"features": FEATURES},
     "features_together": {
         "features": FEATURES,
@@ -80,6 +89,10 @@ def recipes(rule: str) -> dict[str, Any]:
         return {"knn": KNN(warmup=10, k=3), "z": DETECTORS["z"]}
     if "calibration" in RULES[rule]:
         found = {name: structs.replace(recipe, threshold=None) for name, recipe in found.items()}
+    if rule.startswith("some"):  # which abstain where it is missing
+        found = {n: structs.replace(recipe, inputs=("b",)) for n, recipe in found.items() if n != "trees"} | {
+            "trees": found["trees"]
+        }
     if "features" in RULES[rule]:
         found = {n: structs.replace(recipe, inputs=INPUTS.get(n, ())) for n, recipe in found.items()}
     return found
@@ -155,7 +168,7 @@ def process(
         scorer.admit(scorer.residents.missing(batch.machines), {})
         scored = scorer.process(batch, offsets[batch.messages])
         for name, column in scored.scores.items():
-            scores[name] += column.tolist()
+            scores[name] += np.nan_to_num(column, nan=-1.0).tolist()  # who abstained: -1, which equals itself
         alerts += scored.alerts
         refused += [part[index].offset for index, _ in scored.refused]
         if restart:

@@ -124,6 +124,20 @@ def test_state_of_a_changed_recipe_is_forgotten_and_all_keys_are_written_anew(tm
     assert set(components(reload(path, changed))) == {"model:a", "recent"}
 
 
+def test_state_of_a_sort_of_tables_goes_by_the_recipe_of_the_sort(tmp_path: Path) -> None:
+    """Shadows come and go, by names of their own."""
+    path = tmp_path / "t.checkpoint"
+    table = {"shadow:m:x:model:a": state(2)["model:a"]}
+    for past, now, kept in ((None, None, True), (None, "2", False), ("2", "2", True), ("2", "3", False)):
+        path.unlink(missing_ok=True)
+        before, after = ({**RECIPES, **({} if it is None else {"shadow:": it})} for it in (past, now))
+        with opened(path, before) as checkpoint:
+            checkpoint.commit(changes([0, 1], table))
+        assert (set(components(reload(path, after))) == set(table)) == kept
+        for left in tmp_path.iterdir():
+            left.unlink()
+
+
 def test_second_worker_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path / "t.checkpoint"), pytest.raises(CheckpointError, match="another worker"):
         Checkpoint(tmp_path / "t.checkpoint", "t", RECIPES)
