@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Contributions, Floats, Mask, Model, Rows, Slots
+from detectors.base import Contributions, Floats, Mask, Model, ModelUnavailable, Rows, Slots
 from stream.agreement import Comparison, Readings
 from stream.alerting import EventKind
 from stream.alerts import ModelInfo
