@@ -27,6 +27,8 @@ class _Record(msgspec.Struct):
     since: float | None = None
     until: float | None = None
     elapsed: Elapsed = msgspec.field(default_factory=Elapsed)
+    lasted: float = 0.0
+    """Seconds, once it is over."""
 
     def add(self, times: Floats, alerts: int, seconds: float) -> None:
         if not len(times):
@@ -79,7 +81,7 @@ class Probation:
             last.seconds + current.seconds,
             current.since if last.since is None else last.since,
             last.until if current.until is None else current.until,
-            Elapsed(longest=last.elapsed.longest + current.elapsed.longest),
+            lasted=last.lasted + current.elapsed.seconds,
         )
         self._state = _State(before=before)
 
@@ -109,6 +111,7 @@ class Probation:
             if last is not None:
                 if self._state.verdict is None:
                     self._state.before = None
+                current.lasted, current.elapsed = current.elapsed.seconds, Elapsed()
                 self._state.last, self._state.current = current, _Record()
             start = end
 
@@ -117,7 +120,7 @@ class Probation:
         if before is None or state.verdict is not None:
             return
         now, alerts = state.current, float(before.alerts)
-        alerts *= self._rule.within / max(before.elapsed.longest, self._rule.within)
+        alerts *= self._rule.within / max(before.lasted, self._rule.within)
         figures = {
             "alerts": (float(now.alerts), max(alerts, 1.0)),
             "errors": (float(now.errors), float(before.errors)),

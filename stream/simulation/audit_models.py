@@ -56,9 +56,15 @@ class _Span:
     alerts: int = 0
     since: float | None = None
     until: float | None = None
-    began: dict[str, float] = field(default_factory=dict)
-    """Each machine's first time."""
-    longest: float = 0.0
+    heard: dict[str, list[float]] = field(default_factory=dict)
+    """Each machine's first time, its newest one, and the count of readings at its last."""
+    count: int = 0
+
+    @property
+    def lasted(self) -> float:
+        """Seconds that half of those who are still heard lived through."""
+        lived = sorted(newest - first for first, newest, at in self.heard.values() if at > self.count / 2)
+        return lived[len(lived) // 2] if lived else 0.0
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Watch:
         """This command put another model in place."""
         last, current = self._last, self._current
         alerts = float(last.alerts + current.alerts)
-        alerts *= self.within / max(last.longest + current.longest, self.within)
+        alerts *= self.within / max(last.lasted + current.lasted, self.within)
         self._swap, self._before = None if receipt["verb"] == "rollback" else receipt["command"], alerts
         self._last, self._current = _Span(), _Span()
 
@@ -96,8 +102,10 @@ class Watch:
         now.alerts += opened
         if self._swap is not None and self._too_many(now.alerts):
             self.condemned.setdefault(self._swap, place)
-        now.longest = max(now.longest, time - now.began.setdefault(machine, time))
-        if now.longest >= self.within:
+        now.count += 1
+        first, newest, _ = now.heard.get(machine, (time, time, 0))
+        now.heard[machine] = [first, max(newest, time), now.count]
+        if time - first >= self.within <= now.lasted:
             if self._swap not in self.condemned:
                 self._swap = None
             self._last, self._current = now, _Span()

@@ -233,6 +233,36 @@ def test_a_machine_whose_clock_is_ahead_opens_no_gate() -> None:
     assert gate.unmet(found.window) == []
 
 
+def test_a_clock_that_jumps_ends_a_window_for_nobody_else() -> None:
+    """One of three machines is set forward by a day; and one that stopped holds up nothing."""
+    found = Comparison(readings=None, seconds=1000.0)
+    same, machines = np.full(150, 0.5), ["a", "b", "jumps"] * 50
+    times: Floats = np.repeat(np.arange(50.0) * 19.0, 3)
+    times[74::3] += 86_400.0
+    found.add(readings(same, same, times, machines))
+    assert found.window is None, "931 s have passed"
+    found.add(readings(np.full(9, 0.5), np.full(9, 0.5), 940.0 + 10.0 * np.arange(9), ["a"] * 9))
+    assert found.window is not None
+
+
+def test_of_many_machines_some_are_asked_and_those_that_stopped_give_way() -> None:
+    coming_and_going = Comparison(readings=None, seconds=3600.0)
+    same = np.full(101, 0.5)
+    for i in range(400):
+        names = [f"m{10 * (i // 10) + j}" for j in range(100)] + ["stays"]
+        coming_and_going.add(readings(same, same, np.full(101, 30.0 * i), names))
+    asked = coming_and_going.saved()["elapsed"]["machines"]
+    assert len(asked) <= 64
+    assert "stays" in asked
+    staying = Comparison(readings=None, seconds=3600.0)
+    for i in range(120):
+        staying.add(readings(same, same, np.full(101, 30.0 * i), [f"m{j}" for j in range(101)]))
+    assert staying.window is None
+    for i in range(120, 124):  # whom to ask is found out in the first rounds
+        staying.add(readings(same, same, np.full(101, 30.0 * i), [f"m{j}" for j in range(101)]))
+    assert staying.window is not None
+
+
 def test_window_of_few_readings_opens_no_gate() -> None:
     gate = PromoteWhen(window=1000.0, agreement=">= 0.9")
     found = Comparison(readings=None, seconds=gate.window)
