@@ -241,7 +241,7 @@ def test_a_clock_that_jumps_ends_a_window_for_nobody_else() -> None:
     times[74::3] += 86_400.0
     found.add(readings(same, same, times, machines))
     assert found.window is None, "931 s have passed"
-    found.add(readings(np.full(9, 0.5), np.full(9, 0.5), 940.0 + 10.0 * np.arange(9), ["a"] * 9))
+    found.add(readings(np.full(9, 0.5), np.full(9, 0.5), np.linspace(940.0, 1020.0, 9), ["a"] * 9))
     assert found.window is not None
 
 
