@@ -16,9 +16,6 @@ from stream.threads import in_thread
 
 __all__ = ["Roster"]
 
-_MANY = 16
-"""New machines for which memory is asked beside the event loop: some hosts take long to hand it out."""
-
 
 class Roster:
     """Brings machines from the store into a scorer's memory, and makes room there."""
@@ -50,8 +47,6 @@ class Roster:
         room = max(source.max_machines - self._ledger.machines, 0)
         self._scorer.admit(missing[:room], {})
         self._ledger.created(missing[:room])
-        if len(missing[:room]) >= _MANY:
-            await in_thread(self._scorer.furnish, missing[:room])
         await self._fetch_sisters([machine for machine in batch.machines if not residents.missing([machine])])
         if not (refused := set(missing[room:])):
             return batch, []

@@ -403,15 +403,6 @@ class Scorer:
         if self._health is None and (left := components.get(HEALTH)):
             self._unwatched += ended_with_health(self._topology, machines, slots, left, self._writer.past)
 
-    def furnish(self, machines: Sequence[str]) -> None:
-        """Write the fresh rows of machines that have just come: what nobody has written to has no memory yet. For a
-        thread, while nothing is scored."""
-        slots = self.residents.slots(machines)
-        for name, table in self._tables():
-            fresh = self._fresh[name]
-            if not any(row.dtype == object for row in fresh.values()):
-                table.restore(slots, {key: np.repeat(row, len(slots), 0) for key, row in fresh.items()})
-
     def _let_go(self, name: str, machines: Sequence[str], slots: Slots, rows: Rows) -> None:
         """End and forget the alerts of machines that are not scored any more: no reading could close them."""
         ensemble, unwatched_ = self._ensembles.get(name), np.ones(len(slots), np.bool_)
