@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import tempfile
@@ -14,7 +15,7 @@ from stream.checkpoint import Checkpoint, trouble
 from stream.errors import CheckpointError
 from stream.witness import copy_witness, held, set_witness
 
-__all__ = ["checkpoint_of", "copy", "in_use", "install", "put_aside", "snapshot"]
+__all__ = ["aside_of", "checkpoint_of", "copy", "in_use", "install", "put_aside", "snapshot"]
 
 _PARTS = ("", "-wal", "-shm")
 
@@ -115,6 +116,13 @@ def install(source: Path, path: Path, topology: str) -> Path | None:
         return replaced
 
 
+def aside_of(path: Path) -> Path:
+    """A name that tells when, for what stood at this path until now; nothing has it."""
+    now = path.with_name(f"{path.name}.{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    names = (now.with_name(now.name + (f"-{i}" if i else "")) for i in itertools.count())
+    return next(name for name in names if not name.exists())
+
+
 def put_aside(path: Path) -> Path | None:
     """Move a checkpoint away, so that its topology starts over; where it went. Raises CheckpointError in use."""
     with held(path):
@@ -127,7 +135,7 @@ def _move_away(path: Path) -> Path | None:
     """Rename the file, with its write-ahead log, to a name that tells when."""
     if not any(path.with_name(path.name + suffix).exists() for suffix in _PARTS):
         return None
-    aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    aside = aside_of(path)
     for suffix in _PARTS:
         part = path.with_name(path.name + suffix)
         if part.exists():

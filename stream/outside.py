@@ -92,9 +92,11 @@ class OutsideModel:
         whole = ~np.isnan(values).any(axis=1)
         if not whole.any():
             return scores
+        if self._child.dead:
+            self._restart()
         try:
             if not self._child.ready():
-                self._restart()
+                raise ModelUnavailable("is being started")
             scores[whole] = self._ask(values[whole])
         except ModelUnavailable:
             if self._child.dead:
@@ -128,8 +130,8 @@ class OutsideModel:
         log.limited("pinned_model_failed", self._folder.name, failures=self._failures)
 
     def _restart(self) -> None:
-        """Have it started, and say that it is not there yet."""
-        if self._child.dead and time.monotonic() >= self._next_start:
+        """Have it started once its pause is over, and say that it is not there yet: no further failure."""
+        if time.monotonic() >= self._next_start:
             self._child = _Child(self._folder, self._pin.method, self.sensors)
         raise ModelUnavailable("is being started")
 

@@ -149,7 +149,7 @@ def reset(topology: str, keep_state: bool, yes: bool, data: Path) -> None:
     have learned nothing; with --keep-state they know what they know, and only the place in the stream is forgotten.
     """
     from stream.checkpoint import Checkpoint
-    from stream.checkpoint_files import checkpoint_of, copy, put_aside
+    from stream.checkpoint_files import aside_of, checkpoint_of, copy, put_aside
     from stream.errors import CheckpointError
     from stream.state import Changes, StreamPosition
 
@@ -167,8 +167,7 @@ def reset(topology: str, keep_state: bool, yes: bool, data: Path) -> None:
         kept = f"; the old one is kept as {aside}" if aside else ""
         click.echo(f"{name} starts over: a stream is read from its oldest message{kept}")
         return
-    aside = path.with_name(f"{path.name}.before-reset")
-    aside.unlink(missing_ok=True)
+    aside = aside_of(path)
     copy(path, aside)
     opened = Checkpoint(path, name, None)
     try:

@@ -138,6 +138,11 @@ def test_reset_can_keep_the_state(plant: Plant) -> None:
     mmlw(plant, "reset", "plant", "--keep-state", "--yes")
     told = json.loads(mmlw(plant, "show", "plant", "--json").stdout)
     assert (told["next_message"], told["machines"]) == (0, 3)
+    mmlw(plant, "reset", "plant", "--keep-state", "--yes")
+    first, _ = sorted(plant.data.glob("plant.checkpoint.*"), key=lambda kept: kept.name)
+    mmlw(plant, "import", "plant", str(first))
+    told = json.loads(mmlw(plant, "show", "plant", "--json").stdout)
+    assert told["next_message"] == 300, "the second reset left the copy of the first alone"
 
 
 def test_reset_asks_first(plant: Plant) -> None:
