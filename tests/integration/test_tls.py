@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography import x509
 from pamqp import commands, frame
 
 from stream.brokers import connect
@@ -525,3 +526,16 @@ def test_unusable_file_leaves_with_2(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mmlw: --broker-ca: ")
     assert "Traceback" not in done.stderr
+
+
+def test_certificates_made_as_the_docs_say_sign_no_others(tmp_path: Path) -> None:
+    """Without a key usage, some brokers take what a machine signed with its own certificate."""
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    commands = next(part for part in text.split("```sh\n")[1:] if "openssl" in part).split("```")[0]
+    subprocess.run(["sh", "-e", "-c", commands], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("server", "worker"):
+        made = x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes())
+        usage = made.extensions.get_extension_for_class(x509.KeyUsage)
+        assert usage.critical
+        assert (usage.value.digital_signature, usage.value.key_cert_sign) == (True, False)
+        assert made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
