@@ -19,7 +19,7 @@ from stream.simulation.outcome import Outcome
 from stream.simulation.reference import Reference
 from stream.simulation.schedule import DEADLY
 
-__all__ = ["audit"]
+__all__ = ["audit", "check_any"]
 
 _DEATHS = 3
 """Processes that a reading kills before it is put aside."""
@@ -45,12 +45,7 @@ def audit(outcome: Outcome) -> list[str]:
     outside = any(fault.kind in DEADLY for fault in outcome.schedule.faults)
     if not outside and outcome.killed < _DEATHS * killers:
         found.append(f"{killers} readings were put aside after {outcome.killed} deaths: too few")
-    if not outcome.conserved:
-        found.append("received is not processed + dead-lettered + passed over")
-    for told, committed in outcome.miscounted:
-        found.append(f"{told:g} messages were counted in a life that committed {committed}")
-    if outcome.used_damage:
-        found.append("a damaged checkpoint was used")
+    found += check_any(outcome)
     if outcome.took_stranger:
         found.append("another stream was taken for the one that was read")
     least, most = lost
@@ -60,6 +55,18 @@ def audit(outcome: Outcome) -> list[str]:
         )
     if outcome.gaps and len(used) == len(outcome.published):
         found.append("a loss was told, and there was none")
+    return found
+
+
+def check_any(outcome: Outcome) -> list[str]:
+    """What is wrong of any run, whatever was sent."""
+    found: list[str] = []
+    if not outcome.conserved:
+        found.append("received is not processed + dead-lettered + passed over")
+    for told, committed in outcome.miscounted:
+        found.append(f"{told:g} messages were counted in a life that committed {committed}")
+    if outcome.used_damage:
+        found.append("a damaged checkpoint was used")
     return found
 
 

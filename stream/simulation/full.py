@@ -21,6 +21,7 @@ from detectors.health import Health
 from detectors.registry import ONLINE
 from stream.brokers.base import Delivery
 from stream.rules import AlertRule, Combination, Learning
+from stream.simulation.audit import check_any
 from stream.simulation.outcome import Outcome
 from stream.simulation.schedule import ODD, RAISING, START, Reading, Schedule
 from stream.topology import Sensor, Topology
@@ -149,12 +150,7 @@ def compare(outcome: Outcome, calm: Outcome) -> list[str]:
             found.append("the state differs: " + ", ".join(place))
     if stream and outcome.saved.position.last_offset != calm.saved.position.last_offset:
         found.append(f"the position is {outcome.saved.position}, not {calm.saved.position}")
-    if not outcome.conserved:
-        found.append("received is not processed + dead-lettered + passed over")
-    for told, committed in outcome.miscounted:
-        found.append(f"{told:g} messages were counted in a life that committed {committed}")
-    if outcome.used_damage:
-        found.append("a damaged checkpoint was used")
+    found += check_any(outcome)
     if outcome.killed:
         found.append(f"{outcome.killed} processes were killed by a reading that does not")
     return found
