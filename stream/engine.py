@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream.acts import Acts
 from stream.alerts import alert_message
+from stream.arrivals import UNNUMBERED
 from stream.backlog import LAG_INTERVAL, lag_of
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
@@ -259,7 +260,7 @@ class Engine:
             rejected = [item for item in rejected if item[0] not in twice]
         batch, crowded = await self._roster.admit(decoded, lambda: self._settle(intake))
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
-        offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
+        offsets = numbers if self._stream else np.where(batch.seqs != UNNUMBERED, batch.seqs, numbers)
         careful = self._suspects.careful
         try:
             before = self._clock.monotonic()

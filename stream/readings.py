@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats
+from stream.arrivals import UNNUMBERED
 from stream.brokers.base import Delivery, routing_word
 from stream.errors import ReadingRejected
 from stream.layouts import Row, rows_of, short
@@ -41,7 +42,7 @@ class Batch:
 
     `machines` n names; `times` (n,) epoch seconds; `values` (n, n_sensors), NaN where a sensor is missing;
     `messages` (n,) index of the delivery a row came from; `rows` (n,) its position within that message;
-    `seqs` (n,) what orders a machine's readings, -1 where it stated none.
+    `seqs` (n,) what orders a machine's readings, `UNNUMBERED` where it stated none.
     """
 
     machines: list[str]
@@ -310,9 +311,9 @@ def epoch_seconds(time: object) -> float:
 
 
 def _sequence(stated: object) -> int:
-    """A reading's number, -1 where it has none. Raises ReadingRejected."""
+    """A reading's number, `UNNUMBERED` where it has none. Raises ReadingRejected."""
     if stated is None:
-        return -1
+        return UNNUMBERED
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 <= stated < 2**63:
         raise ReadingRejected("bad_sequence", f"{short(stated)} is not a whole number from 0 to 2^63 - 1")
     return stated

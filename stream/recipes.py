@@ -24,6 +24,7 @@ def recipes(topology: Topology) -> dict[str, str]:
     sensors = "/".join(topology.source.names)
     narrow = topology.source.layout == "narrow"
     found = {"recent": sensors, "arrivals": topology.source.order_by + (sensors if narrow else "")}
+    found["lives"] = found["arrivals"]
     if narrow:
         found["align"] = sensors
     meaning = definitions(topology.source.names, topology.features)

@@ -434,7 +434,7 @@ def guarantee(topology: Topology) -> str:
     source = topology.source
     if source.queue is None:
         return "exactly once: a stream of our own, its position and the state in one checkpoint"
-    told = "rising times" if source.order_by == "time" else "a sequence number that never begins anew"
+    told = "rising times" if source.order_by == "time" else "a sequence number"
     once = (
         f"exactly once for machines that send {told}, at least once for others: acknowledged after the commit"
     )

@@ -147,8 +147,7 @@ async def ignore(_: object) -> None: ...
 GUARANTEES: dict[str, tuple[dict[str, Any], str]] = {
     "exclusive": (
         {},
-        "exactly once for machines that send a sequence number that never begins anew, at least once for others: "
-        "acknowledged after "
+        "exactly once for machines that send a sequence number, at least once for others: acknowledged after "
         "the commit, one reader (a quorum queue keeps others out only by x-single-active-consumer)",
     ),
     "by time": (
@@ -158,8 +157,7 @@ GUARANTEES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "shared": (
         {"exclusive": False},
-        "at least once: others may read the queue too; exactly once for machines that send a sequence number that "
-        "never begins anew, "
+        "at least once: others may read the queue too; exactly once for machines that send a sequence number, "
         "at least once for others: acknowledged after the commit if it has x-single-active-consumer",
     ),
     "stream": (

@@ -300,6 +300,12 @@ MUTANTS = (
         """        self._table.restore(slots, {**rows, "seq": np.full_like(rows["seq"], -1)})""",
     ),
     Mutant(
+        "what came before a counter began anew is processed again",
+        "stream.arrivals:Arrivals.judge",
+        " or (place <= past and time <= ended[key])",
+        "",
+    ),
+    Mutant(
         "what an operator accepted is not learned",
         "stream.alerting:AlertTable.is_open",
         "np.where(is_open, accepted == 0,",
