@@ -123,6 +123,11 @@ class Engine:
         self._showing.state()
 
     @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages for now."""
+        return self._broker.blocked
+
+    @property
     def position(self) -> StreamPosition:
         """The last message whose effect is in memory."""
         return self.ledger.processed
