@@ -241,13 +241,13 @@ MUTANTS = (
     Mutant(
         "a command that comes out of order is carried out",
         "stream.commands:Docket.term",
-        "if issued < self._last:",
+        "if issued < last:",
         "if False:",
     ),
     Mutant(
         "the order of commands begins anew with each process",
         "stream.commands:Docket.__init__",
-        "            self._follow(receipt)\n",
+        "            self._follow(receipt, now)\n",
         "            pass\n",
     ),
     Mutant(
