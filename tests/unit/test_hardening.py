@@ -147,7 +147,7 @@ def test_what_came_before_a_counter_began_anew_is_known_when_it_comes_again(
     """Also where it began anew several times, the last life being the shortest."""
 
     async def story() -> None:
-        begun = [int(200 * (1 - 0.5**i)) for i in range(restarts + 1)]
+        begun = [int(200 * (1 - 0.4**i)) for i in range(restarts + 1)]
         messages = [
             message("m", i, float(i % 5), seq=i - max(b for b in begun if b <= i)) for i in range(200)
         ]
