@@ -33,6 +33,7 @@ import numpy as np
 from detectors.base import Detector
 from detectors.registry import ONLINE
 from stream import log
+from stream.arrivals import UNNUMBERED
 from stream.brokers.base import Message
 from stream.brokers.memory import MemoryBroker, MemoryServer
 from stream.checkpoint import Checkpoint
@@ -89,7 +90,7 @@ def learned(topology: Topology, names: list[str]) -> Scorer:
             order = np.arange(n)
             values = rng.normal(size=(n, len(SENSORS)))
             batch = Batch(
-                part, np.full(n, START + step), values, order, np.zeros(n, np.int64), np.full(n, -1)
+                part, np.full(n, START + step), values, order, np.zeros(n, np.int64), np.full(n, UNNUMBERED)
             )
             scorer.process(batch, order + start)
     return scorer

@@ -15,6 +15,7 @@ import numpy as np
 
 from detectors import registry
 from detectors.base import Floats
+from stream.arrivals import UNNUMBERED
 from stream.backtest import fresh_scorer
 from stream.readings import Batch
 from stream.topology import Source, Topology
@@ -95,7 +96,7 @@ def outcome(kind: str, series: str, *, seed: int = 0) -> Outcome:
     )
     scorer = fresh_scorer(topology)
     scorer.admit(["m"], {})
-    none, rows = np.full(_N, -1, np.int64), np.arange(_N)
+    none, rows = np.full(_N, UNNUMBERED), np.arange(_N)
     times = np.asarray(_START + _EVERY * rows, np.float64)
     opened = []
     for part in np.array_split(rows, 8):

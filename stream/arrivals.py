@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from detectors.base import Floats, Rows, Slots
 from detectors.table import Column, Table
 
-__all__ = ["Arrivals", "Verdict"]
+__all__ = ["UNNUMBERED", "Arrivals", "Verdict"]
 
 Ints = NDArray[np.int64]
+
+UNNUMBERED = -(2**63)
+"""Instead of a sequence number, where a reading has none: below every number, also those of times before 1970."""
 
 
 class Verdict(IntEnum):
@@ -28,7 +31,11 @@ class Arrivals:
 
     A reading is a duplicate when its sequence number is not above the highest one, and its time not above the
     newest: a machine whose counter began anew goes on with newer times, and is not shut out. A reading without
-    a number (-1) is never one. It is late when it is more than `lateness` seconds older than the newest.
+    a number (`UNNUMBERED`) is never one. It is late when it is more than `lateness` seconds older than the newest.
+
+    `lives` keeps the newest time and the highest number of all that came before a counter last began anew: what a
+    queue brings again from there is a duplicate, too, though its number is above that of the present life. So a
+    clock that is put back after its counter began anew must not go back behind that time.
     """
 
     def __init__(self, width: int, lateness: float) -> None:
@@ -37,7 +44,15 @@ class Arrivals:
         self._table = Table(
             {
                 "time": Column(np.float64, (width,), -np.inf),
-                "seq": Column(np.int64, (width,), -1),
+                "seq": Column(np.int64, (width,), UNNUMBERED),
+                "row": Column(np.int64, (width,), -1),
+            }
+        )
+        # A table of its own: a checkpoint of before has none, and its machines start with one life.
+        self.lives = Table(
+            {
+                "time": Column(np.float64, (width,), -np.inf),
+                "seq": Column(np.int64, (width,), UNNUMBERED),
                 "row": Column(np.int64, (width,), -1),
             }
         )
@@ -51,26 +66,30 @@ class Arrivals:
         if not len(slots):
             return verdicts
         self._table.reserve(slots)
+        self.lives.reserve(slots)
         keys = slots * self._width + lanes
         newest, highest, last = (self._table[name].reshape(-1) for name in ("time", "seq", "row"))
+        ended, most, row_of_most = (self.lives[name].reshape(-1) for name in ("time", "seq", "row"))
         if not spared.any() and self._in_order(keys, times, seqs, rows):
             np.maximum.at(newest, keys, times)
-            numbered = seqs >= 0
+            numbered = seqs != UNNUMBERED
             highest[keys[numbered]], last[keys[numbered]] = seqs[numbered], rows[numbered]
             return verdicts
         each = zip(keys.tolist(), times.tolist(), seqs.tolist(), rows.tolist(), spared.tolist(), strict=True)
         for i, (key, time, seq, row, free) in enumerate(each):
             if free:
                 continue
-            numbered = seq >= 0
-            if numbered and (seq, row) <= (highest[key], last[key]) and time <= newest[key]:
-                verdicts[i] = Verdict.DUPLICATE
-                continue
+            if seq != UNNUMBERED:
+                place, top, past = (seq, row), (highest[key], last[key]), (most[key], row_of_most[key])
+                if (place <= top and time <= newest[key]) or (place <= past and time <= ended[key]):
+                    verdicts[i] = Verdict.DUPLICATE
+                    continue
+                if place <= top:  # and newer: the counter began anew
+                    ended[key], (most[key], row_of_most[key]) = newest[key], max(top, past)
+                highest[key], last[key] = place
             if time < newest[key] - self._lateness:
                 verdicts[i] = Verdict.LATE
             newest[key] = max(newest[key], time)
-            if numbered and ((seq, row) > (highest[key], last[key]) or time >= newest[key]):
-                highest[key], last[key] = seq, row
         return verdicts
 
     def snapshot(self, slots: Slots) -> Rows:
@@ -91,7 +110,7 @@ class Arrivals:
         before = np.where(first, newest, np.roll(t, 1))
         if not (t >= before).all():
             return False
-        if (s < 0).all():
+        if (s == UNNUMBERED).all():
             return True
         s0, r0 = np.where(first, highest, np.roll(s, 1)), np.where(first, last, np.roll(r, 1))
-        return bool(((s > s0) | ((s == s0) & (r > r0))).all() and (s >= 0).all())
+        return bool(((s > s0) | ((s == s0) & (r > r0))).all() and (s != UNNUMBERED).all())

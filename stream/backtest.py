@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
 from stream.alerts import Alert
+from stream.arrivals import UNNUMBERED
 from stream.errors import ConfigError, Problem
 from stream.histories import History, Order
 from stream.readings import Batch
@@ -125,7 +126,7 @@ def write_scores(path: Path, history: History, outcome: Outcome) -> None:
 
 def _one_by_one(n: int) -> Order:
     zeros = np.zeros(n, np.int64)
-    return Order(np.arange(n), zeros, np.full(n, -1, np.int64), np.arange(n), np.zeros(n, np.bool_))
+    return Order(np.arange(n), zeros, np.full(n, UNNUMBERED), np.arange(n), np.zeros(n, np.bool_))
 
 
 def _slices(messages: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -57,6 +57,8 @@ READ_ONLY: tuple[Verb, ...] = ("status", "audit", "predict")
 """Verbs that change nothing: they need neither a time nor an order."""
 CLOCK_SKEW = 60.0
 """Seconds that an issuer's clock may be ahead of the worker's."""
+_AHEAD = 5.0
+"""Of these, seconds that are usual: a clock that is more ahead has an order of its own."""
 _EXPIRES = 300.0
 _LONGEST = 86_400.0
 """Seconds a command may be good for: by default, and at the most."""
@@ -213,14 +215,16 @@ class Docket:
         operators: Sequence[str],
         receipts: Mapping[str, Receipt],
         audited: Iterable[Mapping[str, Any]],
+        now: float,
     ) -> None:
         self._operators = operators
         self._applied = {name: _ended(receipt) for name, receipt in receipts.items()}
         self._refused: dict[str, Receipt] = {}
-        self._last = 0.0
-        """When the last command of an operator was issued that was carried out."""
+        self._last = self._fast = 0.0
+        """When the last command of an operator was issued that was carried out: by clocks that are right, hardly
+        after it was; and as it said, which only a clock that is as far ahead is held against."""
         for receipt in receipts.values():
-            self._follow(receipt)
+            self._follow(receipt, now)
         for line in audited:
             if line.get("status") == "refused" and line.get("id") is not None:
                 known = {"command": line["id"], "verb": line["verb"], "body": line["digest"]}
@@ -280,23 +284,25 @@ class Docket:
             raise CommandRefused(
                 f"issued {issued - now:.0f} s in the future: set the clock of who sent it, or of this worker"
             )
-        if issued < self._last:
+        last = self._last if issued <= now + _AHEAD else self._fast
+        if issued < last:
             raise CommandRefused(
-                f"out of order: issued {self._last - issued:.3f} s before the last command that was carried out. "
+                f"out of order: issued {last - issued:.3f} s before the last command that was carried out. "
                 f"Send it again with a new id and time if it is still meant"
             )
         return term
 
-    def applied(self, receipt: Receipt) -> None:
+    def applied(self, receipt: Receipt, now: float) -> None:
         """Remember a command that was carried out."""
         self._applied[receipt["command"]] = receipt
-        self._follow(receipt)
+        self._follow(receipt, now)
         _forget(self._applied, _REMEMBERED)
 
-    def _follow(self, receipt: Receipt) -> None:
+    def _follow(self, receipt: Receipt, now: float) -> None:
         """Operators' commands have an order; what the worker did meanwhile by its own rules does not void them."""
         if receipt.get("via") != "worker":
-            self._last = max(self._last, float(receipt.get("issued", 0.0)))
+            issued = float(receipt.get("issued", 0.0))
+            self._last, self._fast = max(self._last, min(issued, now + _AHEAD)), max(self._fast, issued)
 
     def refused(self, receipt: Receipt) -> None:
         """Remember an operator's command that was refused, unless its id was used before."""

@@ -88,7 +88,7 @@ class Control:
         self._engine = engine
         self._broker = broker
         self._follower = Follower(topology, shelf=shelf, models=models, saved=saved.models, metrics=metrics)
-        self._docket = Docket(topology.operators, saved.commands, saved.audit)
+        self._docket = Docket(topology.operators, saved.commands, saved.audit, clock.now())
         self._verbs = Verbs(
             topology,
             engine,
@@ -266,7 +266,7 @@ class Control:
                 )
             )
             self._audit.written(lines)
-            self._docket.applied(dict(receipt))
+            self._docket.applied(dict(receipt), self._clock.now())
             self._count(asked, receipt)
             await answer(receipt)
 
@@ -361,7 +361,7 @@ class Control:
         learned = asked.verb in (*MODEL_VERBS, "accept", "label")
         pause = await self._engine.between_batches(act, settled=learned)
         self._audit.written(lines)
-        self._docket.applied(dict(receipt))
+        self._docket.applied(dict(receipt), self._clock.now())
         prepared.done()
         if prepared.work is not None:
             self._begun[receipt["command"]] = prepared.work

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream.acts import Acts
 from stream.alerts import alert_message
+from stream.arrivals import UNNUMBERED
 from stream.backlog import LAG_INTERVAL, lag_of
 from stream.brokers.base import Broker, Delivery, Intake, Message
 from stream.clock import Clock
@@ -120,6 +121,11 @@ class Engine:
         scorer.kin.know(set(saved.names).difference(saved.machines))
         metrics.paused.set(self.paused)
         self._showing.state()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages for now."""
+        return self._broker.blocked
 
     @property
     def position(self) -> StreamPosition:
@@ -259,7 +265,7 @@ class Engine:
             rejected = [item for item in rejected if item[0] not in twice]
         batch, crowded = await self._roster.admit(decoded, lambda: self._settle(intake))
         numbers = np.array([delivery.offset for delivery in fresh], dtype=np.int64)[batch.messages]
-        offsets = numbers if self._stream else np.where(batch.seqs >= 0, batch.seqs, numbers)
+        offsets = numbers if self._stream else np.where(batch.seqs != UNNUMBERED, batch.seqs, numbers)
         careful = self._suspects.careful
         try:
             before = self._clock.monotonic()

@@ -4,6 +4,7 @@ MmlwError
 ├── ConfigError          a topology file or setting is wrong; carries every problem found
 ├── BrokerError          the message broker
 │   ├── BrokerUnreachable    nothing answers, or the connection was lost: worth another try
+│   │   └── BrokerBlocked        it takes no messages for now: out of memory or disk
 │   ├── BrokerRefused        wrong password, missing permission, conflicting declaration: a person must act
 │   │   └── BrokerMissing    an exchange or queue that does not exist
 │   ├── Stalled              connected, but nothing is delivered although there is something to read
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "BrokerBlocked",
     "BrokerError",
     "BrokerMissing",
     "BrokerRefused",
@@ -81,6 +83,10 @@ class BrokerError(MmlwError):
 
 class BrokerUnreachable(BrokerError):
     """Nothing answers at the broker's address, or the connection was lost."""
+
+
+class BrokerBlocked(BrokerUnreachable):
+    """The broker takes no messages from this connection and said so (`connection.blocked`)."""
 
 
 class BrokerRefused(BrokerError):

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from detectors.base import Floats, Mask
+from stream.arrivals import UNNUMBERED
 from stream.capture_rule import PLACE_COLUMNS
 from stream.cells import check_widths, parse_numbers, unreadable
 from stream.dates import join_date_and_time, parse_dates
@@ -271,7 +272,7 @@ def _order(frame: pd.DataFrame) -> Order:
     return Order(
         frame["offset"].to_numpy(np.int64),
         frame["row"].to_numpy(np.int64),
-        np.full(n, -1, np.int64),
+        np.full(n, UNNUMBERED),
         np.arange(n),
         np.zeros(n, np.bool_),
     )

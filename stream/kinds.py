@@ -27,10 +27,16 @@ def detectors(kind: str | None, as_json: bool) -> None:
     KIND is a name such as adaptive_z. Online kinds learn as they go, and stand in a topology under
     `detectors`; trained ones stand under `fit` of a registry model.
     """
+    from detectors import registry
     from stream.errors import ConfigError, Problem
     from stream.validation import suggest
 
     known = _kinds()
+    for other in registry.installed():
+        try:
+            known[other] = ("online", registry.load_installed(other))
+        except ValueError as error:
+            click.echo(str(error), err=True)
     if kind is None:
         _list(known, as_json)
         return

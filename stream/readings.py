@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Floats
+from stream.arrivals import UNNUMBERED
 from stream.brokers.base import Delivery, routing_word
 from stream.errors import ReadingRejected
 from stream.layouts import Row, rows_of, short
@@ -30,9 +31,20 @@ Rejection = tuple[int, ReadingRejected]
 _Parts = tuple[str, float, Sequence[float], int]
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
-_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
-"""Control characters, line ends, what turns the direction of writing, halves of characters (no UTF-8 has them)."""
-_MACHINE = re.compile(rf"[^\s{_UNPRINTABLE}](?:[^{_UNPRINTABLE}]{{0,253}}[^\s{_UNPRINTABLE}])?")
+_UNPRINTABLE = (
+    r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
+    r"\u00ad\u061c\u180e\u200b\u200e\u200f\u2060-\u2065\u206a-\u206f\ufeff\ufff0-\ufffb\U000e0000-\U000e0fff"
+    r"\u070f\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+"""Control characters, line ends, what turns the direction of writing, halves of characters (no UTF-8 has them); and
+what nobody sees: two names that look alike would be two machines."""
+_JOINERS = r"\u200c\u200d"
+"""Invisible, too, but letters of some scripts need them between each other."""
+_BLANK = r"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+"""Characters of other sorts that show nothing by themselves: a name does not begin with them."""
+_MACHINE = re.compile(
+    rf"[^\s{_UNPRINTABLE}{_JOINERS}{_BLANK}](?:[^{_UNPRINTABLE}]{{0,253}}[^\s{_UNPRINTABLE}{_JOINERS}])?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,7 @@ class Batch:
 
     `machines` n names; `times` (n,) epoch seconds; `values` (n, n_sensors), NaN where a sensor is missing;
     `messages` (n,) index of the delivery a row came from; `rows` (n,) its position within that message;
-    `seqs` (n,) what orders a machine's readings, -1 where it stated none.
+    `seqs` (n,) what orders a machine's readings, `UNNUMBERED` where it stated none.
     """
 
     machines: list[str]
@@ -194,7 +206,7 @@ class Decoder:
         if not isinstance(stated, str):
             raise ReadingRejected("bad_machine", f"{short(stated)} is not a text; write it in quotes")
         if not _MACHINE.fullmatch(stated):
-            raise ReadingRejected("bad_machine", f'"{short(stated)}" is not 1 to 255 printable characters')
+            raise ReadingRejected("bad_machine", f'"{short(stated)}" is not 1 to 255 visible characters')
         if self._patterns is not None and not self._patterns.match(stated):
             allowed = ", ".join(self._source.machines[:8])
             raise ReadingRejected("bad_machine", f'"{short(stated)}" may not send here (machines: {allowed})')
@@ -310,9 +322,9 @@ def epoch_seconds(time: object) -> float:
 
 
 def _sequence(stated: object) -> int:
-    """A reading's number, -1 where it has none. Raises ReadingRejected."""
+    """A reading's number, `UNNUMBERED` where it has none. Raises ReadingRejected."""
     if stated is None:
-        return -1
+        return UNNUMBERED
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 <= stated < 2**63:
         raise ReadingRejected("bad_sequence", f"{short(stated)} is not a whole number from 0 to 2^63 - 1")
     return stated

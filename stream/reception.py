@@ -52,6 +52,7 @@ class Reception:
     def tables(self) -> Iterator[tuple[str, Stateful]]:
         """The tables of state by their names in the checkpoint."""
         yield "arrivals", self._arrivals
+        yield "lives", self._arrivals.lives
         if self._aligner is not None:
             yield "align", self._aligner
 

@@ -8,6 +8,7 @@ import msgspec
 
 from detectors.base import Detector
 from detectors.features import definitions
+from detectors.registry import ONLINE
 from stream.alerts import ModelInfo
 from stream.endings import ALERTS
 from stream.rules import COMBINED
@@ -24,6 +25,7 @@ def recipes(topology: Topology) -> dict[str, str]:
     sensors = "/".join(topology.source.names)
     narrow = topology.source.layout == "narrow"
     found = {"recent": sensors, "arrivals": topology.source.order_by + (sensors if narrow else "")}
+    found["lives"] = found["arrivals"]
     if narrow:
         found["align"] = sensors
     meaning = definitions(topology.source.names, topology.features)
@@ -63,6 +65,8 @@ def online_info(recipe: Detector) -> ModelInfo:
     plain = msgspec.to_builtins(
         msgspec.convert(msgspec.to_builtins(recipe), type(recipe))
     )  # a whole number where one of floats is meant
+    if recipe.kind not in ONLINE:  # of ours no two have the same settings
+        plain["kind"] = recipe.kind
     del plain["machines"]  # which keys it has, not what it is
     if not recipe.inputs:  # all it can be shown
         del plain["inputs"]

@@ -197,7 +197,15 @@ class Reader:
         if adapters:
             return self._struct(registry.ONLINE[adapters[0]], data, place)
         native = {kind: recipe for kind, recipe in registry.ONLINE.items() if kind not in registry.ADAPTERS}
-        return self._recipe(native, data, place)
+        others = registry.installed()
+        kind = data.get("kind") if isinstance(data, dict) else None
+        if not isinstance(kind, str) or kind not in others:
+            return self._recipe(native, data, place, others)
+        try:
+            return self._recipe({kind: registry.load_installed(kind)}, data, place)
+        except ValueError as error:
+            self.wrong(_join(place, "kind"), str(error))
+            return None
 
     def _feature(self, data: Any, place: str) -> Any:
         if not isinstance(data, dict):
@@ -211,13 +219,21 @@ class Reader:
         self.wrong(place, f"say exactly one of {', '.join(FEATURES)}{meant}")
         return None
 
-    def _recipe(self, kinds: Mapping[str, type[msgspec.Struct]], data: Any, place: str) -> Any:
+    def _recipe(
+        self,
+        kinds: Mapping[str, type[msgspec.Struct]],
+        data: Any,
+        place: str,
+        others: Iterable[str] = (),
+    ) -> Any:
+        """`others` are kinds that there are, too."""
+        known = sorted({*kinds, *others})
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
-            self.wrong(place, f"say which kind: {', '.join(sorted(kinds))}")
+            self.wrong(place, f"say which kind: {', '.join(known)}")
             return None
         kind = data["kind"]
         if kind not in kinds:
-            hint = suggest(kind, kinds)
+            hint = suggest(kind, known) or f". Known: {', '.join(known)}"
             if kind in registry.TRAINABLE and kinds is not registry.TRAINABLE:
                 hint = f". It is trained: write model: models:/NAME@champion and fit: {{kind: {kind}}}"
             self.wrong(_join(place, "kind"), f'unknown kind "{kind}"{hint}')

@@ -132,6 +132,11 @@ class Broker(Protocol):
     says no. It never reconnects by itself: the runtime starts anew from the checkpoint.
     """
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker said that it takes no messages from this connection for now."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -160,5 +165,6 @@ class Broker(Protocol):
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish all, mandatory, pipelined; returns when the broker has confirmed every one.
 
-        Raises Unroutable naming the first that matched no queue (the others were published)."""
+        Raises Unroutable naming the first that matched no queue (the others were published), BrokerBlocked where
+        the broker takes none."""
         ...

@@ -407,6 +407,8 @@ def _delivery(entry: _Entry, offset: int, tag: int, received: float, epoch: floa
 class MemoryBroker:
     """A connection to a `MemoryServer` as `user` (which receivers see as the verified `user_id`)."""
 
+    blocked = False
+
     def __init__(self, server: MemoryServer, *, user: str = "local") -> None:
         self.server = server
         self.connected = False

@@ -26,7 +26,14 @@ from stream.brokers.base import Binding, Intake, Message, Plan, Queue
 from stream.brokers.rabbitmq_errors import DriverErrors, hung_up, in_use, one_line
 from stream.brokers.rabbitmq_intake import RabbitIntake
 from stream.brokers.tls import Tls, refusal
-from stream.errors import BrokerError, BrokerMissing, BrokerRefused, BrokerUnreachable, Unroutable
+from stream.errors import (
+    BrokerBlocked,
+    BrokerError,
+    BrokerMissing,
+    BrokerRefused,
+    BrokerUnreachable,
+    Unroutable,
+)
 
 __all__ = ["RabbitBroker"]
 
@@ -86,6 +93,8 @@ class RabbitBroker:
         self._opening = asyncio.Lock()
         self._intakes: set[RabbitIntake] = set()
         self.lost: BrokerUnreachable | None = None
+        self._left_blocked = False
+        """As it was when this was closed."""
 
     def __repr__(self) -> str:
         return f"RabbitBroker({self._user}@{self._where}{self._vhost})"
@@ -99,6 +108,7 @@ class RabbitBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left_blocked = self.blocked
         reading = list(self._intakes) if self.lost is None else []
         self._lose("closed")
         with contextlib.suppress(TimeoutError):  # a broker that is silent
@@ -109,6 +119,20 @@ class RabbitBroker:
             for connection in (self._publishing, self._consuming):
                 if connection is not None:
                     tasks.create_task(self._close(connection))
+
+    @property
+    def blocked(self) -> bool:
+        """See `Broker`. RabbitMQ says it to a connection that publishes, not before it does."""
+        transport = self._publishing and self._publishing.transport
+        if not transport:
+            return self._left_blocked
+        waiting: Any = transport.ready()  # of all that the driver shows, this alone knows
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
 
     async def declare(self, plan: Plan, *, mode: Literal["declare", "check"]) -> frozenset[str]:
         """See `Broker`. In `check` mode bindings are not checked: AMQP cannot ask for them."""
@@ -187,7 +211,13 @@ class RabbitBroker:
                     for message in messages[start : start + _WINDOW]:
                         tasks.create_task(self._publish_one(channel, message, unroutable))
             except BaseExceptionGroup as group:
-                await self._raise_cause(channel, _leaves(group))
+                blocked = self.blocked
+                try:
+                    await self._raise_cause(channel, _leaves(group))
+                except BrokerUnreachable as error:
+                    if blocked:
+                        raise BrokerBlocked(str(error)) from error
+                    raise
         if unroutable:
             raise Unroutable(f"{unroutable[0]}; bind one")
 

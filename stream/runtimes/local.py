@@ -11,6 +11,7 @@ import contextlib
 import gc
 import random
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,14 @@ from detectors.base import Detector, Model
 from stream import log
 from stream.alerts import ModelInfo
 from stream.backlog import watch_unread
-from stream.brokers.base import Broker
+from stream.brokers.base import Broker, Message
 from stream.capture import CapturingStore
 from stream.checkpoint import Checkpoint
 from stream.clock import SYSTEM_CLOCK, Clock
 from stream.control import Control
 from stream.engine import Engine, Poison
 from stream.errors import (
+    BrokerBlocked,
     BrokerError,
     BrokerUnreachable,
     CheckpointError,
@@ -76,6 +78,8 @@ class _Lane:
     engine: Engine | None = None
     control: Control | None = None
     suspects: Suspects | None = None
+    blocked: bool = False
+    """The broker took no messages, and none since."""
 
 
 class Worker:
@@ -125,18 +129,18 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """True while every topology reads its source (or was paused by command)."""
-        return bool(self._lanes) and all(
-            lane.engine is not None and lane.engine.consuming for lane in self._lanes
-        )
+        """True while every topology reads its source (or was paused by command) and the broker takes messages."""
+        return not self.problems()
 
     def problems(self) -> dict[str, str]:
-        """Topologies that are not consuming now, for `/readyz`."""
+        """Topologies that are not consuming now, or may not publish, and why: for `/readyz`."""
         lanes = {lane.topology.name: lane for lane in self._lanes}
         found = {}
         for name in (topology.name for topology in self._topologies):
             lane = lanes.get(name)
-            if lane is None or lane.engine is None or not lane.engine.consuming:
+            if lane is not None and (lane.blocked or (lane.engine is not None and lane.engine.blocked)):
+                found[name] = "blocked: the broker takes no messages, see `rabbitmq-diagnostics alarms`"
+            elif lane is None or lane.engine is None or not lane.engine.consuming:
                 full = name in self._full
                 found[name] = "no room on the disk for the checkpoint" if full else "not consuming"
         return found
@@ -203,6 +207,9 @@ class Worker:
             progressed = lane.engine is not None and lane.engine.ledger.commits > 1
             if lane.engine is not None:
                 lane.position = lane.engine.ledger.committed
+            lane.blocked = isinstance(error, BrokerBlocked) or (
+                lane.engine is not None and lane.engine.blocked
+            )
             lane.engine = lane.control = None
             lane.metrics.restarted(_cause(error))
             if progressed:
@@ -214,6 +221,8 @@ class Worker:
             await _wait(stop, pause)
             if isinstance(error, CheckpointFull):
                 await self._until_room(lane, stop)
+            if lane.blocked:
+                await self._until_unblocked(lane, stop)
 
     async def _opened(
         self, topology: Topology, metrics: TopologyMetrics, stop: asyncio.Event
@@ -261,6 +270,22 @@ class Worker:
                 self._tell_room(lane.topology.name, lane.metrics)
                 return
 
+    async def _until_unblocked(self, lane: _Lane, stop: asyncio.Event) -> None:
+        """Read nothing until the broker takes a message: what would come of a reading could not be sent."""
+        pauses = _pauses()
+        probe = Message(exchange="", routing_key=f"mmlw.probe.{uuid.uuid4().hex}", body=b"")
+        async with self._unread(lane.topology, lane.metrics, lane.position):
+            while not stop.is_set() and lane.blocked:
+                try:
+                    async with self._connect() as broker:
+                        await broker.publish([probe] * 2)  # RabbitMQ takes the first one even then
+                except BrokerBlocked:
+                    await _wait(stop, min(next(pauses), _ROOM))
+                    continue
+                except BrokerError:
+                    pass  # no queue takes it, so it was heard; of another trouble the next start tells
+                lane.blocked = False
+
     @contextlib.asynccontextmanager
     async def _full_disk(
         self, topology: Topology, metrics: TopologyMetrics, position: StreamPosition | None
@@ -270,6 +295,14 @@ class Worker:
             self._full.add(topology.name)
             metrics.checkpoint_full.set(1)
             log.get().error("disk_full", topology=topology.name, detail="reading waits until there is room")
+        async with self._unread(topology, metrics, position):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _unread(
+        self, topology: Topology, metrics: TopologyMetrics, position: StreamPosition | None
+    ) -> AsyncIterator[None]:
+        """While this lasts nothing is read from `position` on; the lag is told."""
         async with asyncio.TaskGroup() as tasks:
             queue = readings_queue(topology)
             watching = tasks.create_task(watch_unread(self._connect, queue, position, metrics))
@@ -434,7 +467,7 @@ def guarantee(topology: Topology) -> str:
     source = topology.source
     if source.queue is None:
         return "exactly once: a stream of our own, its position and the state in one checkpoint"
-    told = "rising times" if source.order_by == "time" else "a sequence number that never begins anew"
+    told = "rising times" if source.order_by == "time" else "a sequence number"
     once = (
         f"exactly once for machines that send {told}, at least once for others: acknowledged after the commit"
     )

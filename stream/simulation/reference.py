@@ -24,7 +24,9 @@ THRESHOLDS = {"spike": 6.0, "scale": 60.0}
 _LATENESS = 10.0
 _WINDOW = 24
 """Readings of the recent past that an alert shows."""
-_NOTHING = (-np.inf, -1)
+_NONE = -(2**63)
+"""Instead of a sequence number, where there is none."""
+_NOTHING = (-np.inf, _NONE)
 """Newest time and highest sequence number of a machine that has sent nothing."""
 
 
@@ -43,6 +45,8 @@ class Reference:
         """Of these, letters that were sent back twice and refused each time: where both are in one batch, the second
         may count as a duplicate, for its dead letter is there."""
         self.arrivals: dict[str, tuple[float, int]] = {}
+        self.ended: dict[str, tuple[float, int]] = {}
+        """The same of what came before a machine's counter last began anew."""
         self.slots: dict[str, int] = {}
         self.lives: dict[tuple[str, str], Episode] = {}
         self.past: dict[str, list[tuple[float, float]]] = {}
@@ -95,7 +99,12 @@ class Reference:
         if letter:
             self.back.add(letter)
         else:
-            verdict, self.arrivals[machine] = self._verdict(machine, time, seq)
+            verdict, arrived = self._verdict(machine, time, seq)
+            newest, highest = self.arrivals.get(machine, _NOTHING)
+            if not verdict and 0 <= seq <= highest:  # its counter began anew
+                before = self.ended.get(machine, _NOTHING)
+                self.ended[machine] = newest, max(highest, before[1])
+            self.arrivals[machine] = arrived
             if verdict == "late" and self.outcome.schedule.late == "deadletter":
                 return self._refuse(message, "late")
             if verdict:
@@ -234,13 +243,11 @@ class Reference:
     def _verdict(self, machine: str, time: float, seq: int) -> tuple[str, tuple[float, int]]:
         """What a reading is, `duplicate` or `late` or nothing of it, and the machine's newest and highest with it."""
         newest, highest = self.arrivals.get(machine, _NOTHING)
-        if 0 <= seq <= highest and time <= newest:
-            return "duplicate", (newest, highest)
+        for until, most in ((newest, highest), self.ended.get(machine, _NOTHING)):
+            if 0 <= seq <= most and time <= until:
+                return "duplicate", (newest, highest)
         late = time < newest - _LATENESS
-        newest = max(newest, time)
-        if seq >= 0 and (seq > highest or time >= newest):
-            highest = seq
-        return "late" if late else "", (newest, highest)
+        return "late" if late else "", (max(newest, time), seq if seq >= 0 else highest)
 
     def tables(self, machine: str) -> dict[str, dict[str, bytes]]:
         """What the checkpoint must hold of a machine, bit for bit, without what shadows left."""
@@ -248,22 +255,24 @@ class Reference:
         times, values = np.zeros(_WINDOW), np.full((_WINDOW, 1), np.nan)
         for i, (time, value) in enumerate(past):
             times[i % _WINDOW], values[i % _WINDOW] = time, value
-        newest, highest = self.arrivals.get(machine, _NOTHING)
         slot = np.array([self.slots[machine]])
         count = np.array(len(past)).tobytes()
         return {
             "recent": {"count": count, "times": times.tobytes(), "values": values.tobytes()},
-            "arrivals": {
-                "time": np.array([newest]).tobytes(),
-                "seq": np.array([highest]).tobytes(),
-                "row": np.array([0 if highest >= 0 else -1]).tobytes(),
-            },
+            "arrivals": _arrived(*self.arrivals.get(machine, _NOTHING)),
+            "lives": _arrived(*self.ended.get(machine, _NOTHING)),
             "rates": _bytes(self.rates.snapshot(slot)),
             "kin": {"readings": count},
             "model:spike": _bytes(self.spike.snapshot(slot)),
             "model:scale": {},
             **{f"alert:{name}": self.lives.get((machine, name), Episode()).columns() for name in THRESHOLDS},
         }
+
+
+def _arrived(newest: float, highest: int) -> dict[str, bytes]:
+    row = 0 if highest >= 0 else -1
+    columns = {"time": np.array([newest]), "seq": np.array([highest]), "row": np.array([row])}
+    return {name: column.tobytes() for name, column in columns.items()}
 
 
 def _bytes(rows: Mapping[str, Any]) -> dict[str, bytes]:

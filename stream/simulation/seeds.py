@@ -46,7 +46,7 @@ def schedule(seed: int) -> Schedule:
     rng = random.Random(seed)
     source: Literal["stream", "queue"] = "queue" if rng.random() < 0.3 else "stream"
     segment = rng.choice((0, 0, 3, 10)) if source == "stream" else 0
-    readings = _readings(rng, source)
+    readings = _begun_anew(random.Random(f"{seed}, anew"), _readings(rng, source))
     killing = rng.random() < 0.06
     if killing:
         readings = _with_killer(rng, readings, segment)
@@ -195,6 +195,31 @@ def _readings(rng: random.Random, source: str) -> tuple[Reading, ...]:
         if number < numbered:
             body["seq"] = seqs[number]
         found.append(Reading(at, machine, json.dumps(body)))
+    return tuple(found)
+
+
+def _begun_anew(rng: random.Random, readings: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """Sequence counters of some machines begin anew, once or twice; a message that came before stays as it was."""
+    if rng.random() < 0.5:
+        return readings
+    cuts = {
+        f"m{n}": sorted(rng.choices(range(len(readings)), k=rng.choice((1, 2)))) for n in range(_MACHINES)
+    }
+    first: dict[str, int] = {}
+    """Of a machine's present life, the number that its first message had."""
+    known: dict[str, str] = {}
+    found: list[Reading] = []
+    for i, reading in enumerate(readings):
+        if '"seq": ' not in reading.body:
+            found.append(reading)
+            continue
+        body, cut = json.loads(reading.body), cuts[reading.machine]
+        if cut and i >= cut[0] and reading.body not in known:
+            del cut[0]
+            first[reading.machine] = body["seq"]
+        body["seq"] -= first.get(reading.machine, 0)
+        known.setdefault(reading.body, json.dumps(body))
+        found.append(msgspec.structs.replace(reading, body=known[reading.body]))
     return tuple(found)
 
 

@@ -463,6 +463,27 @@ async def memory_alarm(node: RabbitNode) -> AsyncIterator[None]:
         await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
 
 
+BLOCKED = "blocked: the broker takes no messages, see `rabbitmq-diagnostics alarms`"
+
+
+def test_worker_whose_publishing_is_blocked_is_not_ready_at_once(hall: Open) -> None:
+    """Before anything timed out; and ready again though nothing was read since."""
+
+    async def main() -> None:
+        async with hall() as at, at.running() as worker:
+            await at.publish(0)
+            await at.processed(1)
+            at.proxy.switch(STALL)
+            await at.publish(1)
+            async with memory_alarm(at.node):
+                at.proxy.switch(PASS)
+                await until(lambda: worker.problems() == {"plant": BLOCKED}, 3 * TIMEOUT)
+            await until(lambda: worker.ready, 10 * TIMEOUT)
+            await at.processed(2)
+
+    run(main())
+
+
 def test_closing_gives_up_on_both_connections_at_once(hall: Open) -> None:
     async def main() -> None:
         async with hall() as at:
@@ -494,7 +515,7 @@ def test_worker_stands_still_during_a_memory_alarm_and_goes_on_after_it(
 ) -> None:
     async def main() -> None:
         async with hall() as at:
-            async with at.running(), asyncio.TaskGroup() as tasks:
+            async with at.running() as worker, asyncio.TaskGroup() as tasks:
                 await at.publish(0)
                 await at.processed(1)
                 at.proxy.switch(STALL)  # so that readings are here, and their alerts are not
@@ -503,11 +524,17 @@ def test_worker_stands_still_during_a_memory_alarm_and_goes_on_after_it(
                     at.proxy.switch(PASS)
                     machines = tasks.create_task(at.publish(2))
                     await until(lambda: at.restarts >= 1, 3 * TIMEOUT)
+                    await until(lambda: worker.problems() == {"plant": BLOCKED}, 3 * TIMEOUT)
+                    for _ in range(int(3 * TIMEOUT / 0.02)):  # between two attempts, too
+                        assert worker.problems() == {"plant": BLOCKED}
+                        await asyncio.sleep(0.02)
+                    assert not worker.ready
                     assert sum(at.fates().values()) < 2 * SIZE
                     assert not machines.done()
                 began = time.monotonic()
                 await at.processed(3)
                 print(f"@@ memory alarm: well in {time.monotonic() - began:.2f} s")
+                assert worker.problems() == {}
             await nothing_lost(at, expected)
 
     run(main())

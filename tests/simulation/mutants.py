@@ -241,13 +241,13 @@ MUTANTS = (
     Mutant(
         "a command that comes out of order is carried out",
         "stream.commands:Docket.term",
-        "if issued < self._last:",
+        "if issued < last:",
         "if False:",
     ),
     Mutant(
         "the order of commands begins anew with each process",
         "stream.commands:Docket.__init__",
-        "            self._follow(receipt)\n",
+        "            self._follow(receipt, now)\n",
         "            pass\n",
     ),
     Mutant(
@@ -298,6 +298,12 @@ MUTANTS = (
         "stream.arrivals:Arrivals.restore",
         "        self._table.restore(slots, rows)",
         """        self._table.restore(slots, {**rows, "seq": np.full_like(rows["seq"], -1)})""",
+    ),
+    Mutant(
+        "what came before a counter began anew is processed again",
+        "stream.arrivals:Arrivals.judge",
+        " or (place <= past and time <= ended[key])",
+        "",
     ),
     Mutant(
         "what an operator accepted is not learned",

@@ -89,6 +89,10 @@ class WatchedBroker:
         self._broker = broker
         self._killer = killer
 
+    @property
+    def blocked(self) -> bool:
+        return self._broker.blocked
+
     async def __aenter__(self) -> Self:
         self._killer.passed("starting")
         await self._broker.__aenter__()

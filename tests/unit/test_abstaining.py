@@ -15,6 +15,7 @@ from detectors.features import Calendar
 from detectors.kernels import floats
 from detectors.registry import TRAINABLE
 from stream.alerts import ModelInfo
+from stream.arrivals import UNNUMBERED
 from stream.backtest import fresh_scorer
 from stream.combining import combined, improbability
 from stream.gates import RollbackWhen
@@ -42,7 +43,7 @@ def scorer(detectors: Any = None, *, sensors: tuple[str, ...] = ("a", "b"), **se
 def judge(found: Scorer, values: Floats, start: int = 0) -> Scored:
     n = len(values)
     times = START + MINUTE * np.arange(start, start + n, dtype=np.float64)
-    none = np.full(n, -1, np.int64)
+    none = np.full(n, UNNUMBERED)
     batch = Batch(["m"] * n, times, values, np.arange(n), np.zeros(n, np.int64), none)
     return found.process(batch, start + np.arange(n))
 

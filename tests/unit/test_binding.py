@@ -11,6 +11,7 @@ import pytest
 
 from detectors import AdaptiveZ, HalfSpaceTrees
 from detectors.calibration import Calibration
+from stream.arrivals import UNNUMBERED
 from stream.binding import Binding
 from stream.config import dump_yaml, load
 from stream.errors import ConfigError
@@ -43,7 +44,7 @@ def bound(recipe: Any, *machines: str) -> Any:
 def stream(n: int, machines: tuple[str, ...] = MACHINES, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     values: Any = rng.normal(size=(n, 2)) + 12.0 * (rng.random((n, 1)) < 0.03)
-    none = np.full(n, -1, np.int64)
+    none = np.full(n, UNNUMBERED)
     names = [machines[i] for i in rng.integers(len(machines), size=n)]
     times: Any = START + 60.0 * np.arange(n)
     return Batch(names, times, values, np.arange(n), np.zeros(n, np.int64), none)
@@ -193,7 +194,7 @@ def test_alert_of_a_machine_that_is_not_bound_any_more_is_let_go() -> None:
 def one_machine(values: Any, start: int) -> Batch:
     n = len(values)
     times: Any = START + 60.0 * np.arange(start, start + n)
-    return Batch(["pump-1"] * n, times, values, np.arange(n), np.zeros(n, np.int64), np.full(n, -1, np.int64))
+    return Batch(["pump-1"] * n, times, values, np.arange(n), np.zeros(n, np.int64), np.full(n, UNNUMBERED))
 
 
 def test_registry_model_scores_its_machines_live_and_the_metrics_count_them(tmp_path: Path) -> None:

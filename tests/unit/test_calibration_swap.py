@@ -8,6 +8,7 @@ import pytest
 from detectors.base import Floats
 from detectors.calibration import Calibration
 from stream.alerts import ModelInfo
+from stream.arrivals import UNNUMBERED
 from stream.readings import Batch
 from stream.rules import AlertRule
 from stream.scorer import Scored, Scorer
@@ -38,7 +39,7 @@ def scorer(factor: float = 1.0, version: int = 1) -> Scorer:
 def read(found: Scorer, values: Floats, start: int, machine: str = "m0") -> Scored:
     n = len(values)
     times = 1.7e9 + np.arange(start, start + n, dtype=np.float64)
-    none = np.full(n, -1, dtype=np.int64)
+    none = np.full(n, UNNUMBERED)
     pairs = np.column_stack([values, values])
     batch = Batch([machine] * n, times, pairs, np.arange(n), np.zeros(n, np.int64), none)
     return found.process(batch, start + np.arange(n))

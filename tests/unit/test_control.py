@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -246,6 +247,36 @@ def test_the_order_survives_a_restart_and_equal_times_go_by_arrival(tmp_path: Pa
             late = await found.send("pause", {"id": "f", "issued": now + 30})
             assert "out of order" in late["reason"]
             assert not (await found.send("status", {"id": "s", "issued": 0}))["paused"]
+
+    run(story())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clock_that_is_ahead_holds_up_those_that_are_right_for_seconds_only(
+    tmp_path: Path, restart: bool
+) -> None:
+    async def story() -> None:
+        found = plant(tmp_path)
+        await found.declare()
+        now = time.time()
+
+        async def said(name: str, ahead: float) -> str:
+            receipt = await found.send("pause", {"id": name, "issued": now + ahead})
+            return str(receipt.get("reason", receipt["status"]))
+
+        async with contextlib.AsyncExitStack() as running:
+            await running.enter_async_context(found.running())
+            assert await said("fast", 55.0) == "applied"
+            if restart:
+                await running.aclose()
+                await running.enter_async_context(found.running())
+            assert "out of order" in await said("right, and before it", 0.0)
+            found.ahead = 30.0
+            assert await said("right, and after it", 30.0) == "applied"
+            assert "out of order" in await said("right, and before that", 29.0)
+            assert "out of order" in await said("fast, and before the first", 54.0)
+            assert await said("fast, and after the first", 56.0) == "applied"
+            assert (await found.send("pause", {"id": "fast", "issued": now + 55.0}))["duplicate"]
 
     run(story())
 

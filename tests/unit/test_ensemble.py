@@ -16,6 +16,7 @@ from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
 from detectors.registry import ONLINE
 from stream.alerts import alert_message
+from stream.arrivals import UNNUMBERED
 from stream.backtest import fresh_scorer
 from stream.readings import Batch
 from stream.recipes import online_info
@@ -39,7 +40,7 @@ def scorer(**settings: Any) -> Scorer:
 def batch(values: Floats, start: int = 0, machine: str = "m") -> Batch:
     n = len(values)
     times = START + MINUTE * np.arange(start, start + n, dtype=np.float64)
-    none = np.full(n, -1, dtype=np.int64)
+    none = np.full(n, UNNUMBERED)
     return Batch([machine] * n, times, values, np.arange(n), np.zeros(n, np.int64), none)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from stream.brokers.base import Delivery, Intake, Message, Queue
 from stream.brokers.memory import MemoryBroker
@@ -139,6 +140,55 @@ def test_machine_whose_counter_begins_anew_is_not_shut_out(tmp_path: Path) -> No
     run(story())
 
 
+@pytest.mark.parametrize("restarts", [1, 2, 7])
+def test_what_came_before_a_counter_began_anew_is_known_when_it_comes_again(
+    tmp_path: Path, restarts: int
+) -> None:
+    """Also where it began anew several times, the last life being the shortest."""
+
+    async def story() -> None:
+        begun = [int(200 * (1 - 0.4**i)) for i in range(restarts + 1)]
+        messages = [
+            message("m", i, float(i % 5), seq=i - max(b for b in begun if b <= i)) for i in range(200)
+        ]
+        plant = await play(Plant(tmp_path, topology()), messages)
+        assert plant.value("mmlw_messages_processed_total") == 200
+        before = state(plant)
+        await plant.publish(messages)
+        await plant.process(400)  # all of it comes again, to another process
+        assert plant.value("mmlw_messages_processed_total") == 200
+        assert plant.value("mmlw_messages_passed_over_total", policy="duplicate") == 200
+        np.testing.assert_equal(state(plant), before)
+        await plant.publish([message("m", 200, seq=200 - begun[-1])])
+        await plant.process(401)
+        assert plant.value("mmlw_messages_processed_total") == 201
+
+    run(story())
+
+
+def test_checkpoint_of_before_knows_one_life_and_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        first = [message("m", i, float(i % 5), seq=i) for i in range(100)]
+        plant = await play(Plant(tmp_path, topology()), first)
+        earlier = Scorer.recipes(plant.topology)
+        assert earlier.pop("lives") is not None
+        store = Checkpoint(plant.data / "plant.checkpoint", "plant", earlier)
+        try:
+            [group] = store.load().groups
+            kept = {name: rows for name, rows in group.components.items() if name != "lives"}
+            store.commit(Changes(store.load().position, group.machines, kept))
+        finally:
+            store.close()
+        with capture_logs() as logs:
+            await plant.publish([*first, *(message("m", 100 + i, seq=i) for i in range(50)), *first])
+            await plant.process(350)
+        assert [line for line in logs if line["event"] == "state_forgotten"] == []
+        assert plant.value("mmlw_messages_processed_total") == 150
+        assert plant.value("mmlw_messages_passed_over_total", policy="duplicate") == 200
+
+    run(story())
+
+
 @pytest.mark.parametrize(("policy", "processed", "dropped", "dead"), [
     ("accept", 100, 0, 0),
     ("drop", 90, 10, 0),
@@ -158,10 +208,12 @@ def test_late_reading_is_treated_as_the_source_says(
     run(story())
 
 
-def test_time_can_stand_for_a_sequence_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [0.0, -START - 1000.0, -START - 25.0], ids=["now", "1969", "about 1970"])
+def test_time_can_stand_for_a_sequence_number(tmp_path: Path, start: float) -> None:
     async def story() -> None:
-        messages = [message("m", i) for i in range(50) for _ in range(2)]
-        plant = await play(Plant(tmp_path, topology(order_by="time")), messages)
+        messages = [message("m", start + i) for i in range(50) for _ in range(2)]
+        by_time = topology(order_by="time", earliest="1900-01-01T00:00:00Z")
+        plant = await play(Plant(tmp_path, by_time), messages)
         assert plant.value("mmlw_messages_processed_total") == 50
         assert plant.value("mmlw_messages_passed_over_total", policy="duplicate") == 50
 

@@ -338,14 +338,15 @@ def test_a_token_file_that_is_no_secret_is_refused(tmp_path: Path) -> None:
 
 
 def test_http_keeps_the_order_of_the_broker(tmp_path: Path) -> None:
-    """A command that states no time comes now: after one that an operator's fast clock put into the future."""
+    """A command that states no time comes now: after one that an operator's fast clock put into the future, which has
+    the order of its own."""
 
     async def story() -> None:
         async with site(tmp_path) as found:
             ahead = await found.command("pause", {"issued": time.time() + 50})
             assert ahead[0] == 200
             assert (await found.command("resume"))[0] == 200
-            late = await found.command("pause", {"issued": time.time()})
+            late = await found.command("pause", {"issued": time.time() - 1})
             assert (late[0], "out of order" in late[1]["reason"]) == (409, True)
 
     run(story())

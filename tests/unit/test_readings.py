@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import unicodedata
 from typing import Any
 
 import msgspec
@@ -202,6 +204,46 @@ GOOD: dict[str, Any] = {"machine": "pump-07", "time": EPOCH, "values": {"a": 1, 
 def test_message_that_cannot_be_used_names_its_reason(body: object, expected: str) -> None:
     src = source() if not isinstance(body, dict) or "machine" in body else source(machine="pump-07")
     assert reason(body, src=src).reason == expected
+
+
+SHOWN = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd"
+"""Of the format characters, those that are signs for numbers: they are seen."""
+UNSEEN = [
+    chr(code)
+    for code in range(sys.maxunicode + 1)
+    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs") and chr(code) not in SHOWN
+]
+JOINERS = "\u200c\u200d"
+"""Some scripts are not written without these."""
+
+
+def named(name: str) -> ReadingRejected | None:
+    """How a machine of this name is refused."""
+    body = msgspec.msgpack.encode({**GOOD, "machine": "m"}).replace(b"\xa1m", msgspec.msgpack.encode(name))
+    delivered = delivery(body, key="elsewhere", content_type="application/msgpack")
+    _, rejected = Decoder(source(), lambda: NOW).decode([delivered])
+    return rejected[0][1] if rejected else None
+
+
+def test_name_of_which_nothing_is_seen_is_refused() -> None:
+    names = [name for c in UNSEEN if not "\ud800" <= c <= "\udfff" for name in (c, c * 3, f"{c}a", f"a{c}")]
+    names += ["\u3164", "\u2800\u2800", "\u115f\u1160", "\ufe0f", "\u200b\u00a0\u200d"]
+    assert len(names) > 400
+    assert {name: refused for name in names if (refused := named(name)) is None} == {}
+    assert {refused.reason for name in names if (refused := named(name))} == {"bad_machine"}
+
+
+def test_what_nobody_sees_is_refused_inside_a_name_too() -> None:
+    inside = [c for c in UNSEEN if not c.isspace() and not "\ud800" <= c <= "\udfff" and c not in JOINERS]
+    assert [c for c in (*inside, "\n", "\u2028") if named(f"pump{c}7") is None] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pump 7", "Pumpe\u00a07", "\u067e\u0645\u067e\u200c\u0647\u0627", "\u2764\ufe0f", "\u0928\u0940", SHOWN],
+)
+def test_name_of_any_script_is_taken(name: str) -> None:
+    assert named(name) is None
 
 
 def test_message_without_machine_is_rejected_only_when_nothing_names_it() -> None:

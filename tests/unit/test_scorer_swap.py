@@ -8,6 +8,7 @@ import pandas as pd
 from detectors import registry
 from detectors.base import Floats, Weights
 from stream.alerts import ModelInfo
+from stream.arrivals import UNNUMBERED
 from stream.readings import Batch
 from stream.scorer import Scorer
 from stream.topology import RegistryModel, Sensor, Source, Topology
@@ -37,7 +38,7 @@ def read(found: Scorer, machines: list[str], start: int) -> Floats:
     n = len(machines)
     rng = np.random.default_rng(start)
     times = 1.7e9 + np.arange(start, start + n, dtype=np.float64)
-    none = np.full(n, -1, dtype=np.int64)
+    none = np.full(n, UNNUMBERED)
     batch = Batch(machines, times, rng.normal(size=(n, 2)), np.arange(n), np.zeros(n, np.int64), none)
     return found.process(batch, start + np.arange(n)).scores["d"]
 

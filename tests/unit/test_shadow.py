@@ -19,6 +19,7 @@ from detectors.base import Floats, Mask, Model, ModelUnavailable, Slots
 from detectors.calibration import Calibration
 from detectors.registry import TRAINABLE
 from stream.alerts import ModelInfo
+from stream.arrivals import UNNUMBERED
 from stream.errors import ModelError, RegistryUnreachable
 from stream.gates import PromoteWhen, RollbackWhen
 from stream.models import ModelRef
@@ -506,7 +507,7 @@ def read(found: Scorer, n: int, start: int, size: int = 50, machines: int = 2) -
     got = []
     for at in range(0, n, size):
         rows = np.arange(at, min(at + size, n))
-        none = np.full(len(rows), -1, np.int64)
+        none = np.full(len(rows), UNNUMBERED)
         names = [f"m{i % machines}" for i in rows.tolist()]
         batch = Batch(
             names,
@@ -609,7 +610,7 @@ def test_a_watch_for_drift_that_fails_ends_and_harms_nobody() -> None:
 
 
 def read_loud(found: Scorer) -> Any:
-    none = np.full(1, -1, np.int64)
+    none = np.full(1, UNNUMBERED)
     batch = Batch(["loud"], np.array([1.7e9]), np.array([[30.0, 30.0]]), none + 1, none + 1, none)
     scored = found.process(batch, np.array([0]))
     found.beside.observe(scored)
