@@ -339,13 +339,14 @@ class Scorer:
             lane.binding is None or lane.binding.matches(machine) for lane in ensemble.lanes
         )
 
-    def watched_days(self, detector: str, since: float) -> float:
-        """Days since a time of the readings (epoch seconds), each machine's up to its newest reading, of the machines
-        in memory that a detector scores."""
+    def watched_days(self, detector: str, since: float, until: float) -> float:
+        """Days between two times of the readings (epoch seconds), each machine's up to its newest reading, of the
+        machines in memory that a detector scores."""
         slots, binding = self.residents.occupied, self.lanes[detector].binding
         if binding is not None:
             slots = slots[binding.of(slots)]
-        return float(np.maximum(self._limits.newest(slots) - since, 0.0).sum()) / _DAY
+        last = np.minimum(self._limits.newest(slots), until)
+        return float(np.maximum(last - since, 0.0).sum()) / _DAY
 
     def take_unwatched(self) -> list[Alert]:
         """The events that end alerts of machines that came into memory and are no longer scored by what raised them;
