@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from stream.binding import patterns_of
+from stream.binding import Binding, patterns_of
 from stream.brokers.base import Broker
 from stream.cancelling import Cancelling
 from stream.config import dump_yaml
@@ -30,7 +30,7 @@ from stream.stream_history import receive_stream
 from stream.threads import in_thread
 from stream.topology import Topology
 from stream.training import CHALLENGER, batch_detector
-from stream.training_data import Marked, TrainingOptions, TrainingSource, within
+from stream.training_data import Frame, Marked, TrainingOptions, TrainingSource, within
 from stream.training_process import Event, Job
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
@@ -88,9 +88,8 @@ class Trainer:
         try:
             name = batch_detector(training.topology, training.detector)
             machines = training.topology.registry_models[name].machines
-            if source.frame is not None and "machine" not in source.frame and machines:
-                only = ", ".join(patterns_of(machines))
-                raise CommandRefused(f'"frame" needs "machine": {name} is trained on {only} alone')
+            if source.frame is not None and machines:
+                _look_at_names(source.frame, name, machines)
             if source.capture is not None:
                 within(source.capture, self._folders)
             if source.stream is not None:
@@ -218,6 +217,17 @@ class _Pulse:
         if self._share is not None:
             progress["share"] = self._share
         await self._told(progress)
+
+
+def _look_at_names(frame: Frame, detector: str, machines: str | Sequence[str]) -> None:
+    """Raises CommandRefused where a frame has no machine that a detector of these scores."""
+    only = ", ".join(patterns_of(machines))
+    if "machine" not in frame:
+        raise CommandRefused(f'"frame" needs "machine": {detector} is trained on {only} alone')
+    names = sorted({str(name) for name in frame["machine"]})
+    if names and not any(map(Binding(machines).matches, names)):
+        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise CommandRefused(f'"frame" names only {told[:300]}: {detector} is trained on {only} alone')
 
 
 def _write(folder: Path, topology: Topology, job: Job) -> None:

@@ -908,7 +908,7 @@ def test_labels_are_not_trained_on_and_judge_the_model_as_a_backtest_does(tmp_pa
         mmlw("train", file, *asked, "--labels", tmp_path / "faults.json")
 
 
-def test_a_frame_without_machines_is_refused_at_once_where_the_detector_scores_some_of_them() -> None:
+def test_a_frame_without_the_machines_that_the_detector_scores_is_refused_at_once() -> None:
     whole = trainable()
     trainer = Trainer("sqlite:///none", (), lambda: MemoryBroker(MemoryServer(), user="worker"))
     columns: Any = {"a": [1.0], "b": [2.0]}
@@ -920,8 +920,14 @@ def test_a_frame_without_machines_is_refused_at_once_where_the_detector_scores_s
     check(whole)
     spec = msgspec.structs.replace(whole.registry_models["scale"], machines="pump-*")
     bound = msgspec.structs.replace(whole, detectors={"scale": spec})
-    check(bound, machine=["pump-1"])
-    with pytest.raises(CommandRefused, match=r'"frame" needs "machine": scale is trained on pump-\* alone'):
+    check(bound, machine=["fan-1", "pump-1"])
+    check(whole, machine=["fan-1"])
+    only = r"scale is trained on pump-\* alone"
+    with pytest.raises(CommandRefused, match=rf'"frame" names only fan-1: {only}'):
+        check(bound, machine=["fan-1", "fan-1"])
+    with pytest.raises(CommandRefused, match=r'"frame" names only 1, 2, None and 1 more: scale'):
+        check(bound, machine=[1, 2, None, "fan-1"])
+    with pytest.raises(CommandRefused, match=rf'"frame" needs "machine": {only}'):
         check(bound)
 
 
