@@ -187,6 +187,11 @@ class Feedback:
         self._held[raised.detector, raised.machine] = raised
         self._write(raised)
 
+    def release(self, raised: Raised) -> None:
+        """It is to be learned after all, and so was over when it was closed."""
+        if raised.held and raised.closed is not None:
+            self._end(raised, raised.closed)
+
     def calmed(self, detector: str, machine: str, time: float) -> None:
         """With the machine's reading of this time ended what an operator had closed, if there was any."""
         raised = self._held.get((detector, machine))

@@ -332,6 +332,21 @@ class Scorer:
         why = f"Closed by an operator: this was normal{learned_too}"
         return self._writer.closed((machine, detector), slot, episode, severity, why, ensemble)
 
+    def correct_alert(self, name: str, machine: str, detector: str, *, learned: bool) -> bool:
+        """Learn from now on what goes on after an alert that an operator had closed, or taken for normal; or do not.
+
+        Whether that changes anything: not where it does not last, or its machine is not in memory. `name`: its id."""
+        ensemble = self._ensembles.get(detector)
+        if ensemble is None or self.residents.missing([machine]):
+            return False
+        slot = self.residents.find(machine)
+        if self._writer.name(ensemble.alerts.episode(slot), machine, detector) != name:
+            return False
+        for shadow in self.beside.shadows.values():
+            if shadow.ensemble.name == detector:
+                shadow.ensemble.alerts.correct(slot, learned=learned)
+        return ensemble.alerts.correct(slot, learned=learned)
+
     def watches(self, detector: str, machine: str) -> bool:
         """Whether what decides by this name takes readings of a machine."""
         ensemble = self._ensembles.get(detector)
