@@ -20,8 +20,9 @@ async def labelled(engine: Engine, command: Command, receipt: Receipt, now: floa
     """What the command does, as an act between two batches. Raises CommandRefused on one that says nothing.
 
     `{"alert": ID, "label": "true" | "false"}`: was it one? `{"machine", "label": "true" | "false"}` says it of the
-    machine's open alerts. What is false and open is closed; what was closed so and lasts is learned from here on or is
-    not, as the last word says. With `from` and `to` the label is `anomaly` or `normal`, and says what that time was.
+    machine's open alerts. What is false and open is closed; what was closed so and lasts is learned from here on or
+    is not, as the last word says. With `from` and `to` the label is `anomaly` or `normal`, and says what that time
+    was.
     """
     label, window = command.label, command.since is not None or command.until is not None
     if (command.alert is None) == (command.machine is None):
