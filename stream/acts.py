@@ -73,3 +73,14 @@ class Acts:
             self._scorer.beside.feedback.hold(raised)
         self._ledger.touch(self._scorer.residents.slots([raised.machine]))
         return True
+
+    def correct_alert(self, raised: Raised, *, learned: bool) -> bool:
+        """Another word on what an operator has closed, or taken for normal: what goes on of it is learned, or is not.
+        False where that changes nothing that is still to come."""
+        scorer, feedback = self._scorer, self._scorer.beside.feedback
+        if not scorer.correct_alert(raised.id, raised.machine, raised.detector, learned=learned):
+            return False
+        if raised.closed is not None:
+            (feedback.release if learned else feedback.hold)(raised)
+        self._ledger.touch(scorer.residents.slots([raised.machine]))
+        return True

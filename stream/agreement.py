@@ -123,13 +123,21 @@ class Comparison:
     Windows are cut at readings, so the cut of batches changes nothing but the seconds."""
 
     def __init__(
-        self, *, readings: int | None, seconds: float | None, saved: Mapping[str, Any] | None = None
+        self,
+        *,
+        readings: int | None,
+        seconds: float | None,
+        saved: Mapping[str, Any] | None = None,
+        elapsed: Elapsed | None = None,
     ) -> None:
+        """`elapsed`: the first window, with the machines that it waits for."""
         self._readings, self._seconds = readings, seconds
         saved = saved or {}
         self.total = msgspec.convert(saved.get("total", {}), Tally)
         self._current = msgspec.convert(saved.get("current", {}), Tally)
-        self._elapsed = msgspec.convert(saved.get("elapsed", {}), Elapsed)
+        self._elapsed = elapsed or Elapsed()
+        if "elapsed" in saved:
+            self._elapsed = msgspec.convert(saved["elapsed"], Elapsed)
         self.window = msgspec.convert(saved.get("window"), Tally | None)
         """The last whole one; None before the first has ended."""
 
@@ -154,7 +162,7 @@ class Comparison:
             for tally in (self.total, self._current):
                 _count(tally, found, rows)
             if whole:
-                self.window, self._current, self._elapsed = self._current, Tally(), Elapsed()
+                self.window, self._current, self._elapsed = self._current, Tally(), self._elapsed.after()
             start = end
 
     def _end(self, found: Readings, start: int) -> tuple[int, bool]:

@@ -43,10 +43,9 @@ class AlertWriter:
         reasons = [SensorReason(*parts) for parts in zip(self._topology.columns, *columns, strict=True)]
         reasons.sort(key=lambda reason: -abs(reason.share))
         times, window = self._recent.window(int(part.slots[i]), part.slots, batch.values, batch.times, i)
-        here = (self._topology.name, machine, ensemble.name, 0)
         closed = event.kind == "closed"
         return Alert(
-            id=episode_id(*here, episode.offset, episode.row, episode.first_seen),
+            id=self.name(episode, machine, ensemble.name),
             event=event.kind.value,
             type=PROCESS,
             sequence=episode.updates + (1 if closed else 0),
@@ -98,6 +97,11 @@ class AlertWriter:
             model=NOBODY if ensemble is None else ensemble.info,
             calibrated=self._topology.gives_probabilities,
         )
+
+    def name(self, episode: Episode, machine: str, detector: str) -> str:
+        """The id of an episode's alert."""
+        here = (self._topology.name, machine, detector, 0)
+        return episode_id(*here, episode.offset, episode.row, episode.first_seen)
 
     def past(self, slot: int) -> Window:
         """The machine's last readings, up to now."""

@@ -308,6 +308,21 @@ class AlertTable:
             self._columns[name][slot] = getattr(episode, name)
         return before, list(self._rule.severities)[before.severity]
 
+    def episode(self, slot: int) -> Episode:
+        """Where a slot stands."""
+        self._columns.reserve(np.array([slot]))
+        return self._load(slot)
+
+    def correct(self, slot: int, *, learned: bool) -> bool:
+        """An operator says something else of what was taken for normal and lasts: from here on it is learned, or is
+        not. Whether that changes anything."""
+        before = self.episode(slot)
+        if not before.accepted:
+            return False
+        kept_back = 0 if before.severity >= 0 else 2
+        self._columns["accepted"][slot] = 1 if learned else kept_back
+        return bool(self._columns["accepted"][slot] != before.accepted)
+
     def open_slots(self) -> Slots:
         """The slots with an open alert."""
         return np.flatnonzero(self._columns["severity"] >= 0)

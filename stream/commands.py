@@ -31,6 +31,7 @@ __all__ = [
     "Docket",
     "Receipt",
     "Term",
+    "ended",
     "largest",
     "limit",
 ]
@@ -218,7 +219,7 @@ class Docket:
         now: float,
     ) -> None:
         self._operators = operators
-        self._applied = {name: _ended(receipt) for name, receipt in receipts.items()}
+        self._applied = {name: ended(receipt) for name, receipt in receipts.items()}
         self._refused: dict[str, Receipt] = {}
         self._last = self._fast = 0.0
         """When the last command of an operator was issued that was carried out: by clocks that are right, hardly
@@ -311,14 +312,14 @@ class Docket:
             _forget(self._refused, _REMEMBERED // 10)
 
 
-def _ended(receipt: Receipt) -> Receipt:
-    """What became of a command that was still being carried out when the worker ended."""
+def ended(receipt: Receipt, left: str = "") -> Receipt:
+    """What became of a command that was still being carried out when the worker ended, and what it left."""
     if receipt.get("status") != "running":
         return receipt
     return {
         **receipt,
         "status": "failed",
-        "reason": "the worker ended meanwhile; send it again with a new id",
+        "reason": f"the worker ended meanwhile{left}; send it again with a new id",
     }
 
 

@@ -20,7 +20,18 @@ from stream import log
 from stream.audit import Audit, Line
 from stream.brokers.base import Broker, Delivery, Intake, Message, Queue
 from stream.clock import SYSTEM_CLOCK, Clock
-from stream.commands import AGAIN, CLOCK_SKEW, MODEL_VERBS, READ_ONLY, VERBS, Asked, Command, Docket, Receipt
+from stream.commands import (
+    AGAIN,
+    CLOCK_SKEW,
+    MODEL_VERBS,
+    READ_ONLY,
+    VERBS,
+    Asked,
+    Command,
+    Docket,
+    Receipt,
+    ended,
+)
 from stream.engine import Engine
 from stream.errors import (
     BrokerError,
@@ -51,6 +62,8 @@ _PREFETCH = 4
 """Commands held at a time: a body may be as large as the broker allows."""
 _WAITING = 16
 """Commands that may wait over HTTP."""
+_LONGEST = 300.0
+"""Seconds between two tries to reach a registry, at the most."""
 _WATCH = 0.2
 """Seconds between two looks at whether a swap is to be taken back."""
 _PACE = 0.002
@@ -109,6 +122,11 @@ class Control:
             busy=_busy(trainer),
             watched=engine.scorer.watched_days,
         )
+        self._trainer = trainer
+        self._cut_off = [
+            it for it in saved.commands.values() if it.get("status") == "running" and "training" in it
+        ]
+        """Trainings that were under way when the worker ended."""
         self._audit = Audit(saved.audit, clock)
         self._metrics = metrics
         self._clock = clock
@@ -134,6 +152,7 @@ class Control:
                 tasks.create_task(self._serve_verdicts())
                 tasks.create_task(self._retrainer.run())
                 tasks.create_task(self._follower.run(self._turn))
+                tasks.create_task(self._clear())
         finally:
             self._ended = True
             for answer in self._answers:
@@ -269,6 +288,30 @@ class Control:
             self._docket.applied(dict(receipt), self._clock.now())
             self._count(asked, receipt)
             await answer(receipt)
+
+    async def _clear(self) -> None:
+        """Take out of the registry what trainings left there half when the worker was killed, once it answers."""
+        pause = AGAIN
+        while self._cut_off and self._trainer is not None:
+            begun = self._cut_off[0]
+            try:
+                left = await self._trainer.clear(begun["training"])
+            except RegistryUnreachable as error:
+                told = {"topology": self._topology.name, "command": begun["command"], "cause": str(error)}
+                log.get().warning("training_not_cleared", **told)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST)
+                continue
+            await self._settle(ended(begun, left))
+            del self._cut_off[0]
+
+    async def _settle(self, receipt: Receipt) -> None:
+        """Keep what became of a command for good."""
+        async with self._one:
+            await self._engine.between_batches(
+                lambda: Changes(self._engine.position, commands={receipt["command"]: receipt})
+            )
+            self._docket.applied(receipt)
 
     async def _handle(self, asked: Asked) -> Receipt | None:
         """Carry out one command; the receipt tells what became of it. Never raises for a bad command.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class DriftWatch:
         self.of_scores = rule.of == "score"
         """Whether it is shown scores, or what the detector is shown."""
         self.drifted: dict[str, float] = {}
-        """When each machine drifted last, by its readings' time, the latest last."""
+        """When each machine drifted last, by the plant's time, the latest last."""
         self._begin(model)
 
     def _begin(self, model: str) -> None:
@@ -48,8 +48,8 @@ class DriftWatch:
         self.drifted.clear()
         self._begin(model)
 
-    def add(self, slots: Slots, machines: Sequence[str], times: Floats, values: Floats) -> None:
-        """Readings in arrival order: slots (n,), n machines, times (n,), values (n, n_columns)."""
+    def add(self, slots: Slots, times: Floats, values: Floats) -> list[int]:
+        """Readings in arrival order: slots (n,), times (n,), values (n, n_columns). The rows that tell of a drift."""
         self._passed.reserve(slots)
         order = np.argsort(slots, kind="stable")
         names, starts, sizes = np.unique(slots[order], return_index=True, return_counts=True)
@@ -59,10 +59,17 @@ class DriftWatch:
         self._passed[_PASSED][names] += sizes
         rows = np.flatnonzero(place % self._rule.every == 0)
         if not len(rows):
-            return
+            return []
         scores = self._model.score_learn(slots[rows], values[rows], times[rows])
-        for row in rows[scores >= self._model.threshold].tolist():
-            self._note(machines[row], float(times[row]))
+        told: list[int] = rows[scores >= self._model.threshold].tolist()
+        return told
+
+    def note(self, machine: str, time: float) -> None:
+        """A machine has drifted at this time of the plant."""
+        self.drifted.pop(machine, None)
+        self.drifted[machine] = time
+        while len(self.drifted) > _KEPT:
+            del self.drifted[next(iter(self.drifted))]
 
     def cause(self) -> str | None:
         """Why a model is to be trained; None while too few machines drifted within the rule's time."""
@@ -97,9 +104,3 @@ class DriftWatch:
         """Put back what `snapshot` returned."""
         self._model.restore(slots, {name: row for name, row in rows.items() if name != _PASSED})
         self._passed.restore(slots, {_PASSED: rows[_PASSED]})
-
-    def _note(self, machine: str, time: float) -> None:
-        self.drifted.pop(machine, None)
-        self.drifted[machine] = time
-        while len(self.drifted) > _KEPT:
-            del self.drifted[next(iter(self.drifted))]

@@ -15,6 +15,7 @@ from detectors.base import Floats
 from stream.alerts import PROCESS, Alert, ModelInfo
 from stream.readings import epoch_seconds
 from stream.training_data import Marked
+from stream.windows import PlantTime
 
 __all__ = ["Feedback", "Raised", "Window"]
 
@@ -66,12 +67,12 @@ _Item = TypeVar("_Item", Raised, Window)
 class Feedback:
     """The alerts of a topology and their labels.
 
-    `follows`: with every commit it is written down up to when readings were seen, not only with other changes."""
+    `follows`: with every commit it is written down when readings were seen, not only with other changes."""
 
     def __init__(self, *, follows: bool = False) -> None:
         self.seen: float | None = None
-        """The time of the first reading, and of the newest."""
-        self.newest: float | None = None
+        """The earliest time of all readings."""
+        self.plant = PlantTime()
         self._follows = follows
         self.alerts: dict[str, Raised] = {}
         """Those of which nobody said anything, by id, the newest last."""
@@ -89,13 +90,13 @@ class Feedback:
         """What the next commit writes of it, by name; None where something is gone."""
         rows, self._rows = self._rows, {}
         if rows or self._follows:
-            rows[_SPAN] = {"seen": self.seen, "newest": self.newest}
+            rows[_SPAN] = {"seen": self.seen, "plant": msgspec.to_builtins(self.plant)}
         return {name: (row, None) for name, row in rows.items()}
 
     def restore(self, saved: Mapping[str, tuple[Any, Any]]) -> None:
         """Take over what a checkpoint holds."""
         span = (saved.get(_SPAN) or ({},))[0] or {}
-        self.seen, self.newest = span.get("seen"), span.get("newest")
+        self.seen, self.plant = span.get("seen"), msgspec.convert(span.get("plant", {}), PlantTime)
         for alert in sorted(_saved(saved, _ALERT, Raised), key=lambda alert: alert.opened):
             (self.labelled if alert.label else self.alerts)[alert.id] = alert
         self._held = {(it.detector, it.machine): it for it in self.labelled.values() if it.held}
@@ -109,12 +110,20 @@ class Feedback:
         """The alert of an id, where it is known."""
         return self.alerts.get(name) or self.labelled.get(name)
 
-    def observe(self, alerts: Iterable[Alert], times: Floats) -> None:
-        """Alert events in order, and the times (n,) of the readings of which they came."""
+    @property
+    def now(self) -> float | None:
+        """What time it is in the plant, by its readings; None before the first."""
+        return self.plant.now
+
+    def observe(
+        self, alerts: Iterable[Alert], machines: Sequence[str], times: Floats, rows: Sequence[int] = ()
+    ) -> list[float]:
+        """Alert events in order, and the machines and times (n,) of the readings of which they came; what time it was
+        in the plant at some of these, which are in order."""
         if len(times):
-            first, newest = float(times.min()), float(times.max())
+            first = float(times.min())
             self.seen = first if self.seen is None else min(self.seen, first)
-            self.newest = newest if self.newest is None else max(self.newest, newest)
+        at = self.plant.add(machines, times, rows)
         for alert in alerts:
             if alert.type != PROCESS:
                 continue
@@ -136,6 +145,7 @@ class Feedback:
             elif alert.event == "closed" and (known := self.find(alert.id)) is not None:
                 known.closed = time
                 self._write(known)
+        return at
 
     def label(self, raised: Raised, label: Literal["true", "false"], *, learned: bool, at: float) -> None:
         """Somebody says whether an alert was one; the last word counts."""
@@ -176,6 +186,11 @@ class Feedback:
         raised.held = True
         self._held[raised.detector, raised.machine] = raised
         self._write(raised)
+
+    def release(self, raised: Raised) -> None:
+        """It is to be learned after all, and so was over when it was closed."""
+        if raised.held and raised.closed is not None:
+            self._end(raised, raised.closed)
 
     def calmed(self, detector: str, machine: str, time: float) -> None:
         """With the machine's reading of this time ended what an operator had closed, if there was any."""

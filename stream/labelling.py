@@ -20,8 +20,9 @@ async def labelled(engine: Engine, command: Command, receipt: Receipt, now: floa
     """What the command does, as an act between two batches. Raises CommandRefused on one that says nothing.
 
     `{"alert": ID, "label": "true" | "false"}`: was it one? `{"machine", "label": "true" | "false"}` says it of the
-    machine's open alerts. What is false and open is closed. With `from` and `to` the label is `anomaly` or `normal`,
-    and says what that time was.
+    machine's open alerts. What is false and open is closed; what was closed so and lasts is learned from here on or
+    is not, as the last word says. With `from` and `to` the label is `anomaly` or `normal`, and says what that time
+    was.
     """
     label, window = command.label, command.since is not None or command.until is not None
     if (command.alert is None) == (command.machine is None):
@@ -48,13 +49,16 @@ async def labelled(engine: Engine, command: Command, receipt: Receipt, now: floa
 def _said(
     engine: Engine, command: Command, receipt: Receipt, label: Literal["true", "false"], now: float
 ) -> Changes:
-    meant = _meant(engine, command)
-    closed = []
+    meant, learned = _meant(engine, command), bool(command.learn)
+    closed = corrected = 0
     for raised in meant:
-        engine.scorer.beside.feedback.label(raised, label, learned=bool(command.learn), at=now)
+        engine.scorer.beside.feedback.label(raised, label, learned=learned, at=now)
         if label == "false" and raised.closed is None:
-            closed.append(engine.acts.close_alert(raised, learned=bool(command.learn)))
-    receipt |= {"alerts": [raised.id for raised in meant], "machine": meant[0].machine, "closed": sum(closed)}
+            closed += engine.acts.close_alert(raised, learned=learned)
+        else:
+            corrected += engine.acts.correct_alert(raised, learned=learned)
+    receipt |= {"alerts": [raised.id for raised in meant], "machine": meant[0].machine}
+    receipt |= {"closed": closed, "corrected": corrected}
     return Changes(engine.position)
 
 

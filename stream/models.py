@@ -160,12 +160,7 @@ class Registry:
         else None."""
         client = self._client()
         with self._answers():
-            if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:
-                return None
-            marked = f"tags.`{MARK}` = '{mark}'"
-            for run in client.search_runs([experiment.experiment_id], filter_string=marked):
-                of_run = f"run_id='{run.info.run_id}'"
-                found = list(_pages(client.search_model_versions, filter_string=of_run))
+            for run, found in _marked(client, mark):
                 meant = self._aliases(client, name).get(alias or "") if found else None
                 for version in found:
                     if int(version.version) == meant:
@@ -173,6 +168,22 @@ class Registry:
                     client.delete_model_version(name, version.version)
                 client.set_terminated(run.info.run_id, "KILLED")
         return None
+
+    def clear(self, mark: str) -> int | None:
+        """End what a registration left whose process was killed, however long ago: its run, where that never ended,
+        as KILLED, and its version goes where no alias means it. The version of a run that had ended, which stays;
+        else None. `mark` is the value of its tag `MARK`."""
+        client, whole = self._client(), None
+        with self._answers():
+            for run, found in _marked(client, mark):
+                if run.info.status != "RUNNING":
+                    whole = next((int(version.version) for version in found), whole)
+                    continue
+                for version in found:
+                    if int(version.version) not in self._aliases(client, version.name).values():
+                        client.delete_model_version(version.name, version.version)
+                client.set_terminated(run.info.run_id, "KILLED")
+        return whole
 
     def resolve(self, uri: str) -> ModelRef:
         """The version that `models:/name@alias` or `models:/name/3` stands for now, pinned.
@@ -385,6 +396,15 @@ def _mlflow() -> Any:
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     return mlflow
+
+
+def _marked(client: Any, mark: str) -> Iterator[tuple[Any, list[Any]]]:
+    """The runs that have this mark, with their versions."""
+    if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:
+        return
+    for run in client.search_runs([experiment.experiment_id], filter_string=f"tags.`{MARK}` = '{mark}'"):
+        of_run = f"run_id='{run.info.run_id}'"
+        yield run, list(_pages(client.search_model_versions, filter_string=of_run))
 
 
 @contextlib.contextmanager

@@ -83,11 +83,11 @@ class Probation:
             last.until if current.until is None else current.until,
             lasted=last.lasted + current.elapsed.seconds,
         )
-        self._state = _State(before=before)
+        self._state = _State(before=before, current=_Record(elapsed=current.elapsed.after()))
 
     def rolled_back(self) -> None:
         """The model before is back: nobody is on probation, and counting begins anew."""
-        self._state = _State()
+        self._state = _State(current=_Record(elapsed=self._state.current.elapsed.after()))
 
     def failed(self) -> None:
         """A reading got no score at all, and was put aside."""
@@ -111,8 +111,9 @@ class Probation:
             if last is not None:
                 if self._state.verdict is None:
                     self._state.before = None
+                following = current.elapsed.after()
                 current.lasted, current.elapsed = current.elapsed.seconds, Elapsed()
-                self._state.last, self._state.current = current, _Record()
+                self._state.last, self._state.current = current, _Record(elapsed=following)
             start = end
 
     def _judge(self) -> None:

@@ -28,8 +28,8 @@ days; there is nothing to train on yet."""
 Outcome = Literal["started", "running", "cooldown", "limit", "no_data", "refused"]
 """What became of a trigger."""
 
-Watched = Callable[[str, float], float]
-"""Days on which a detector's machines were watched since a time, in all."""
+Watched = Callable[[str, float, float], float]
+"""Days on which a detector's machines were watched between two times, in all."""
 
 _PREFIX = "retrain:"
 _WEEK = 7 * 86400.0
@@ -37,12 +37,12 @@ _WINDOW = 7 * 86400.0
 """Over which labels are looked at where no rule says it."""
 
 
-def _nobody(detector: str, since: float) -> float:
+def _nobody(detector: str, since: float, until: float) -> float:
     return math.nan
 
 
 class _State(msgspec.Struct):
-    """Of one detector. Times are the worker's, but for `trained_on`."""
+    """Of one detector. Times are the worker's, but for `trained_on`, which is the plant's."""
 
     began: list[float] = msgspec.field(default_factory=list)
     """When trainings began, in the last week."""
@@ -51,7 +51,7 @@ class _State(msgspec.Struct):
     scheduled: float | None = None
     """Up to when the schedule was looked at."""
     trained_on: float | None = None
-    """The newest reading's time when a training began last."""
+    """What time it was in the plant when a training began last."""
     trained_at: float | None = None
     """When one succeeded last."""
     running: bool = False
@@ -147,7 +147,7 @@ class Retraining:
         state.began = [time for time in state.began if now - _WEEK < time <= now]
         if busy or state.running:
             return "running"
-        if self._feedback.newest is None:
+        if self._feedback.now is None:
             return "no_data"
         if state.began and now < state.began[-1] + rule.min_interval:
             return "cooldown"
@@ -159,16 +159,16 @@ class Retraining:
 
     def since(self, detector: str) -> float:
         """From which time on readings are trained on, in epoch seconds."""
-        newest = self._feedback.newest
-        assert newest is not None  # noqa: S101 - held back until there is one
-        return max(newest - self.rules[detector].over, 0.0)
+        now = self._feedback.now
+        assert now is not None  # noqa: S101 - held back until there is a reading
+        return max(now - self.rules[detector].over, 0.0)
 
     def began(self, detector: str, now: float, *, by_rule: bool) -> None:
         """A training began, whoever asked for it."""
         if (state := self._states.get(detector)) is not None:
             state.began.append(now)
             state.running, state.by_rule = True, by_rule
-            state.trained_on = self._feedback.newest
+            state.trained_on = self._feedback.now
 
     def trained(self, detector: str, version: str, now: float) -> None:
         """It has registered this version."""
@@ -228,15 +228,14 @@ class Retraining:
         return {name: time for name, time in times.items() if time is not None}
 
     def quality(self, watched: Watched = _nobody) -> dict[str, Found]:
-        """How good the alerts were, by what raised them, in the rule's window up to the newest reading."""
-        feedback, found = self._feedback, {}
-        if feedback.newest is None or feedback.seen is None:
-            return {}
+        """How good the alerts were, by what raised them, in the rule's window up to now."""
+        found: dict[str, Found] = {}
+        if (now := self._feedback.now) is None:
+            return found
         for name in self._decides:
             rule = self.rules.get(name)
             window = _WINDOW if rule is None or rule.quality is None else rule.quality.window
-            since = max(feedback.newest - window, feedback.seen)
-            found[name] = self._found(name, since, feedback.newest, watched)
+            found[name] = self._found(name, now - window, now, watched)
         return found
 
     def status(self, now: float) -> dict[str, Any]:
@@ -260,23 +259,26 @@ class Retraining:
         return told
 
     def _found(self, name: str, since: float, until: float, watched: Watched) -> Found:
+        since = since if self._feedback.seen is None else max(since, self._feedback.seen)
         return label_quality(
             self._feedback,
             self._decides[name],
             since,
             until,
             scored=self._scored[name],
-            days=lambda: watched(name, since),
+            days=lambda: watched(name, since, until),
         )
 
     def _look_at_quality(self, name: str, rule: Retrain, state: _State, watched: Watched) -> None:
-        feedback, wanted = self._feedback, rule.quality
-        if wanted is None or feedback.newest is None or feedback.seen is None:
+        now, wanted = self._feedback.now, rule.quality
+        if wanted is None or now is None:
             return
-        since = max(feedback.newest - wanted.window, feedback.seen)
-        if state.trained_on is not None:  # what was labelled before it is known already
-            since = max(since, float(np.nextafter(state.trained_on, np.inf)))
-        found = self._found(name, since, feedback.newest, watched)
+        since, known = now - wanted.window, state.trained_on
+        if (
+            known is not None and known <= now
+        ):  # what was labelled before it is known; a wrong clock may be ahead
+            since = max(since, float(np.nextafter(known, np.inf)))
+        found = self._found(name, since, now, watched)
         value = found.of(wanted.metric)
         state.pending.pop("quality", None)
         if found.labels >= wanted.labels and wanted.is_worse(value):

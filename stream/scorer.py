@@ -332,6 +332,21 @@ class Scorer:
         why = f"Closed by an operator: this was normal{learned_too}"
         return self._writer.closed((machine, detector), slot, episode, severity, why, ensemble)
 
+    def correct_alert(self, name: str, machine: str, detector: str, *, learned: bool) -> bool:
+        """Learn from now on what goes on after an alert that an operator had closed, or taken for normal; or do not.
+
+        Whether that changes anything: not where it does not last, or its machine is not in memory. `name`: its id."""
+        ensemble = self._ensembles.get(detector)
+        if ensemble is None or self.residents.missing([machine]):
+            return False
+        slot = self.residents.find(machine)
+        if self._writer.name(ensemble.alerts.episode(slot), machine, detector) != name:
+            return False
+        for shadow in self.beside.shadows.values():
+            if shadow.ensemble.name == detector:
+                shadow.ensemble.alerts.correct(slot, learned=learned)
+        return ensemble.alerts.correct(slot, learned=learned)
+
     def watches(self, detector: str, machine: str) -> bool:
         """Whether what decides by this name takes readings of a machine."""
         ensemble = self._ensembles.get(detector)
@@ -339,13 +354,14 @@ class Scorer:
             lane.binding is None or lane.binding.matches(machine) for lane in ensemble.lanes
         )
 
-    def watched_days(self, detector: str, since: float) -> float:
-        """Days since a time of the readings (epoch seconds), each machine's up to its newest reading, of the machines
-        in memory that a detector scores."""
+    def watched_days(self, detector: str, since: float, until: float) -> float:
+        """Days between two times of the readings (epoch seconds), each machine's up to its newest reading, of the
+        machines in memory that a detector scores."""
         slots, binding = self.residents.occupied, self.lanes[detector].binding
         if binding is not None:
             slots = slots[binding.of(slots)]
-        return float(np.maximum(self._limits.newest(slots) - since, 0.0).sum()) / _DAY
+        last = np.minimum(self._limits.newest(slots), until)
+        return float(np.maximum(last - since, 0.0).sum()) / _DAY
 
     def take_unwatched(self) -> list[Alert]:
         """The events that end alerts of machines that came into memory and are no longer scored by what raised them;

@@ -14,6 +14,7 @@ from detectors.base import Contributions, Floats, Mask, Model, ModelUnavailable,
 from stream.agreement import Comparison, Readings
 from stream.alerting import EventKind
 from stream.alerts import ModelInfo
+from stream.drifting import DriftWatch
 from stream.ensemble import Ensemble, Lane, Part, Stateful
 from stream.feedback import Feedback
 from stream.probation import Probation
@@ -97,8 +98,7 @@ class Beside:
             for name, spec in topology.registry_models.items()
             if spec.rollback_when is not None
         }
-        rules = (spec.retrain for spec in topology.registry_models.values())
-        self.feedback = Feedback(follows=any(rule is not None for rule in rules))
+        self.feedback = Feedback(follows=bool(topology.registry_models))
         trained = {name: lanes[name].info.digest for name in topology.registry_models}
         self.retraining = Retraining(topology, self.feedback, trained)
         self._ended: set[str] = set()
@@ -145,10 +145,7 @@ class Beside:
             if name in echoes or name == detector
         ]
         ensemble = self._ensemble(decides, lanes, len(others))
-        gate = self._topology.registry_models[detector].promote_when
-        comparison = Comparison(
-            readings=gate.readings if gate else None, seconds=gate.window if gate else None, saved=saved
-        )
+        comparison = self._comparison(detector, saved)
         self.shadows[detector] = Shadow(detector, lane, ensemble, others, reference, identity, comparison)
         self._ended.discard(detector)
 
@@ -160,16 +157,24 @@ class Beside:
     def swapped(self, detector: str, *, back: bool) -> None:
         """The detector has another model: compare with that one from now on; watch it, unless it is one of before."""
         if (shadow := self.shadows.get(detector)) is not None:
-            gate = self._topology.registry_models[detector].promote_when
-            shadow.comparison = Comparison(
-                readings=gate.readings if gate else None, seconds=gate.window if gate else None
-            )
+            shadow.comparison = self._comparison(detector)
         if (probation := self.probations.get(detector)) is not None:
             if back:
                 probation.rolled_back()
             else:
                 probation.swapped()
         self.retraining.swapped(detector, self._lanes[detector].info.digest)
+
+    def _comparison(self, detector: str, saved: Mapping[str, Any] | None = None) -> Comparison:
+        """One that goes on, or begins; it then waits for the detector's machines that were heard of late."""
+        gate, binding = self._topology.registry_models[detector].promote_when, self._lanes[detector].binding
+        heard = self.feedback.plant.elapsed
+        return Comparison(
+            readings=gate.readings if gate else None,
+            seconds=gate.window if gate else None,
+            saved=saved,
+            elapsed=heard.after() if binding is None else heard.after(binding.matches),
+        )
 
     def tables(self) -> Iterator[tuple[str, Stateful]]:
         """The tables of state of shadows, and of what watches for drift."""
@@ -225,8 +230,7 @@ class Beside:
     def observe(self, scored: Scored) -> None:
         """Have the shadows judge readings that the champions have judged, and compare. Never raises."""
         n = len(scored.batch)
-        self.feedback.observe(scored.alerts, scored.batch.times)
-        self._watch_drift(scored)
+        self._observe_plant(scored)
         for detector in [*self.probations, *(set(self.shadows) - set(self.probations))]:
             lane = self._lanes[detector]
             seconds, lane.seconds = lane.seconds, 0.0
@@ -249,17 +253,28 @@ class Beside:
                 ) as error:  # a shadow may be anybody's: whatever it raises ends it, and nothing else
                     self.drop(detector, f"{type(error).__name__}: {error}")
 
-    def _watch_drift(self, scored: Scored) -> None:
+    def _observe_plant(self, scored: Scored) -> None:
+        """Note alerts, and what has drifted: that by the plant's time, not by each machine's own."""
+        batch, drifted = scored.batch, self._drifted(scored)
+        rows = sorted({row for _, row in drifted})
+        times = self.feedback.observe(scored.alerts, batch.machines, batch.times, rows)
+        at = dict(zip(rows, times, strict=True))
+        for watch, row in drifted:
+            watch.note(batch.machines[row], at[row])
+
+    def _drifted(self, scored: Scored) -> list[tuple[DriftWatch, int]]:
+        """The readings that tell of a drift, in the order of their watch."""
+        found = []
         for detector, pieces in scored.watched.items():
+            watch = self.retraining.watches[detector]
             for rows, values in pieces:
-                machines = [scored.batch.machines[i] for i in rows.tolist()]
                 try:
-                    self.retraining.watches[detector].add(
-                        scored.slots[rows], machines, scored.batch.times[rows], values
-                    )
+                    told = watch.add(scored.slots[rows], scored.batch.times[rows], values)
                 except Exception as error:  # it, too, may be anybody's
                     self.retraining.end_watch(detector, f"{type(error).__name__}: {error}")
                     break
+                found += [(watch, int(rows[i])) for i in told]
+        return found
 
     def _compare(
         self, shadow: Shadow, scored: Scored, mine: NDArray[np.int64], opened: Mask, seconds: float

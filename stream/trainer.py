@@ -18,11 +18,11 @@ from typing import Any, Final
 
 import msgspec
 
-from stream.binding import patterns_of
+from stream.binding import Binding, patterns_of
 from stream.brokers.base import Broker
 from stream.cancelling import Cancelling
 from stream.config import dump_yaml
-from stream.errors import CommandRefused, ConfigError, ModelError, first_error
+from stream.errors import CommandRefused, ConfigError, ModelError, RegistryUnreachable, first_error
 from stream.feeding import Feed, ReaderGone
 from stream.models import MARK, Registry
 from stream.rules import AlertRule
@@ -30,7 +30,7 @@ from stream.stream_history import receive_stream
 from stream.threads import in_thread
 from stream.topology import Topology
 from stream.training import CHALLENGER, batch_detector
-from stream.training_data import Marked, TrainingOptions, TrainingSource, within
+from stream.training_data import Frame, Marked, TrainingOptions, TrainingSource, within
 from stream.training_process import Event, Job
 
 __all__ = ["Progress", "Told", "Trainer", "Training"]
@@ -59,6 +59,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     alias: str = CHALLENGER
     options: TrainingOptions = TrainingOptions()
     marked: Sequence[Marked] = ()
+    mark: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    """What its run and its version are tagged with."""
 
 
 class Trainer:
@@ -88,9 +90,8 @@ class Trainer:
         try:
             name = batch_detector(training.topology, training.detector)
             machines = training.topology.registry_models[name].machines
-            if source.frame is not None and "machine" not in source.frame and machines:
-                only = ", ".join(patterns_of(machines))
-                raise CommandRefused(f'"frame" needs "machine": {name} is trained on {only} alone')
+            if source.frame is not None and machines:
+                _look_at_names(source.frame, name, machines)
             if source.capture is not None:
                 within(source.capture, self._folders)
             if source.stream is not None:
@@ -114,25 +115,25 @@ class Trainer:
                 self.running = None
 
     async def _train(self, training: Training, told: Told) -> dict[str, Any]:
-        began, mark = time.monotonic(), uuid.uuid4().hex
+        began = time.monotonic()
         cancelling = self._cancelling = Cancelling()
         try:
             async with asyncio.timeout(training.options.timeout):
                 with tempfile.TemporaryDirectory(prefix="mmlw-training-") as name:
                     pulse = _Pulse(told, began)
                     await pulse.beat()
-                    await in_thread(_write, Path(name), training.topology, self._job(training, mark))
+                    await in_thread(_write, Path(name), training.topology, self._job(training))
                     result = await _run(Path(name), partial(self._feed, training, pulse), pulse, cancelling)
         except TimeoutError:
             limit = f"took longer than {training.options.timeout:g} s"
-            left = await self._take_back(training, mark)
+            left = await self._take_back(training)
             raise ModelError(f"the training {limit}{left}; give it fewer rows, or a longer timeout") from None
         except ModelError as error:
-            if left := await self._take_back(training, mark):
+            if left := await self._take_back(training):
                 raise ModelError(f"{error}{left}") from error
             raise
         except asyncio.CancelledError:
-            await self._take_back(training, mark)
+            await self._take_back(training)
             raise
         finally:
             cancelling.over()
@@ -147,29 +148,40 @@ class Trainer:
         await self._cancelling.cancel(by)
         return training.detector
 
-    async def _take_back(self, training: Training, mark: str) -> str:
+    async def clear(self, mark: str) -> str:
+        """End what a training left in the registry whose worker was killed; what its receipt says of that. Raises
+        RegistryUnreachable."""
+        try:
+            whole = await in_thread(Registry(self._registry).clear, mark)
+        except RegistryUnreachable:
+            raise
+        except ModelError as error:
+            return f", and what it left was not looked for ({error})"
+        return "" if whole is None else f", when version {whole} was registered, which stays"
+
+    async def _take_back(self, training: Training) -> str:
         """Take what a training that was cut off had registered out of the registry; what the receipt says of that."""
         if not self._cancelling.registering:
             return ""
         name = training.topology.registry_models[training.detector].name
         try:
-            whole = await in_thread(Registry(self._registry).withdraw, name, mark, training.alias)
+            whole = await in_thread(Registry(self._registry).withdraw, name, training.mark, training.alias)
         except ModelError as error:
             return (
                 f" while it was registered, and what it left could not be taken back ({error}): delete the run, and "
-                f"the version of {name}, that have the tag {MARK}={mark}"
+                f"the version of {name}, that have the tag {MARK}={training.mark}"
             )
         if whole is not None:
             return f" when version {whole} of {name} was registered, which stays"
         return " while it was registered; nothing of it is left but a run that MLflow shows as KILLED"
 
-    def _job(self, training: Training, mark: str) -> Job:
+    def _job(self, training: Training) -> Job:
         source = training.source
         return Job(
             detector=training.detector,
             registry=self._registry,
             alias=training.alias,
-            mark=mark,
+            mark=training.mark,
             rows=training.options.rows,
             newest=training.options.newest,
             since=training.options.since,
@@ -218,6 +230,17 @@ class _Pulse:
         if self._share is not None:
             progress["share"] = self._share
         await self._told(progress)
+
+
+def _look_at_names(frame: Frame, detector: str, machines: str | Sequence[str]) -> None:
+    """Raises CommandRefused where a frame has no machine that a detector of these scores."""
+    only = ", ".join(patterns_of(machines))
+    if "machine" not in frame:
+        raise CommandRefused(f'"frame" needs "machine": {detector} is trained on {only} alone')
+    names = sorted({str(name) for name in frame["machine"]})
+    if names and not any(map(Binding(machines).matches, names)):
+        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise CommandRefused(f'"frame" names only {told[:300]}: {detector} is trained on {only} alone')
 
 
 def _write(folder: Path, topology: Topology, job: Job) -> None:

@@ -151,7 +151,7 @@ class Verbs:
             return await self._cancelled(command, receipt)
         receipt["detector"] = detector = self._detector(command)
         if verb == "train":
-            return self._training(command, detector, receipt["command"], by_rule="note" in receipt)
+            return self._training(command, detector, receipt)
         if verb == "shadow" and command.stop:
             return self._stopped(detector, command)
         if verb == "promote":
@@ -197,7 +197,7 @@ class Verbs:
         receipt["detector"] = await self._trainer.cancel(self._topology.name, wanted, receipt["command"])
         return Prepared(lambda: Changes(self._engine.position), happened=True)
 
-    def _training(self, command: Command, detector: str, name: str, *, by_rule: bool) -> Prepared:
+    def _training(self, command: Command, detector: str, receipt: Receipt) -> Prepared:
         if self._trainer is None:
             raise CommandRefused("this worker runs without a model registry")
         trainer, alias = self._trainer, command.alias or CHALLENGER
@@ -208,20 +208,21 @@ class Verbs:
         training = Training(
             topology=self._topology,
             detector=detector,
-            command=name,
+            command=receipt["command"],
             source=command.source or TrainingSource(),
             alias=alias,
             options=command.options or TrainingOptions(),
             marked=self._engine.scorer.beside.feedback.marked(),
         )
         trainer.check(training)
+        receipt["training"] = training.mark
         begun = partial(
             log.get().info, "training_started", topology=self._topology.name, detector=detector, alias=alias
         )
         retraining = self._engine.scorer.beside.retraining
 
         def act() -> Changes:
-            retraining.began(detector, self._clock.now(), by_rule=by_rule)
+            retraining.began(detector, self._clock.now(), by_rule="note" in receipt)
             return Changes(self._engine.position)
 
         async def work(told: Told) -> Receipt:

@@ -63,7 +63,8 @@ class Webhooks:
     def check(self, headers: Mapping[str, str], body: bytes) -> AliasMoved | None:
         """The alias that it tells of, None for another event. Raises WebhookRefused.
 
-        `headers` by lower-case name. A delivery is taken once."""
+        `headers` by lower-case name. A delivery is taken once; after a restart once more, within the tolerance: that
+        has the registry asked, and does no harm."""
         delivery, time = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
         signed = b".".join((delivery.encode("latin-1"), time.encode("latin-1"), body))
         expected = b"v1," + base64.b64encode(hmac.digest(self._secret, signed, hashlib.sha256))

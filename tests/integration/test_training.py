@@ -38,6 +38,7 @@ from stream.spans import Span
 from stream.stream_history import read_stream
 from stream.topology import RegistryModel, Sensor, Source, Topology
 from stream.trainer import Trainer, Training
+from stream.training import train_detector
 from stream.training_data import StreamRange, TrainingSource, frame_table, stream_table, within
 from stream.validation import Reader
 from stream.watch import show_audit
@@ -718,6 +719,87 @@ def test_training_that_is_cut_off_while_it_registers_leaves_no_version_and_a_run
     assert left() == ["KILLED"]
 
 
+STEPS = ["create_model_version", "get_model_version_download_uri", "set_model_version_tag"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_a_training_left_half_registered_when_its_worker_was_killed_is_taken_back_by_the_next(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Such a worker takes nothing back itself. What was registered as a whole, but for its alias, stays."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING)
+    monkeypatch.setenv("HANGS_IN", step)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    client = mlflow.MlflowClient(tracking_uri=local, registry_uri=local)
+    versions, status = (0, "RUNNING") if step == STEPS[0] else (1, "RUNNING")
+    if whole := step == STEPS[2]:
+        status = "FINISHED"
+    cleared, clear = list[str](), Registry.clear
+
+    def noted(registry: Registry, mark: str) -> int | None:
+        cleared.append(mark)
+        return clear(registry, mark)
+
+    async def nothing(*_: Any) -> str:
+        return ""
+
+    def left() -> tuple[int, list[str]]:
+        runs = client.search_runs([it.experiment_id for it in client.search_experiments()])
+        return len(client.search_model_versions()), [each.info.status for each in runs]
+
+    async def story() -> None:
+        plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
+        await plant.declare()
+        await plant.publish(readings(300))
+        body: dict[str, Any] = {"source": {"stream": {}}, "issued": time.time()}
+        with monkeypatch.context() as dead:
+            dead.setattr(Trainer, "_take_back", nothing)
+            async with plant.running() as worker, asyncio.TaskGroup() as tasks:
+                await plant.reached(worker, 300)
+                begun = tasks.create_task(plant.train(**body))
+                await began(plant, "registering")
+                while left() != (versions, [status]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                begun.cancel()
+        assert left() == (versions, [status])
+        for _ in range(2):
+            async with plant.running() as worker:
+                control = worker.control("plant")
+                assert control is not None
+                while control._cut_off:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                found = await plant.train(id=plant.log[0]["command"], **body)
+        assert cleared == [plant.log[0]["training"]], "once"
+        assert (found["status"], found["duplicate"]) == ("failed", True)
+        assert ("when version 1 was registered, which stays" in found["reason"]) is whole
+
+    monkeypatch.setattr(Registry, "clear", noted)
+    run(story())
+    assert left() == ((1, ["FINISHED"]) if whole else (0, ["KILLED"]))
+
+
+def test_a_version_that_somebody_uses_is_not_taken_back(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another alias was set by hand before the worker came back; and other runs are nobody's business."""
+    models = Registry(local)
+    client = mlflow.MlflowClient(tracking_uri=local, registry_uri=local)
+    columns: Any = frame(200).assign(time=[START + i for i in range(200)])
+    table = frame_table("t", columns, trainable())
+    for mark in ("mine", "others"):
+        train_detector(trainable(), "scale", table, models, alias=None, mark=mark)
+    for version in client.search_model_versions():
+        client.update_run(version.run_id, status="RUNNING")
+    models.set_alias("pump", "champion", 1)
+    assert models.clear("mine") is None
+    assert models.clear("nobody") is None
+    found = {int(it.version): client.get_run(it.run_id).info.status for it in client.search_model_versions()}
+    assert found == {1: "KILLED", 2: "RUNNING"}
+    assert models.clear("others") is None
+    assert [it.version for it in models.versions("pump")] == [1]
+
+
 def test_cancel_of_what_is_no_running_training_is_refused_with_the_reason(tmp_path: Path, local: str) -> None:
     async def story() -> None:
         plant = Shop(tmp_path / "data", trainable(), shelf=ScaleShelf(), registry=local)
@@ -908,7 +990,7 @@ def test_labels_are_not_trained_on_and_judge_the_model_as_a_backtest_does(tmp_pa
         mmlw("train", file, *asked, "--labels", tmp_path / "faults.json")
 
 
-def test_a_frame_without_machines_is_refused_at_once_where_the_detector_scores_some_of_them() -> None:
+def test_a_frame_without_the_machines_that_the_detector_scores_is_refused_at_once() -> None:
     whole = trainable()
     trainer = Trainer("sqlite:///none", (), lambda: MemoryBroker(MemoryServer(), user="worker"))
     columns: Any = {"a": [1.0], "b": [2.0]}
@@ -920,8 +1002,14 @@ def test_a_frame_without_machines_is_refused_at_once_where_the_detector_scores_s
     check(whole)
     spec = msgspec.structs.replace(whole.registry_models["scale"], machines="pump-*")
     bound = msgspec.structs.replace(whole, detectors={"scale": spec})
-    check(bound, machine=["pump-1"])
-    with pytest.raises(CommandRefused, match=r'"frame" needs "machine": scale is trained on pump-\* alone'):
+    check(bound, machine=["fan-1", "pump-1"])
+    check(whole, machine=["fan-1"])
+    only = r"scale is trained on pump-\* alone"
+    with pytest.raises(CommandRefused, match=rf'"frame" names only fan-1: {only}'):
+        check(bound, machine=["fan-1", "fan-1"])
+    with pytest.raises(CommandRefused, match=r'"frame" names only 1, 2, None and 1 more: scale'):
+        check(bound, machine=[1, 2, None, "fan-1"])
+    with pytest.raises(CommandRefused, match=rf'"frame" needs "machine": {only}'):
         check(bound)
 
 

@@ -29,7 +29,7 @@ def said(*words: Any) -> Feedback:
     """Alerts `(opened, label)` of half an hour, and windows `(start, end, label)`, said one after the other; a third
     or fourth more is the machine."""
     feedback = Feedback()
-    feedback.observe((), np.array([0.0, DAY]))
+    feedback.observe((), ["m1"] * 2, np.array([0.0, DAY]))
     for at, word in enumerate(words):
         machine = word[-1] if str(word[-1]).startswith("m") else "m1"
         if isinstance(word[1], float):
@@ -168,14 +168,14 @@ def test_false_alarms_are_those_of_a_machine_a_day_as_a_backtest_counts_them() -
     n = len(times)
     batch = Batch(names, times, np.zeros((n, 1)), np.zeros(n, np.int64), np.arange(n), np.full(n, -1))
     scorer.process(batch, np.arange(n))
-    assert scorer.watched_days("scale", 0.0) == 4.0
-    assert scorer.watched_days("scale", DAY) == 2.0
+    assert scorer.watched_days("scale", 0.0, 9 * DAY) == 4.0
+    assert scorer.watched_days("scale", DAY, 9 * DAY) == 2.0
     feedback = said((HOUR, "false"), (5 * HOUR, "false", "m2"))
-    quality = found(feedback, days=lambda: scorer.watched_days("scale", 0.0))
+    quality = found(feedback, days=lambda: scorer.watched_days("scale", 0.0, 9 * DAY))
     mine = np.array(names) != "x1"
     alerts = (np.array(names) == "m1") & (times == HOUR) | (np.array(names) == "m2") & (times == 5 * HOUR)
     tested = event_quality(times[mine], np.zeros(mine.sum()), alerts[mine], np.array(names)[mine])
     assert quality.false_alarms_per_day == tested.false_alarms_per_day == 0.5
     asked = retraining(feedback, "false_alarms_per_day", 0.4)
-    assert "scale" in asked.look(0.0, lambda detector, since: 4.0)
-    assert asked.look(0.0, lambda detector, since: 5.1) == {}
+    assert "scale" in asked.look(0.0, lambda *_: 4.0)
+    assert asked.look(0.0, lambda *_: 5.1) == {}

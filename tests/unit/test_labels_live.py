@@ -140,6 +140,114 @@ def test_what_is_to_be_learned_is_learned_and_what_is_not_is_held_back(tmp_path:
     run(story())
 
 
+def left_out(tmp_path: Path, count: int) -> list[int]:
+    """Which of a machine's readings a training leaves out, as the checkpoint has it."""
+    checkpoint = Checkpoint(next(tmp_path.glob("**/plant.checkpoint")), "plant", None)
+    feedback = Feedback()
+    feedback.restore(checkpoint.load().models)
+    checkpoint.close()
+    kept = kept_rows(["m1"] * count, START + np.arange(count, dtype=np.float64), feedback.marked())
+    return sorted(set(range(count)) - set(kept.tolist()))
+
+
+@pytest.mark.parametrize("said", ["false", "true"])
+def test_what_was_to_be_learned_and_is_not_after_all_is_held_back_from_there_on(
+    tmp_path: Path, said: str
+) -> None:
+    """Also over restarts; what was learned in between stays learned, and no training takes it."""
+
+    async def story() -> int:
+        plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
+        machine = Machine(plant)
+        await plant.declare()
+        async with plant.running() as worker:
+            await machine.send(worker, *calm(20), 30.0, 30.0)
+            [opened] = [a for a in await plant.alerts() if a.detector == "spike"]
+            learned = await plant.ask("label", alert=opened.id, label="false", learn=True)
+            assert (learned["closed"], learned["corrected"]) == (1, 0)
+            await machine.send(worker, 30.0, 30.0)
+            between = plant.scored[-1].scores["spike"][-1]
+        async with plant.running() as worker:
+            corrected = await plant.ask("label", alert=opened.id, label=said)
+            assert (corrected["closed"], corrected["corrected"]) == (0, 1)
+            again = await plant.ask("label", alert=opened.id, label=said)
+            assert again["corrected"] == 0, "that is how it is already"
+            await machine.send(worker, 30.0)
+            before = plant.scored[-1].scores["spike"][-1]
+            assert before < between, "what was learned stays learned"
+        async with plant.running() as worker:
+            await machine.send(worker, *[30.0] * 10)
+            assert plant.scored[-1].scores["spike"][-1] == before
+            assert of(await plant.alerts(), "spike") == ["opened", "closed"]
+            await machine.send(worker, *calm(6))
+        return machine.count
+
+    count = run(story())
+    assert left_out(tmp_path, count) == list(range(20, 38)), "from its first reading until it has calmed down"
+
+
+def test_what_was_not_to_be_learned_and_is_after_all_is_learned_from_there_on(tmp_path: Path) -> None:
+    async def story() -> int:
+        plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
+        machine = Machine(plant)
+        await plant.declare()
+        async with plant.running() as worker:
+            await machine.send(worker, *calm(20), 30.0, 30.0)
+            [opened] = [a for a in await plant.alerts() if a.detector == "spike"]
+            await plant.ask("label", alert=opened.id, label="false")
+            await machine.send(worker, *[30.0] * 10)
+            before = plant.scored[-1].scores["spike"][-1]
+            receipt = await plant.ask("label", alert=opened.id, label="false", learn=True)
+            assert (receipt["closed"], receipt["corrected"]) == (0, 1)
+            await machine.send(worker, *[30.0] * 30)
+            assert plant.scored[-1].scores["spike"][-1] < before / 4
+        return machine.count
+
+    assert left_out(tmp_path, run(story())) == []
+
+
+def test_a_word_that_comes_when_all_is_over_changes_trainings_alone(tmp_path: Path) -> None:
+    async def story() -> int:
+        plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
+        machine = Machine(plant)
+        await plant.declare()
+        async with plant.running() as worker:
+            await machine.send(worker, *calm(20), 30.0, 30.0, *calm(6))
+            [alert] = [a for a in await plant.alerts() if (a.detector, a.event) == ("spike", "opened")]
+            for said in ({"label": "false", "learn": True}, {"label": "true"}):
+                receipt = await plant.ask("label", alert=alert.id, **said)
+                assert (receipt["status"], receipt["closed"], receipt["corrected"]) == ("applied", 0, 0)
+            await machine.send(worker, 30.0, 30.0)
+            later = [a for a in await plant.alerts() if a.detector == "spike"][-1]
+            assert later.event == "opened"
+            await plant.ask("label", alert=later.id, label="false", learn=True)
+            other = await plant.ask("label", alert=alert.id, label="true")
+            assert other["corrected"] == 0, "what lasts is of another alert"
+        return machine.count
+
+    assert left_out(tmp_path, run(story())) == list(range(20, 25))
+
+
+def test_a_fault_that_was_accepted_is_not_learned_once_it_is_called_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = Plant(tmp_path, topology(), shelf=ScaleShelf())
+        machine = Machine(plant)
+        await plant.declare()
+        async with plant.running() as worker:
+            await machine.send(worker, *calm(20), 30.0)
+            await plant.ask("accept", machine="m1", detector="spike")
+            await machine.send(worker, 30.0)
+            receipt = await plant.ask("label", machine="m1", detector="spike", label="true")
+            assert (receipt["closed"], receipt["corrected"]) == (0, 1)
+            await machine.send(worker, 30.0)
+            before = plant.scored[-1].scores["spike"][-1]
+            await machine.send(worker, *[30.0] * 10)
+            assert plant.scored[-1].scores["spike"][-1] == before
+            assert of(await plant.alerts(), "spike") == ["opened"]
+
+    run(story())
+
+
 def test_labels_and_what_was_closed_survive_a_restart(tmp_path: Path) -> None:
     async def story() -> None:
         plant = Plant(tmp_path, topology(), shelf=ScaleShelf())

@@ -57,7 +57,7 @@ def _fit() -> Any:
 def retraining(feedback: Feedback | None = None, *, readings: bool = True, **rule: Any) -> Retraining:
     feedback = feedback or Feedback(follows=True)
     if readings:
-        feedback.observe((), np.array([MONDAY - 30 * DAY, MONDAY]))
+        feedback.observe((), ["m1"] * 2, np.array([MONDAY - 30 * DAY, MONDAY]))
     return Retraining(topology(**rule), feedback, {"scale": "sha256:1"})
 
 
@@ -228,7 +228,8 @@ def drift_watch(rule: Drift, sizes: list[int], values: np.ndarray[Any, Any]) -> 
         rows = np.arange(start, start + size)
         slots = rows % 2
         times = MONDAY + rows.astype(np.float64)
-        found.add(slots, [f"m{slot}" for slot in slots], times, values[rows])
+        for row in found.add(slots, times, values[rows]):
+            found.note(f"m{slots[row]}", float(times[row]))
         after = DriftWatch("scale", rule, ("score",), "sha256:1")
         after.restore(np.arange(2), found.snapshot(np.arange(2)))
         after.restore_found(json.loads(json.dumps(found.saved())))
@@ -288,7 +289,8 @@ def alert(number: int, time: float, *, event: str = "opened", machine: str = "m1
 def raised(feedback: Feedback, count: int, start: float = MONDAY) -> None:
     for number in range(count):
         time = start + number * HOUR
-        feedback.observe([alert(number, time), alert(number, time + 60, event="closed")], np.array([time]))
+        events = [alert(number, time), alert(number, time + 60, event="closed")]
+        feedback.observe(events, ["m1"], np.array([time]))
 
 
 def say(feedback: Feedback, number: int, label: Any, *, learned: bool = False) -> None:
@@ -318,6 +320,60 @@ def test_labels_that_come_late_are_joined_and_quality_below_the_threshold_asks()
     for number in range(4):
         say(feedback, number, "false")
     assert "quality" in found.look(MONDAY)["scale"]
+
+
+def test_a_machine_whose_clock_is_a_year_ahead_steers_no_retraining() -> None:
+    """Neither what is trained on, nor which labels count, before a training and after it."""
+    feedback, ahead = Feedback(follows=True), 365 * DAY
+    rule: dict[str, Any] = {
+        "quality": Quality(window=2 * DAY, metric="precision", threshold=0.5, labels=4),
+        "over": DAY,
+    }
+    found = retraining(feedback, readings=False, **rule)
+
+    def day(number: int) -> None:
+        for hour in range(24):
+            time = MONDAY + number * DAY + hour * HOUR
+            times = np.array([time, time + ahead, time + 1.0])
+            name = 24 * number + hour
+            events = [alert(name, time), alert(name, time + 60, event="closed")]
+            feedback.observe(events, ["m1", "wrong", "m2"], times)
+
+    day(0)
+    assert found.since("scale") == MONDAY + 23 * HOUR + 1.0 - DAY
+    for number in range(4):
+        say(feedback, number, "false")
+    assert "by 4 labels" in found.look(MONDAY)["scale"]["quality"]
+    spans: list[tuple[float, float]] = []
+
+    def watched(detector: str, since: float, until: float) -> float:
+        spans.append((since, until))
+        return 1.0
+
+    found.quality(watched)
+    assert spans == [(MONDAY, MONDAY + 23 * HOUR + 1.0)], "it was watched for no year"
+    found.began("scale", MONDAY, by_rule=True)
+    found.trained("scale", "2", MONDAY)
+    assert found.look(MONDAY) == {}, "what is known of these alerts asks for no second training"
+    day(1)
+    for number in range(24, 28):
+        say(feedback, number, "false")
+    found = again(found, feedback, **rule)
+    assert "by 4 labels" in found.look(MONDAY)["scale"]["quality"]
+
+
+def test_what_a_wrong_clock_told_of_a_training_long_ago_silences_no_label() -> None:
+    """As a checkpoint of before has it, by the newest time of any machine."""
+    feedback = Feedback(follows=True)
+    found = retraining(
+        feedback, readings=False, quality=Quality(window=DAY, metric="precision", threshold=0.5, labels=1)
+    )
+    feedback.observe((), ["wrong"], np.array([MONDAY + 365 * DAY]))
+    found.began("scale", MONDAY, by_rule=True)
+    found.trained("scale", "2", MONDAY)
+    raised(feedback, 3)
+    say(feedback, 0, "false")
+    assert "scale" in found.look(MONDAY)
 
 
 def test_windows_tell_what_alerts_were_and_what_was_missed() -> None:
@@ -354,7 +410,8 @@ def test_what_is_said_of_alerts_is_in_the_checkpoint_and_bounded(
     checkpoint = Checkpoint(tmp_path / "t.checkpoint", "t", None)
     for number in range(20):
         time = MONDAY + number * HOUR
-        feedback.observe([alert(number, time), alert(number, time + 60, event="closed")], np.array([time]))
+        events = [alert(number, time), alert(number, time + 60, event="closed")]
+        feedback.observe(events, ["m1"], np.array([time]))
         if number % 2:
             say(feedback, number, "false")
         feedback.mark(f"c{number}", Labelled("m1", time, time, "normal", time))
@@ -367,7 +424,7 @@ def test_what_is_said_of_alerts_is_in_the_checkpoint_and_bounded(
     assert list(kept.labelled) == list(feedback.labelled) == ["a15", "a17", "a19"]
     assert list(kept.windows) == ["c17", "c18", "c19"]
     assert kept.alerts == feedback.alerts
-    assert (kept.seen, kept.newest) == (MONDAY, MONDAY + 19 * HOUR)
+    assert (kept.seen, kept.now) == (MONDAY, MONDAY + 19 * HOUR)
 
 
 def test_a_training_leaves_out_faults_and_keeps_what_is_normal_by_the_last_word() -> None:

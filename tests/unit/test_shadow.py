@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from detectors import AdaptiveZ
+from detectors import ADWIN, AdaptiveZ
 from detectors.base import Floats, Mask, Model, ModelUnavailable, Slots
 from detectors.calibration import Calibration
 from detectors.registry import TRAINABLE
@@ -582,6 +582,58 @@ def test_the_state_of_a_shadow_goes_to_the_disk_with_its_machine() -> None:
         read(each, 300, 300)
     one, two = (each.beside.shadows["m"].comparison.total for each in (found, other))
     assert (one.both, one.neither, one.shadow.scores) == (two.both, two.neither, two.shadow.scores)
+
+
+def test_a_shadow_that_begins_does_not_end_its_first_window_with_the_first_machine() -> None:
+    """Where machines deliver by turns, a hundred seconds of one and then of the next."""
+    gate = PromoteWhen(window=90.0, agreement=">= 0")
+    bound = RegistryModel(model="models:/m@champion", promote_when=gate)
+    detectors = {**TOGETHER.detectors, "m": bound}
+    found = together(msgspec.structs.replace(TOGETHER, detectors=detectors))
+    found.admit(["m2", "m3"], {})
+    none = np.full(100, -1, np.int64)
+
+    def turn(number: int) -> None:
+        times = 1.7e9 + 100.0 * (number // 4) + np.arange(100.0)
+        batch = Batch([f"m{number % 4}"] * 100, times, np.zeros((100, 2)), np.arange(100), none + 1, none)
+        found.beside.observe(found.process(batch, 100 * number + np.arange(100)))
+
+    for number in range(8):
+        turn(number)
+    found.shadow("m", Scale(1.0), ModelInfo("m", "2", "sha256:2", "scale"), reference={}, identity="x")
+    turn(8)
+    assert found.beside.shadows["m"].comparison.window is None
+    turn(9)
+    turn(10)
+    assert found.beside.shadows["m"].comparison.window is not None
+
+
+def test_a_drift_is_noted_by_the_time_of_the_plant_however_readings_are_cut() -> None:
+    """One of four machines is a year ahead; all drift within a minute."""
+    rule = Retrain(drift=Drift(of="inputs", every=1, detector=ADWIN(), machines=4, within=60.0))
+    fit = TRAINABLE["isolation_forest"]()
+    bound = RegistryModel(model="models:/m@champion", fit=fit, retrain=rule)
+    alone = msgspec.structs.replace(
+        TOGETHER, detectors={"m": bound}, combine=None, calibration=None, alert=AlertRule()
+    )
+    noted = []
+    for size in (1, 77, 1600):
+        found = Scorer(alone, {"m": (Scale(0.01), ModelInfo("m", "1", "sha256:1", "scale"))})
+        found.admit([f"m{i}" for i in range(4)], {})
+        values = np.random.default_rng(3).normal(size=(1600, 2))
+        values[1200:] += 4.0
+        for start in range(0, 1600, size):
+            rows = np.arange(start, min(start + size, 1600))
+            times = 1.7e9 + rows / 4 + np.where(rows % 4 == 2, 365 * 86400.0, 0.0)
+            none = np.full(len(rows), -1, np.int64)
+            names = [f"m{i % 4}" for i in rows.tolist()]
+            batch = Batch(names, times, values[rows], np.arange(len(rows)), none + 1, none)
+            found.beside.observe(found.process(batch, rows))
+        [watch] = found.beside.retraining.watches.values()
+        assert watch.cause() is not None
+        noted.append(watch.drifted)
+    assert noted[0] == noted[1] == noted[2]
+    assert all(1.7e9 + 299 < time < 1.7e9 + 401 for time in noted[0].values())
 
 
 class Broken(AdaptiveZ, frozen=True, kw_only=True):

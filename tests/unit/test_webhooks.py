@@ -81,6 +81,15 @@ def test_deliveries_are_remembered_as_long_as_they_could_be_replayed(monkeypatch
     assert len(webhooks._taken) == 100
 
 
+def test_after_a_restart_a_replay_is_a_hint_once_more_and_only_within_five_minutes() -> None:
+    headers = lower(signed(event(), at=NOW))
+    Webhooks(SECRET, Clock(lambda: NOW, lambda: 0.0)).check(headers, event())
+    again = Webhooks(SECRET, Clock(lambda: NOW + 300, lambda: 0.0))
+    assert again.check(headers, event()) == AliasMoved("scale", "champion")
+    with pytest.raises(WebhookRefused, match="more than 300 s ago"):
+        Webhooks(SECRET, Clock(lambda: NOW + 301, lambda: 0.0)).check(headers, event())
+
+
 Build = Callable[[], tuple[dict[str, str], bytes]]
 
 
