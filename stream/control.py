@@ -311,7 +311,7 @@ class Control:
             await self._engine.between_batches(
                 lambda: Changes(self._engine.position, commands={receipt["command"]: receipt})
             )
-            self._docket.applied(receipt)
+            self._docket.applied(receipt, self._clock.now())
 
     async def _handle(self, asked: Asked) -> Receipt | None:
         """Carry out one command; the receipt tells what became of it. Never raises for a bad command.

@@ -12,6 +12,7 @@ from numpy.testing import assert_equal
 from detectors import AdaptiveZ
 from detectors.quality import event_quality
 from detectors.registry import TRAINABLE
+from stream.arrivals import UNNUMBERED
 from stream.feedback import Feedback, Raised, Window
 from stream.label_quality import Found, label_quality
 from stream.readings import Batch
@@ -166,7 +167,7 @@ def test_false_alarms_are_those_of_a_machine_a_day_as_a_backtest_counts_them() -
     scorer = Scorer(plant, {"scale": (spike.build(("a",)), online_info(spike))})
     scorer.admit(["m1", "m2", "x1"], {})
     n = len(times)
-    batch = Batch(names, times, np.zeros((n, 1)), np.zeros(n, np.int64), np.arange(n), np.full(n, -1))
+    batch = Batch(names, times, np.zeros((n, 1)), np.zeros(n, np.int64), np.arange(n), np.full(n, UNNUMBERED))
     scorer.process(batch, np.arange(n))
     assert scorer.watched_days("scale", 0.0, 9 * DAY) == 4.0
     assert scorer.watched_days("scale", DAY, 9 * DAY) == 2.0
