@@ -15,6 +15,7 @@ __all__ = ["compiled", "floats", "learned", "slot_numbers"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound=np.generic)
 
 _NEEDS: Final[tuple[Literal["C", "A", "W", "E"], ...]] = ("C", "A", "W", "E")
 """Contiguous, aligned, writeable, a plain array: to numba a read-only array is another type."""
@@ -40,14 +41,20 @@ def compiled(signature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def floats(array: NDArray[Any]) -> Floats:
     """The array as kernels take it; a copy only where it is read-only, strided or of another type."""
-    return np.require(array, np.float64, _NEEDS)
+    return _as(array, np.float64)
 
 
 def learned(learn: Mask | None, count: int) -> Mask:
     """Which of so many readings are learned, as kernels take it: all where nobody says."""
-    return np.ones(count, np.bool_) if learn is None else np.require(learn, np.bool_, _NEEDS)
+    return np.ones(count, np.bool_) if learn is None else _as(learn, np.bool_)
 
 
 def slot_numbers(array: NDArray[Any]) -> Slots:
     """Like `floats`, for slots and row indices."""
-    return np.require(array, np.int64, _NEEDS)
+    return _as(array, np.int64)
+
+
+def _as(array: NDArray[Any], dtype: type[S]) -> NDArray[S]:
+    if type(array) is np.ndarray and array.dtype == dtype and array.flags.carray:  # as nearly always
+        return array
+    return np.require(array, dtype, _NEEDS)
