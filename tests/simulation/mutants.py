@@ -210,8 +210,8 @@ MUTANTS = (
     Mutant(
         "an alert that opens holds back nothing of its batch",
         "stream.ensemble:Ensemble._judge",
-        "repeated = self._protects() and len",
-        "repeated = False and len",
+        "repeated = len(counts) < len(rows) and self._protects()",
+        "repeated = False",
     ),
     Mutant(
         "a swap says that it was made and is not",
