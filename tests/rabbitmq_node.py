@@ -185,8 +185,8 @@ class RabbitNode:
             os.killpg(self._process.pid, signal.SIGSTOP)
 
     def stop(self) -> None:
-        """Kill the node, of which nothing is kept, and its port mapper, which refuses while it still lists a node that
-        just died: to end in order takes seconds."""
+        """Kill the node, of which nothing is kept: to end in order takes seconds. And its port mapper, which refuses
+        while it still lists a node that just died."""
         self.kill()
         for _ in range(50):
             done = subprocess.run(

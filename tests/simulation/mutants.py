@@ -20,12 +20,15 @@ PATIENCE = 800
 
 
 class Mutant(NamedTuple):
-    """A bug: in `target` (module:Class.function), the text `old` becomes `new`."""
+    """A bug: in `target` (module:Class.function), the text `old` becomes `new`.
+
+    `seed`: a schedule that showed it late, which is tried first. Where it does so no more, the search is as long."""
 
     name: str
     target: str
     old: str
     new: str
+    seed: int = 0
 
 
 MUTANTS = (
