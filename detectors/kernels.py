@@ -39,7 +39,7 @@ def compiled(signature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def ready() -> None:
     """Compile every kernel imported so far: no reading waits for a compiler after that."""
-    for kernel in _waiting.copy():
+    for kernel in list(_waiting):
         kernel.dispatcher()
 
 
@@ -51,7 +51,7 @@ class _Kernel:
         self._function = function
         self._signature = signature
         self._dispatcher: Callable[..., Any] | None = None
-        _waiting.append(self)
+        _waiting[self] = None
 
     def __call__(self, *args: Any) -> Any:
         return (self._dispatcher or self.dispatcher())(*args)
@@ -66,8 +66,7 @@ class _Kernel:
             self._dispatcher = self._compiled()
             if names.get(self._function.__name__) is self:
                 names[self._function.__name__] = self._dispatcher
-            if self in _waiting:
-                _waiting.remove(self)
+            _waiting.pop(self, None)  # another thread may have been as quick
         return self._dispatcher
 
     def _compiled(self) -> Callable[..., Any]:
@@ -81,8 +80,8 @@ class _Kernel:
         return cast(Callable[..., Any], kernel)
 
 
-_waiting: list[_Kernel] = []
-"""Not compiled yet."""
+_waiting: dict[_Kernel, None] = {}
+"""Not compiled yet, in the order of their definitions."""
 
 
 def _names(code: CodeType) -> Iterator[str]:
