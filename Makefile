@@ -2,7 +2,7 @@
 # make test   sets up and runs every check and test, against real servers
 # make accuracy  scores the shipped topologies on public benchmarks (with ../shared beside the project)
 # make torture  kills workers 500 times and audits them: some minutes; go on with make torture ARGS=--resume
-.PHONY: demo install dev servers check test torture bench accuracy lock clean
+.PHONY: demo install dev servers check kernels test torture bench accuracy lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -47,7 +47,11 @@ check: dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-test: dev servers check
+kernels: dev  # once, for all the processes of the tests: each would compile them for itself
+	$(BIN)/python -c 'from detectors import kernels; kernels.ready()'
+
+test: dev servers
+	$(MAKE) --no-print-directory --jobs 2 check kernels
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 torture: dev servers

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 
 from detectors.base import Floats, TrainableDetector, Weights
 from detectors.fitting import LEAST_LIMIT, made, spread, training_matrix
 from detectors.onnx import ONNXModel, rebuilding
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["Autoencoder"]
 
@@ -30,6 +32,7 @@ class Autoencoder(TrainableDetector, frozen=True, kw_only=True):
     scaling included, and scored by onnxruntime. Fails on little training data, where several sensors are missing at
     once, and where a fault happens to lie on the curve between regimes that the network has drawn.
 
+    >>> import pandas as pd
     >>> x = np.sin(np.arange(400.0))
     >>> model = Autoencoder.load(Autoencoder(code=1).fit(pd.DataFrame({"x": x, "double": 2 * x})))
     >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.9, 1.8], [0.5, -1.0]]), np.zeros(2)) >= 1

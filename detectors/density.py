@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["ExamplesModel", "LocalOutlierFactor", "TrainedKNN"]
 
@@ -29,6 +31,7 @@ class TrainedKNN(TrainableDetector, frozen=True, kw_only=True):
     Missing sensors are left out of the comparison. Fails where normal regimes differ much in density (use
     `LocalOutlierFactor`) and where many sensors are irrelevant.
 
+    >>> import pandas as pd
     >>> frame = pd.DataFrame({"x": np.sin(np.arange(300.0))})
     >>> model = TrainedKNN.load(TrainedKNN().fit(frame))
     >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.5], [3.0]]), np.zeros(2)) >= 1
@@ -64,6 +67,7 @@ class LocalOutlierFactor(TrainableDetector, frozen=True, kw_only=True):
     ones. The threshold is the `quantile` of the training scores. Missing sensors are left out of the
     comparison. Fails where k or more anomalies of one sort are in the training data.
 
+    >>> import pandas as pd
     >>> frame = pd.DataFrame({"x": np.sin(np.arange(300.0))})
     >>> model = LocalOutlierFactor.load(LocalOutlierFactor().fit(frame))
     >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.5], [3.0]]), np.zeros(2)) >= model.threshold

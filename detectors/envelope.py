@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spread, training_matrix
 from detectors.kernels import compiled, floats
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["EllipticEnvelope", "EllipticEnvelopeModel"]
 
@@ -30,6 +32,7 @@ class EllipticEnvelope(TrainableDetector, frozen=True, kw_only=True):
     anomalous without tilting the ellipse. A missing sensor is filled with what the others make most likely.
     Fails on normal operation that is not one ellipse: several regimes, curved relations, seasons.
 
+    >>> import pandas as pd
     >>> x = np.random.default_rng(0).normal(size=(300, 1))
     >>> frame = pd.DataFrame(np.hstack([x, x + 0.1 * np.random.default_rng(1).normal(size=(300, 1))]))
     >>> model = EllipticEnvelope.load(EllipticEnvelope().fit(frame))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from detectors.base import Floats, TrainableDetector, Weights
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["LARGEST_DEVIATION", "LEAST_LIMIT", "checked", "made", "spread", "training_matrix"]
 

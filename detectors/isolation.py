@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
 from detectors.fitting import checked, made, training_matrix
 from detectors.kernels import compiled, floats
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["IsolationForest", "IsolationForestModel"]
 
@@ -28,6 +30,7 @@ class IsolationForest(TrainableDetector, frozen=True, kw_only=True):
     are dense in the training data, on irrelevant sensors in number, and outside the training range all
     values look alike: twice as far does not score higher.
 
+    >>> import pandas as pd
     >>> frame = pd.DataFrame({"x": np.sin(np.arange(500.0)), "y": np.cos(np.arange(500.0))})
     >>> model = IsolationForest.load(IsolationForest().fit(frame))
     >>> model.score_learn(np.zeros(2, np.int64), np.array([[0.0, 1.0], [5.0, 5.0]]), np.zeros(2)).round(1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from detectors.base import Contributions, Floats, Mask, Rows, Slots, TrainableDetector, Weights
@@ -17,6 +16,9 @@ from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spr
 from detectors.graphs import MAX_BYTES, Graph
 from detectors.kernels import floats
 from detectors.occlusion import occlusion
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["ONNX", "ONNXModel", "rebuilding"]
 

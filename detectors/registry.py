@@ -19,6 +19,7 @@ from detectors.envelope import EllipticEnvelope
 from detectors.forest import HalfSpaceTrees
 from detectors.holt_winters import HoltWinters
 from detectors.isolation import IsolationForest
+from detectors.kernels import ready
 from detectors.level_shifts import CUSUM, PageHinkley
 from detectors.mahalanobis import Mahalanobis
 from detectors.medians import RobustZ
@@ -115,7 +116,8 @@ def load_installed(kind: str) -> type[Detector]:
 
 
 def load(weights: Weights) -> Model:
-    """The model that weights describe. Raises ValueError on an unknown kind and on weights that do not fit.
+    """The model that weights describe, its kernels compiled. Raises ValueError on an unknown kind and on weights that
+    do not fit.
 
     >>> load(Weights("oracle", ("x",), 1.0, {}, {}))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -123,4 +125,5 @@ def load(weights: Weights) -> Model:
     """
     if weights.kind not in TRAINABLE:
         raise ValueError(f'unknown kind of model "{weights.kind}"; known: {", ".join(sorted(TRAINABLE))}')
+    ready()
     return TRAINABLE[weights.kind].load(weights)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -16,6 +15,9 @@ from detectors.fitting import LEAST_LIMIT, checked, made, training_matrix
 from detectors.kernels import compiled, floats, slot_numbers
 from detectors.residuals import LARGEST_SCORE, ResidualModel, bounded
 from detectors.table import Column
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["ExponentialSmoothing", "ExponentialSmoothingModel"]
 
@@ -47,6 +49,7 @@ class ExponentialSmoothing(TrainableDetector, frozen=True, kw_only=True):
     and, with a season, on keys that do not begin where the training data ended and on lost readings (the phase
     is then wrong: use `seasonal_profile`). Training data with many anomalies gives wide sigmas.
 
+    >>> import pandas as pd
     >>> rng = np.random.default_rng(0)
     >>> walk = np.cumsum(rng.normal(size=601))
     >>> model = ExponentialSmoothing.load(ExponentialSmoothing().fit(pd.DataFrame({"level": walk[:600]})))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -14,6 +13,9 @@ from detectors.fitting import LARGEST_DEVIATION, LEAST_LIMIT, checked, made, spr
 from detectors.kernels import compiled, floats
 from detectors.limits import hotelling_limit, residual_limit
 from detectors.plane import measure
+
+if TYPE_CHECKING:  # takes a while, for those who train
+    import pandas as pd
 
 __all__ = ["PCA", "PCAModel"]
 
@@ -27,6 +29,7 @@ class PCA(TrainableDetector, frozen=True, kw_only=True):
     Nelson et al. 1996). Fails where sensors relate in curves or operate in several regimes, and where the
     training data holds many anomalies (they tilt the plane).
 
+    >>> import pandas as pd
     >>> x = np.sin(np.arange(300.0))
     >>> frame = pd.DataFrame({"x": x, "double": 2 * x + 0.01 * np.cos(7 * np.arange(300.0))})
     >>> model = PCA.load(PCA().fit(frame))

@@ -261,11 +261,13 @@ async def _run(
     wait: float,
     grace: float,
 ) -> None:
+    from detectors.kernels import ready
     from stream.http import bind, serving
     from stream.metrics import Metrics
     from stream.runtimes.local import Worker, steady
     from stream.trainer import Trainer
 
+    ready()  # while nobody waits for an answer: it may take a minute
     stop = asyncio.Event()
     metrics = Metrics()
     metrics.info.labels(version("mmlw")).set(1)

@@ -318,8 +318,11 @@ class Ensemble:
 
     def _judge(self, part: Part, careful: bool) -> Iterator[tuple[NDArray[np.int64], Decision]]:
         rows = np.arange(len(part.slots))
+        if len(rows) < 2:  # nothing can change within one reading
+            yield rows, self._attempt(part, careful)
+            return
         counts = np.unique(part.slots, return_counts=True)[1]
-        repeated = self._protects() and len(counts) < len(rows)
+        repeated = len(counts) < len(rows) and self._protects()
         if repeated and self._dear(len(counts), int(counts.max())):
             for turn in _turns(part.slots):
                 yield rows[turn], self._attempt(part.select(turn), careful)
@@ -404,8 +407,10 @@ class Ensemble:
         changes = self.alerts.decide(limits, slots, batch.times, counted, place)
         events = [event for event in changes if event.kind is not EventKind.RELEASED]
         released = [event.index for event in changes if event.kind is EventKind.RELEASED]
-        rows = np.array([event.index for event in events], dtype=np.int64)
-        reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
+        reasons: list[Why] = []
+        if events:  # most batches have none, and detectors are asked for rows with an event only
+            rows = np.array([event.index for event in events], dtype=np.int64)
+            reasons = list(map(Why, *self._why(rows, scores), self._nearest(rows, scores).tolist()))
         return Decision(
             scores,
             seen,

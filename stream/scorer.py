@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from detectors.base import ChoosingModel, Floats, Model, Rows, Slots
 from detectors.features import FeatureTable, RecentWindow
 from detectors.health import Ailment
+from detectors.kernels import ready
 from stream.alert_writer import AlertWriter
 from stream.alerting import Episode, EventKind
 from stream.alerts import Alert, ModelInfo
@@ -100,6 +101,7 @@ class Scorer:
     recipes = staticmethod(recipes)
 
     def __init__(self, topology: Topology, models: Mapping[str, tuple[Model, ModelInfo]]) -> None:
+        ready()
         self._topology = topology
         source = topology.source
         self._features = FeatureTable(source.names, topology.features) if topology.features else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,12 @@ from tests.rabbitmq_node import RabbitNode, rabbit_node
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: two processes that share the files end together."""
     items.sort(key=lambda item: "simulation" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is never garbage: no collection need look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

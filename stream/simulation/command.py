@@ -32,11 +32,18 @@ def search_in_parallel(seeds: range, jobs: int) -> Iterator[tuple[int, list[Fail
     rest = seeds[1:]
     parts = [rest[i : i + _AT_A_TIME] for i in range(0, len(rest), _AT_A_TIME)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_prepare) as pool:
         yield 1, pool.submit(_search, seeds[:1]).result()
         futures = {pool.submit(_search, part): len(part) for part in parts}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _prepare() -> None:
+    import stream.simulation.search  # noqa: F401 - what is imported now is never garbage
+    from stream.runtimes.local import steady
+
+    steady()
 
 
 def _search(seeds: range) -> list[Failure]:

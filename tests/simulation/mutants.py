@@ -20,12 +20,15 @@ PATIENCE = 800
 
 
 class Mutant(NamedTuple):
-    """A bug: in `target` (module:Class.function), the text `old` becomes `new`."""
+    """A bug: in `target` (module:Class.function), the text `old` becomes `new`.
+
+    `seed`: a schedule that showed it late, which is tried first. Where it does so no more, the search is as long."""
 
     name: str
     target: str
     old: str
     new: str
+    seed: int = 0
 
 
 MUTANTS = (
@@ -77,6 +80,7 @@ MUTANTS = (
             except BrokerUnreachable:
                 pass
 """,
+        seed=82,
     ),
     Mutant(
         "no sequence check",
@@ -116,6 +120,7 @@ MUTANTS = (
         "stream.engine:Engine._take_turns",
         "if not (turn.settled and self._again)",
         "if True",
+        seed=25,
     ),
     Mutant(
         "a suspect behind others is not taken singly",
@@ -194,6 +199,7 @@ MUTANTS = (
         "stream.showing:Showing.lost",
         "self._metrics.gaps.inc(lost)",
         "pass",
+        seed=101,
     ),
     Mutant(
         "a message counts as received only",
@@ -210,8 +216,8 @@ MUTANTS = (
     Mutant(
         "an alert that opens holds back nothing of its batch",
         "stream.ensemble:Ensemble._judge",
-        "repeated = self._protects() and len",
-        "repeated = False and len",
+        "repeated = len(counts) < len(rows) and self._protects()",
+        "repeated = False",
     ),
     Mutant(
         "a swap says that it was made and is not",
@@ -230,6 +236,7 @@ MUTANTS = (
         "stream.engine:Engine.__init__",
         "self.paused = saved.paused",
         "self.paused = False",
+        seed=109,
     ),
     Mutant(
         "a pause is not written down",
@@ -237,6 +244,7 @@ MUTANTS = (
         "            await self._settle(intake, changes)",
         """            changes.paused = None
             await self._settle(intake, changes)""",
+        seed=109,
     ),
     Mutant(
         "a command that comes out of order is carried out",
@@ -249,6 +257,7 @@ MUTANTS = (
         "stream.commands:Docket.__init__",
         "            self._follow(receipt, now)\n",
         "            pass\n",
+        seed=71,
     ),
     Mutant(
         "a receipt is sent before it is written",
@@ -268,6 +277,7 @@ MUTANTS = (
         "stream.engine:Engine._first",
         "return await prove(intake, self.position, most=source.max_batch, linger=source.linger)",
         "return []",
+        seed=30,
     ),
     Mutant(
         "a failed commit counts as done",
@@ -316,12 +326,14 @@ MUTANTS = (
         "stream.alerting:AlertTable.close",
         "1 if learned else 2",
         "0",
+        seed=26,
     ),
     Mutant(
         "what an operator closed is learned, though it is not to be",
         "stream.alerting:AlertTable.is_open",
         "accepted == 0, accepted == 2)",
         "accepted == 0, False)",
+        seed=291,
     ),
     Mutant(
         "what an operator accepted is not in the checkpoint",
@@ -346,42 +358,49 @@ MUTANTS = (
         "stream.engine:Engine._enter",
         "self._replays.update(letters)",
         "pass",
+        seed=76,
     ),
     Mutant(
         "dead letters that were sent back are not in the checkpoint",
         "stream.engine:Engine._enter",
         "messages=len(fresh), replays=letters)",
         "messages=len(fresh))",
+        seed=40,
     ),
     Mutant(
         "a late reading that is sent back is late again",
         "stream.engine:Engine._take",
         "replayed=origins, careful",
         "replayed=(), careful",
+        seed=40,
     ),
     Mutant(
         "a shadow ends with its process",
         "stream.runtimes.local:Worker._shadows",
         "            scorer.shadow(name, model, info_of(ref), **settings)",
         "            scorer.beside.end(name)",
+        seed=44,
     ),
     Mutant(
         "a promotion puts the champion in place again",
         "stream.verbs:Verbs._promoted",
         "ref = msgspec.convert(plain, ModelRef)",
         "ref = self._models[detector].current",
+        seed=43,
     ),
     Mutant(
         "a promoted shadow does not score",
         "stream.scorer:Scorer.promote",
         "lane.model, lane.info, lane.threshold = shadow.lane.model, shadow.lane.info, shadow.lane.threshold",
         "lane.info = shadow.lane.info",
+        seed=80,
     ),
     Mutant(
         "a shadow takes its champion's place at once",
         "stream.shadows:Beside.begin",
         "        lane = self._lane(detector, model, info)\n",
         "        lane = self._lane(detector, model, info)\n        self._lanes[detector].model = model\n",
+        seed=78,
     ),
     Mutant(
         "a receipt names another place",
@@ -416,6 +435,7 @@ MUTANTS = (
         "stream.control:Control._take_back",
         '{"id": name, "detector": detector}',
         '{"id": name, "detector": detector, "issued": self._clock.now()}',
+        seed=520,
     ),
     Mutant(
         "a swap is not watched any more after a restart",
@@ -428,6 +448,7 @@ MUTANTS = (
         "stream.probation:Probation.add",
         "self._state.before = None",
         "pass",
+        seed=56,
     ),
     Mutant(
         "an alias that differs from what serves is an event",
@@ -444,6 +465,7 @@ MUTANTS = (
         "stream.following:Follower._follow",
         "async with asyncio.timeout(_pause(rule.poll, failures)):",
         "async with asyncio.timeout(None):",
+        seed=38,
     ),
     Mutant(
         "a move to a version that was meant before is taken for the same",
@@ -456,6 +478,7 @@ MUTANTS = (
         "stream.following:Follower._due",
         "ours = seen is not None and found.version == seen.pointed",
         "ours = False",
+        seed=43,
     ),
     Mutant(
         "the rates are not in the checkpoint",
@@ -474,6 +497,7 @@ MUTANTS = (
         "stream.scorer:Scorer._tables",
         "        yield from self.beside.tables()\n",
         "",
+        seed=57,
     ),
     Mutant(
         "shadows never score",
@@ -486,6 +510,7 @@ MUTANTS = (
         "stream.scorer:Scorer.shadow",
         "shadow.ensemble.alerts.restore(slots, ",
         "(slots, ",
+        seed=96,
     ),
     Mutant(
         "a slot that is used again keeps another machine's past",
@@ -510,6 +535,7 @@ MUTANTS = (
         "stream.scorer:Scorer.close_alert",
         "        episode, severity = ended\n",
         "        episode, severity = ended\n        episode.peak = 0.0\n",
+        seed=26,
     ),
     Mutant(
         "every dead letter says that it cannot be decoded",
@@ -522,12 +548,14 @@ MUTANTS = (
         "stream.engine:Engine._enter",
         'dict.fromkeys(twice, "duplicate")',
         "{}",
+        seed=40,
     ),
     Mutant(
         "a loss to retention is told too small",
         "stream.showing:Showing.lost",
         "(steps[steps > 2] - 1).sum()",
         "(steps[steps > 2] - 2).sum()",
+        seed=171,
     ),
     Mutant(
         "a command has no line in the audit",
@@ -552,6 +580,7 @@ MUTANTS = (
         "stream.control:Control._carry_out",
         "            term.check(self._clock.now())\n",
         "",
+        seed=57,
     ),
     Mutant(
         "another command under an id is answered like the first",
@@ -564,18 +593,21 @@ MUTANTS = (
         "stream.engine:Engine.__init__",
         "saved.died or saved.unsettled",
         "saved.died",
+        seed=53,
     ),
     Mutant(
         "a swap waits for one message",
         "stream.engine:Engine.run",
         "self._behind = rule.after + source.max_batch",
         "self._behind = 1",
+        seed=638,
     ),
     Mutant(
         "a swap waits for less than was scored",
         "stream.engine:Engine.run",
         "self._behind = rule.after + source.max_batch",
         "self._behind = rule.after",
+        seed=758,
     ),
     Mutant(
         "a reading may kill once more",
@@ -602,6 +634,7 @@ MUTANTS = (
         "stream.engine:Engine._origins",
         " or origin.letter in seen",
         "",
+        seed=40,
     ),
     Mutant(
         "a reading is put aside after two deaths",
@@ -614,30 +647,35 @@ MUTANTS = (
         "stream.engine:Engine._take",
         "            if careful and not self.ledger.messages:",
         "            if len(fresh) == 1 and not self.ledger.messages:",
+        seed=98,
     ),
     Mutant(
         "the stream goes on with what a failed detector left",
         "stream.engine:Engine._take",
         "            raise Poison(str(error)) from error",
         "            return",
+        seed=62,
     ),
     Mutant(
         "who shares the budget is not saved",
         "stream.limits:Limits.tables",
         '            yield "census", self._census\n',
         "            pass\n",
+        seed=62,
     ),
     Mutant(
         "the sensors' health is not saved",
         "stream.scorer:Scorer._tables",
         "            yield HEALTH, self._health\n",
         "            pass\n",
+        seed=98,
     ),
     Mutant(
         "features are not saved",
         "stream.scorer:Scorer._tables",
         '            yield "features", self._features\n',
         "            pass\n",
+        seed=62,
     ),
     Mutant(
         "calibrations are not saved",
@@ -646,12 +684,14 @@ MUTANTS = (
                 yield f"calibration:{lane.name}", lane.calibrator
 """,
         "",
+        seed=62,
     ),
     Mutant(
         "a machine that fell silent is not committed",
         "stream.scorer:Scorer.process",
         "            touched = np.union1d(touched, silent)\n",
         "",
+        seed=135,
     ),
 )
 

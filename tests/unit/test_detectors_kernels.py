@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detectors.forest import _score_learn
-from detectors.kernels import compiled, floats, slot_numbers
+from detectors.kernels import compiled, floats, ready, slot_numbers
 
 
 def test_no_array_makes_a_kernel_compile_again() -> None:
@@ -23,7 +23,24 @@ def test_no_array_makes_a_kernel_compile_again() -> None:
         assert np.array_equal(ready, given)
     assert slot_numbers(np.array([1, 2], dtype=np.int32)).dtype == np.int64
     kernel: Any = _score_learn
-    assert len(kernel.signatures) == 1
+    assert len(kernel.dispatcher().signatures) == 1
+
+
+@compiled("float64(float64)")
+def _doubled(x: float) -> float:
+    return 2 * x
+
+
+@compiled("float64(float64)")
+def _fourfold(x: float) -> float:
+    return _doubled(_doubled(x))
+
+
+def test_every_kernel_is_compiled_before_a_reading_comes() -> None:
+    ready()
+    for kernel in (_doubled, _fourfold):  # what stands in the module now is numba's
+        assert isinstance(kernel, numba.core.dispatcher.Dispatcher)
+    assert _fourfold(1.5) == 6.0
 
 
 def test_an_array_that_fits_is_not_copied() -> None:

@@ -41,6 +41,7 @@ STREAM_KNOWS = {
     "rates",
     "openings",
     "health",
+    "kernels",
 }
 """Of detectors: the contract, the registry of kinds, and mathematics; never a detector by name."""
 ONE_PLACE = {  # the modules of its adapter, and no others
@@ -146,7 +147,17 @@ def test_nothing_is_called_utils_or_common() -> None:
 def test_light_commands_do_not_load_heavy_drivers() -> None:
     import subprocess
 
-    heavy = {"aio_pika", "matplotlib", "mlflow", "onnx", "onnxruntime", "plotly", "pyod"}
+    heavy = {
+        "aio_pika",
+        "llvmlite",
+        "matplotlib",
+        "mlflow",
+        "onnx",
+        "onnxruntime",
+        "pandas",
+        "plotly",
+        "pyod",
+    }
     code = f"import sys, stream.cli, stream.config; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
