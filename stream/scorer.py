@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import ChoosingModel, Floats, Model, Rows, Slots
+from detectors.base import ChoosingModel, Floats, Mask, Model, Rows, Slots
 from detectors.features import FeatureTable, RecentWindow
 from detectors.health import Ailment
 from stream.alert_writer import AlertWriter
@@ -136,22 +136,21 @@ class Scorer:
         touched = np.unique(slots)
         batch, slots, offsets, refused, dropped = self._reception.take(batch, slots, offsets, replayed)
         sick: list[tuple[int, int, Alert]] = []
+        masked: dict[int, Mask] = {}
         if self._health is not None:
-            batch, sick, silent = self._health.examine(batch, slots, offsets)
+            batch, sick, silent, masked = self._health.examine(batch, slots, offsets)
             touched = np.union1d(touched, silent)
-        columns = batch.values
-        if self._features is not None:
-            columns = self._features.compute(slots, batch.values, batch.times)
         whole = np.arange(len(batch))
         starts = self.kin.count(batch.machines, slots)
         single = careful and len(batch) > 1
-        parts = np.split(whole, whole[1:] if single else [row for row in sorted(starts) if row])
+        parts = np.split(whole, whole[1:] if single else [row for row in sorted({*starts, *masked}) if row])
         found = _Found(len(batch), alerts=sick)
         for rows in parts:
             if len(rows) and (start := starts.get(int(rows[0]))):
                 self._start(*start)
             piece = batch if len(rows) == len(batch) else batch.select(rows)
-            self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
+            mask = masked.get(int(rows[0])) if len(rows) else None
+            self._score_part(piece, slots[rows], offsets[rows], rows, mask, careful, found)
         for name in self._topology.scored_by:
             found.open(name)
         found.alerts.sort(key=lambda item: item[:2])
@@ -175,15 +174,23 @@ class Scorer:
     def _score_part(
         self,
         batch: Batch,
-        columns: Floats,
         slots: Slots,
         offsets: NDArray[np.int64],
         rows: NDArray[np.int64],
+        mask: Mask | None,
         careful: bool,
         found: _Found,
     ) -> None:
-        """Judge readings that are these rows of the batch."""
+        """Judge readings that are these rows of the batch. `mask` (n_sensors,): which sensors of the first one's
+        machine are masked from there on, None where none is."""
+        columns = batch.values
+        if self._features is not None:
+            if mask is not None:
+                mask = self._features.forget_recent(slots[:1], mask)
+            columns = self._features.compute(slots, batch.values, batch.times)
         part, seconds = self._limits.part(batch, columns, slots, offsets)
+        if mask is not None:
+            part = replace(part, forgotten=[(int(slots[0]), mask)])
         found.days += seconds / _DAY
         if self.beside.busy:
             found.parts.append((rows, part))
