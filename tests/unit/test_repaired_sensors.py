@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from detectors import registry
+from detectors.base import ForgettingModel
+from detectors.discords import LeftMatrixProfile
 from detectors.features import FeatureTable
 from detectors.features.declared import Change, Lag, Rolling
 from detectors.features.relations import Calendar, Correlation, Difference
+from detectors.smoothing import ExponentialSmoothing
 from stream.backtest import backtest, fresh_scorer
 from stream.config import load
 from stream.histories import read_history
@@ -78,9 +82,8 @@ def test_no_process_alert_opens_after_a_sick_sensor_is_well_again(
 ) -> None:
     body = "detectors: auto" if kind == "auto" else f"detectors: {{m: {{kind: {kind}}}}}"
     topology, file = written(tmp_path, body, edit)
-    scored = read_history(file, topology)
-    alerts = backtest(fresh_scorer(topology), scored).alerts
-    assert "sensor_" in " ".join(a.type for a in alerts) or "unit_jump" in {a.type for a in alerts}
+    alerts = backtest(fresh_scorer(topology), read_history(file, topology)).alerts
+    assert {"sensor_stuck", "sensor_out_of_range", "unit_jump"} & {a.type for a in alerts}
     since = history(edit).timestamp[WELL]
     late = [a.reason for a in alerts if a.event == "opened" and pd.Timestamp(a.time) >= since]
     assert late == []
@@ -143,3 +146,50 @@ def test_features_know_what_they_are_made_of() -> None:
     after = table.compute(slots[:6], values[:6], times[:6] + 12.0)
     assert np.isfinite(after[:, [0, 1, 2, 4]]).all()
     assert np.isfinite(after[:, [3, 5, 6]]).sum(axis=0).tolist() == [4, 2, 4]
+
+
+def test_a_trained_smoothing_goes_back_to_the_level_of_its_training() -> None:
+    frame = history("")[["a", "b", "c"]]
+    model = registry.load(ExponentialSmoothing().fit(frame[:1500]))
+    assert isinstance(model, ForgettingModel)
+    values = history("stuck at 0")[["a", "b", "c"]].to_numpy()[1500:].copy()
+    masked, well = SICK - 1400, WELL - 1500
+    values[masked:well, 1] = np.nan
+    slots, times = np.zeros(N, np.int64), np.arange(float(N))
+    model.score_learn(slots[:masked], values[:masked], times[:masked])
+    stuck = model.snapshot(np.array([0]))
+    after = slice(masked, N - 1500)
+    rest = (slots[after], values[after], times[after])
+    sick = model.score_learn(*rest)[well - masked :]
+    model.restore(np.array([0]), stuck)
+    model.forget_recent(np.array([0]), np.array([False, True, False]))
+    scores = model.score_learn(*rest)[well - masked :]
+    assert (sick[:9] > 10 * model.threshold).all()
+    assert scores.max() < 2 * model.threshold
+
+
+def test_a_stretch_of_the_past_is_remembered_where_an_older_state_is_restored() -> None:
+    values = np.sin(np.arange(300.0))[:, np.newaxis]
+    slots, times = np.zeros(300, np.int64), np.arange(300.0)
+    whole, model = (LeftMatrixProfile().build(("a",)) for _ in range(2))
+    expected = whole.score_learn(slots, values, times)
+    model.score_learn(slots[:200], values[:200], times[:200])
+    state = dict(model.snapshot(np.array([0])))
+    del state["mixed"]
+    restored = LeftMatrixProfile().build(("a",))
+    restored.restore(np.array([0]), state)
+    assert np.array_equal(restored.score_learn(slots[200:], values[200:], times[200:]), expected[200:])
+
+
+def test_a_profile_is_quiet_after_a_sensor_was_sick_for_longer_than_its_history() -> None:
+    values = history("")[["a", "b"]].to_numpy().copy()
+    values[1000:1100, 1] = 0.0
+    values[1100:2500, 1] = np.nan
+    model = LeftMatrixProfile().build(("a", "b"))
+    slots, times = np.zeros(N, np.int64), np.arange(float(N))
+    model.score_learn(slots[:1100], values[:1100], times[:1100], np.arange(1100) < 1000)
+    model.forget_recent(np.array([0]), np.array([False, True]))
+    scores = model.score_learn(slots[1100:], values[1100:], times[1100:])
+    assert scores[1400:].max() < model.threshold
+    model.score_learn(np.zeros(1, np.int64), np.array([[50.0, 200.0]]), np.zeros(1))
+    assert model.contributions(np.array([0])).shares[0, 1] > 0.99
