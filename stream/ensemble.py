@@ -171,8 +171,8 @@ class Part:
     numbers: NDArray[np.int64]
     quiet: Mask
     forgotten: Sequence[tuple[int, Mask]] = ()
-    """Slots, and columns (n_columns,) whose sensor is sick from the first reading on: before that, what they left in
-    the detectors is dropped."""
+    """Slots, and columns (n_columns,) whose sensor is sick from its first reading here on: before that, what they
+    left in the detectors is dropped."""
 
     def select(self, rows: NDArray[np.int64] | Mask) -> Part:
         """Some of the readings."""

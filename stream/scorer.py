@@ -143,14 +143,14 @@ class Scorer:
         whole = np.arange(len(batch))
         starts = self.kin.count(batch.machines, slots)
         single = careful and len(batch) > 1
-        parts = np.split(whole, whole[1:] if single else [row for row in sorted({*starts, *masked}) if row])
+        parts = np.split(whole, whole[1:] if single else sorted({*starts, *_cuts(slots, masked)} - {0}))
         found = _Found(len(batch), alerts=sick)
         for rows in parts:
             if len(rows) and (start := starts.get(int(rows[0]))):
                 self._start(*start)
             piece = batch if len(rows) == len(batch) else batch.select(rows)
-            mask = masked.get(int(rows[0])) if len(rows) else None
-            self._score_part(piece, slots[rows], offsets[rows], rows, mask, careful, found)
+            sick_now = [(int(slots[row]), mask) for row, mask in masked.items() if rows[0] <= row <= rows[-1]]
+            self._score_part(piece, slots[rows], offsets[rows], rows, sick_now, careful, found)
         for name in self._topology.scored_by:
             found.open(name)
         found.alerts.sort(key=lambda item: item[:2])
@@ -177,20 +177,18 @@ class Scorer:
         slots: Slots,
         offsets: NDArray[np.int64],
         rows: NDArray[np.int64],
-        mask: Mask | None,
+        masked: Sequence[tuple[int, Mask]],
         careful: bool,
         found: _Found,
     ) -> None:
-        """Judge readings that are these rows of the batch. `mask` (n_sensors,): which sensors of the first one's
-        machine are masked from there on, None where none is."""
+        """Judge readings that are these rows of the batch. `masked`: slots, and their sensors (n_sensors,) that are
+        masked from their first reading here on."""
         columns = batch.values
         if self._features is not None:
-            if mask is not None:
-                mask = self._features.forget_recent(slots[:1], mask)
+            masked = [(slot, self._features.forget_recent(np.array([slot]), mask)) for slot, mask in masked]
             columns = self._features.compute(slots, batch.values, batch.times)
         part, seconds = self._limits.part(batch, columns, slots, offsets)
-        if mask is not None:
-            part = replace(part, forgotten=[(int(slots[0]), mask)])
+        part = replace(part, forgotten=masked) if masked else part
         found.days += seconds / _DAY
         if self.beside.busy:
             found.parts.append((rows, part))
@@ -463,3 +461,12 @@ class Scorer:
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
         yield from self.beside.tables()
+
+
+def _cuts(slots: Slots, masked: Collection[int]) -> Iterator[int]:
+    """Where to cut a batch so that each of these rows is its machine's first in its part."""
+    start = 0
+    for row in sorted(masked):
+        if (slots[start:row] == slots[row]).any():
+            start = row
+            yield row
