@@ -136,6 +136,13 @@ class ADWINModel:
         shares = np.sign(self._ratios[rows]) * squares / np.where(total > 0, total, 1.0)
         return Contributions(shares, self._expected[rows])
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: all it has is the window, which begins anew."""
+        at = np.ix_(slots, np.flatnonzero(sensors))
+        self._table.reserve(slots)
+        self._table["buckets"][at] = 0
+        self._table["held"][at] = 0.0
+
     def snapshot(self, slots: Slots) -> Rows:
         """`buckets` (k, n_sensors, levels), how many of 1, 2, 4 … readings; `mean` and `squares` (about the
         mean) of each, the oldest first, (k, n_sensors, levels, 6); `held` (k, n_sensors, 3).

@@ -16,6 +16,7 @@ from detectors.base import (
     Detector,
     ExampleModel,
     Floats,
+    ForgettingModel,
     Mask,
     Model,
     Rows,
@@ -153,6 +154,12 @@ class AutoModel:
         if seen.readings < self._look:
             return f"undecided: {seen.readings} of {self._look} readings seen"
         return self._panel.explain(self._seen, slot)
+
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: every model that gathers."""
+        for model in self._panel.models:
+            if isinstance(model, ForgettingModel):
+                model.forget_recent(slots, sensors)
 
     def snapshot(self, slots: Slots) -> Rows:
         """What was looked at, and the state of every family, by name."""

@@ -24,6 +24,7 @@ __all__ = [
     "Detector",
     "ExampleModel",
     "Floats",
+    "ForgettingModel",
     "Mask",
     "Model",
     "ModelUnavailable",
@@ -154,6 +155,20 @@ class ChoosingModel(Protocol):
 
     def explain(self, slot: int) -> str:
         """One line: the family taken and the reason, or how long it will go on looking."""
+        ...
+
+
+@runtime_checkable
+class ForgettingModel(Protocol):
+    """What a model offers besides that gathers evidence over readings: to drop what a sick sensor left in it."""
+
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """Of these keys (k,), drop what the latest readings of these sensors (n_sensors,) have gathered: sums,
+        averages, what the next readings would be compared together with. What is normal stays as it is.
+
+        Called where a sensor is found to be sick, before the first reading in which it is masked for that: what it
+        said until then is no evidence of its machine.
+        """
         ...
 
 

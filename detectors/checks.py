@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from detectors.base import ExampleModel, Rows, StretchModel
+from detectors.base import ExampleModel, ForgettingModel, Rows, StretchModel
 from detectors.trials import (
     N_KEYS,
     Build,
@@ -366,6 +366,33 @@ def _the_past_is_forgotten(build: Build, stream: Stream) -> None:
     require(np.allclose(scores, others, rtol=1e-6, atol=1e-6), "a trained model does not forget its past")
 
 
+def _forgetting_concerns_what_is_named(build: Build, seed: int) -> None:
+    stream = readings(build, seed)
+    model, plain = build(), build()
+    if not isinstance(model, ForgettingModel):
+        return
+    head, tail = stream.at(slice(0, 200)), stream.at(slice(200, None))
+    first = np.arange(stream.values.shape[1]) == 0
+    unseen = np.array([N_KEYS + 3])
+    model.forget_recent(unseen, first)
+    require_same_state(
+        plain.snapshot(unseen), model.snapshot(unseen), "a key without a reading forgets something"
+    )
+    model.score_learn(*head)
+    plain.score_learn(*head)
+    model.forget_recent(np.zeros(0, np.int64), first)
+    model.forget_recent(np.array([0]), np.zeros_like(first))
+    keys = np.arange(N_KEYS)
+    require_same_state(plain.snapshot(keys), model.snapshot(keys), "state changes where nothing is named")
+    model.forget_recent(np.array([0]), first)
+    restored = build()
+    restored.restore(keys, model.snapshot(keys))
+    scores, others = model.score_learn(*tail), tail.slots != 0
+    require_fine(model, scores, "after a sensor was forgotten")
+    require_same(restored.score_learn(*tail), scores, "what was forgotten is remembered after a restore")
+    require_same(plain.score_learn(*tail)[others], scores[others], "keys that are not named forget, too")
+
+
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         check.__name__.strip("_"): check
@@ -386,6 +413,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             _stretches_end_with_their_row,
             _nothing_comes_of_nothing,
             _warms_up_as_declared,
+            _forgetting_concerns_what_is_named,
         )
     }
 )

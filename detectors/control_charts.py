@@ -216,6 +216,13 @@ class ControlChartModel:
         since = np.full(len(rows), np.nan)
         return Stretches(readings, since, found.rank, np.abs(off), off, off.copy(), usual)
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: sums are 0, averages at the centre."""
+        table, at = self._table, np.ix_(slots, np.flatnonzero(sensors))
+        table.reserve(slots)
+        table["memory"][at] = 0.0 if self._cumulative else table["mean"][at]
+        table["beyond"][at] = 0
+
     def snapshot(self, slots: Slots) -> Rows:
         """What is normal, (k, n_sensors) each and `scatter` (k, n_sensors, n_sensors), and the chart's `memory`."""
         return self._table.snapshot(slots)

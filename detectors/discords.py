@@ -91,6 +91,7 @@ class LeftMatrixProfileModel:
                 "mean": Column(np.float64, (width,)),
                 "squares": Column(np.float64, (width, recipe.history if slides else 1)),
                 "times": Column(np.float64, (recipe.length,)),
+                "mixed": Column(np.int64, (width,)),
             }
         )
         self._since: Floats = np.zeros(0)
@@ -121,6 +122,7 @@ class LeftMatrixProfileModel:
             table["mean"],
             table["squares"],
             table["times"],
+            table["mixed"],
             recipe.length,
             recipe.neighbours,
             self.warmup_readings,
@@ -155,16 +157,32 @@ class LeftMatrixProfileModel:
         shifts, largest, usual = np.moveaxis(self._differences[rows], 2, 0)
         return Stretches(readings, self._since[rows], rank, self._distances[rows], shifts, largest, usual)
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: the sensors are not compared before a stretch holds values of later readings alone;
+        until there are any, the median of what was learned stands in, and not the last value."""
+        table = self._table
+        table.reserve(slots)
+        for slot in slots[table["count"][slots] > 0].tolist():
+            count, kept = table["count"][slot], table["learned"][slot] > 0
+            for j in np.flatnonzero(sensors).tolist() if kept.any() else ():
+                ring = table["ring"][slot, j]
+                ring[(count - 1) % len(ring)] = np.median(ring[kept])
+            table["mixed"][slot, sensors] = self._recipe.length - 1
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k,), `ring` (k, n_sensors, history), `learned` (k, history); `seen`, `mean` (k, n_sensors);
-        `squares` (k, n_sensors, history), or (k, n_sensors, 1) of single values; `times` (k, length)."""
+        `squares` (k, n_sensors, history), or (k, n_sensors, 1) of single values; `times` (k, length); `mixed`
+        (k, n_sensors), how many values are missing until a stretch holds none from before it was forgotten."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
         """See `Model`. Raises ValueError on a negative count, too."""
         if "count" in rows and np.size(rows["count"]) and np.min(rows["count"]) < 0:
             raise ValueError("state 'count' is negative")
-        self._table.restore(slots, rows)
+        none_mixed = np.zeros(
+            (len(slots), len(self.sensors)), np.int64
+        )  # earlier releases have no such array
+        self._table.restore(slots, {"mixed": none_mixed, **rows})
 
 
 @compiled("Tuple((float64, int64))(float64[::1], int16[::1], float64[::1], int64, int64)")
@@ -258,8 +276,8 @@ def _compare(ring: Floats, newest: int, lag: int, length: int, found: Floats) ->
 
 @compiled(
     "void(int64[::1], float64[:,::1], float64[::1], boolean[::1], int64[::1], float64[:,:,::1], int16[:,::1],"
-    " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64, int64, int64, float64, float64[::1],"
-    " float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,:,::1])"
+    " int64[:,::1], float64[:,::1], float64[:,:,::1], float64[:,::1], int64[:,::1], int64, int64, int64, float64,"
+    " float64[::1], float64[:,::1], float64[:,::1], float64[::1], float64[:,::1], float64[:,:,::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -273,6 +291,7 @@ def _score_learn(
     mean: Floats,
     squares: Floats,
     clock: Floats,
+    mixed: NDArray[np.int64],
     length: int,
     neighbours: int,
     warmup: int,
@@ -313,12 +332,16 @@ def _score_learn(
                 value = min(max(values[i, j], -_LARGEST_VALUE), _LARGEST_VALUE)
             ring[slot, j, place] = value
             if count[slot] < length + length // 2:
+                mixed[slot, j] -= 0 if missing else min(mixed[slot, j], 1)
                 continue
             square, nearest = _nearest(ring[slot, j], runs[slot], squares[slot, j], count[slot], length)
             if neighbours > 1 and np.isfinite(square):
                 lags[0] = nearest
                 square = _farther(runs[slot], squares[slot, j], count[slot], length, lags)
                 nearest = lags[neighbours - 1]
+            if not missing and mixed[slot, j] > 0:
+                mixed[slot, j] -= 1
+                continue
             if missing or not np.isfinite(square):
                 continue
             if mean[slot, j] < 0.0:  # heard late: it is not compared before it has stretches of its own

@@ -213,6 +213,13 @@ class LevelShiftModel:
         shares = np.sign(self._sums[rows]) * squares / np.where(total > 0, total, 1.0)
         return Contributions(shares, self._expected[rows])
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: the sums are 0."""
+        at = np.ix_(slots, np.flatnonzero(sensors))
+        self._table.reserve(slots)
+        self._table["sums"][at] = 0.0
+        self._table["above"][at] = 0
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count`, `above`, `level`, `sigma` (k, n_sensors), `start` (…, warmup) and `sums` (…, 2), up and
         down."""

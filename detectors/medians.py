@@ -118,6 +118,11 @@ class RobustZModel:
         shares = np.sign(self._deviations[rows]) * squares / np.where(total > 0, total, 1.0)
         return Contributions(shares, self._expected[rows])
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: the window is all that it has, and begins anew."""
+        self._table.reserve(slots)
+        self._table["count"][np.ix_(slots, np.flatnonzero(sensors))] = 0
+
     def snapshot(self, slots: Slots) -> Rows:
         """`count` (k, n_sensors), the readings learned, and `window` (k, n_sensors, window), a ring of the
         last."""

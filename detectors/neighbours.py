@@ -17,7 +17,7 @@ __all__ = ["KNN", "KNNModel"]
 
 _LARGEST_VALUE = 1e100
 _MISSING = 1e300
-"""Stands in an example for a sensor that was missing: state is finite."""
+"""Stands in an example for a sensor that is hardly known yet: state is finite."""
 _LARGEST_DEVIATION = 1e6
 """Bound on a difference in sigmas, so that scores stay finite."""
 _CLIP = 3.0
@@ -44,7 +44,11 @@ class KNN(Detector, frozen=True, kw_only=True):
 
     A reading that scores above `held` is not learned: anomalies neither become examples nor widen the scales,
     also where they cluster and where they are some percent of all readings. After `patience` such readings in
-    a row the new regime is learned. An example with a missing sensor is compared by the others.
+    a row the new regime is learned.
+
+    A reading is compared by the sensors it has, each once `warmup` readings of it were learned; and by the same
+    with every example, for examples have no gaps: what a reading lacked that becomes one is taken from the example
+    it was nearest to.
 
     Fails where one regime has far wider gaps than another (one typical distance for all; use a local outlier
     factor), where many sensors are irrelevant, where the warm-up holds more than k anomalies of one sort, and
@@ -112,6 +116,7 @@ class KNNModel:
         )
         self._differences: Floats = np.zeros((0, len(sensors)))
         self._expected: Floats = np.zeros((0, len(sensors)))
+        self._nearest: Floats = np.zeros(0)
 
     def score_learn(self, slots: Slots, values: Floats, times: Floats, learn: Mask | None = None) -> Floats:
         """Scores (n,) in typical distances; see `Model`. About 5 µs per reading of 9 sensors and 128 examples."""
@@ -121,6 +126,7 @@ class KNNModel:
         scores = np.zeros(len(slots))
         self._differences = np.zeros(values.shape)
         self._expected = np.full(values.shape, np.nan)
+        self._nearest = np.full(len(slots), np.nan)
         _score_learn(
             slots,
             values,
@@ -138,11 +144,13 @@ class KNNModel:
             scores,
             self._differences,
             self._expected,
+            self._nearest,
         )
         return scores
 
     def contributions(self, rows: NDArray[np.int64]) -> Contributions:
-        """Shares by squared difference, in sigmas, to the nearest example; expected is that example."""
+        """Shares by squared difference, in sigmas, to the example whose distance is the score, the k-th nearest;
+        expected is that example."""
         squares = self._differences[rows] ** 2
         total = squares.sum(axis=1, keepdims=True)
         shares = np.sign(self._differences[rows]) * squares / np.where(total > 0, total, 1.0)
@@ -150,21 +158,26 @@ class KNNModel:
 
     def nearest_distances(self, rows: NDArray[np.int64]) -> Floats:
         """Distance (k,) of these rows of the latest call to their nearest example, in sigmas; NaN without one."""
-        distances: Floats = np.sqrt((self._differences[rows] ** 2).sum(axis=1))
-        return np.where(np.isfinite(self._expected[rows]).any(axis=1), distances, np.nan)
+        return self._nearest[rows]
 
     def snapshot(self, slots: Slots) -> Rows:
-        """`examples` (k, capacity, n_sensors), 1e300 for a missing sensor, and the running statistics."""
+        """`examples` (k, capacity, n_sensors), 1e300 for a sensor hardly known, and the running statistics."""
         return self._table.snapshot(slots)
 
     def restore(self, slots: Slots, rows: Rows) -> None:
-        """See `Model`. Raises ValueError also on counters that cannot be."""
+        """See `Model`. Gaps that earlier releases left in examples are filled. Raises ValueError also on counters
+        that cannot be."""
         counter = np.asarray(rows.get("counter", 0))
         if counter.shape == (len(slots), 3):
             kept = counter[:, 0]
             if (counter < 0).any() or (kept > self._recipe.capacity).any() or (kept > counter[:, 1]).any():
                 raise ValueError("state: the counters of examples do not add up")
-        self._table.restore(slots, rows)
+        table, recipe = self._table, self._recipe
+        table.restore(slots, rows)
+        for slot in slots.tolist():
+            weights = 1.0 / np.maximum(np.sqrt(table["variance"][slot]), recipe.floor)
+            for j in np.flatnonzero(table["count"][slot] >= recipe.warmup).tolist():
+                _fill(table["examples"][slot], table["counter"][slot, 0], j, weights, table["mean"][slot, j])
 
 
 @compiled("float64(float64[::1], float64[:,::1], int64, int64, float64[::1], float64[::1], int64[::1])")
@@ -177,45 +190,60 @@ def _nearest(
     best: Floats,
     nearest: NDArray[np.int64],
 ) -> float:
-    """Squared distance to the k-th nearest example (k: the length of `best`), -1 if none compares."""
+    """Squared distance to the k-th nearest example (k: the length of `best`), -1 if none compares. `nearest` (k,)
+    becomes these examples. All have the sensors that the reading has."""
     n_sensors, k = len(reading), len(best)
+    common = 0
+    for j in range(n_sensors):
+        common += reading[j] != _MISSING
     best[:] = np.inf
-    nearest[0] = -1
+    nearest[:] = -1
+    if common == 0:
+        return -1.0
     for e in range(kept):
         if e == left_out:
             continue
         total = 0.0
-        common = 0
         for j in range(n_sensors):
-            if reading[j] == _MISSING or examples[e, j] == _MISSING:
+            if reading[j] == _MISSING:
                 continue
-            common += 1
             difference = (reading[j] - examples[e, j]) * weights[j]
             total += min(difference * difference, _LARGEST_DEVIATION * _LARGEST_DEVIATION)
             if total >= best[k - 1]:
                 break
-        if common == 0:
-            continue
-        total *= n_sensors / common
         if total >= best[k - 1]:
             continue
         place = k - 1
         while place > 0 and best[place - 1] > total:
-            best[place] = best[place - 1]
+            best[place], nearest[place] = best[place - 1], nearest[place - 1]
             place -= 1
-        best[place] = total
-        if place == 0:
-            nearest[0] = e
-    for place in range(k - 1, -1, -1):
-        if best[place] < np.inf:
-            return float(best[place])
-    return -1.0
+        best[place], nearest[place] = total, e
+    best *= n_sensors / common
+    return float(best[k - 1])
+
+
+@compiled("void(float64[:,::1], int64, int64, float64[::1], float64)")
+def _fill(examples: Floats, kept: int, sensor: int, weights: Floats, mean: float) -> None:
+    """Give each example that lacks a sensor its value in the nearest one that has it; the mean if none compares."""
+    lacking = examples[:kept, sensor] == _MISSING
+    for e in np.flatnonzero(lacking):
+        value, least = mean, np.inf
+        for other in np.flatnonzero(~lacking):
+            total, common = 0.0, 0
+            for j in range(examples.shape[1]):
+                if examples[e, j] == _MISSING or examples[other, j] == _MISSING:
+                    continue
+                common += 1
+                total += min(((examples[e, j] - examples[other, j]) * weights[j]) ** 2, _LARGEST_DEVIATION**2)
+            if common and total / common < least:
+                value, least = examples[other, sensor], total / common
+        examples[e, sensor] = value
 
 
 @compiled(
     "void(int64[::1], float64[:,::1], boolean[::1], float64[:,:,::1], int64[:,::1], float64[::1], int64[:,::1],"
     " float64[:,::1], float64[:,::1], UniTuple(int64, 6), boolean, float64, float64, float64[::1],"
-    " float64[:,::1], float64[:,::1])"
+    " float64[:,::1], float64[:,::1], float64[::1])"
 )
 def _score_learn(
     slots: Slots,
@@ -234,12 +262,14 @@ def _score_learn(
     scores: Floats,
     differences: Floats,
     expected: Floats,
+    distances: Floats,
 ) -> None:
     k, warmup, patience, horizon, healthy, seed = settings
     capacity, n_sensors = examples.shape[1:]
     least = _LEAST_TYPICAL * np.sqrt(n_sensors)
-    best, nearest = np.empty(k), np.empty(1, np.int64)
+    best, nearest = np.empty(k), np.empty(k, np.int64)
     reading, weights = np.empty(n_sensors), np.empty(n_sensors)
+    query = np.empty(n_sensors)
     for i in range(values.shape[0]):
         slot = slots[i]
         present = False
@@ -256,22 +286,26 @@ def _score_learn(
         if not present:
             continue
         kept = counter[slot, 0]
-        if kept >= warmup:
+        known = count[slot] >= warmup
+        nearest[:] = -1
+        if kept >= warmup and known.any():
             if typical[slot] == 0.0:
                 own = np.empty(kept)
                 for e in range(kept):
-                    own[e] = _nearest(examples[slot, e], examples[slot], kept, e, weights, best, nearest)
+                    query[:] = np.where(known, examples[slot, e], _MISSING)
+                    own[e] = _nearest(query, examples[slot], kept, e, weights, best, nearest)
                 typical[slot] = max(np.sqrt(max(np.median(own), 0.0)), least)
-            square = _nearest(reading, examples[slot], kept, -1, weights, best, nearest)
+            query[:] = np.where(known, reading, _MISSING)
+            square = _nearest(query, examples[slot], kept, -1, weights, best, nearest)
             if square >= 0:
                 scores[i] = np.sqrt(square) / typical[slot]
+                distances[i] = np.sqrt(best[0])
                 for j in range(n_sensors):
-                    example = examples[slot, nearest[0], j]
-                    if example == _MISSING:
+                    if not known[j]:
                         continue
-                    expected[i, j] = example
+                    expected[i, j] = examples[slot, nearest[k - 1], j]
                     if reading[j] != _MISSING:
-                        difference = (reading[j] - example) * weights[j]
+                        difference = (reading[j] - expected[i, j]) * weights[j]
                         differences[i, j] = min(max(difference, -_LARGEST_DEVIATION), _LARGEST_DEVIATION)
         if not learn[i]:
             continue
@@ -284,9 +318,13 @@ def _score_learn(
         if scores[i] > 0:
             typical[slot] *= 1.0 + _STEP if scores[i] > 1 else 1.0 / (1.0 + _STEP)
             typical[slot] = max(typical[slot], least)
+        young = False
         for j in range(n_sensors):
             if reading[j] == _MISSING:
+                if known[j]:
+                    reading[j] = examples[slot, nearest[0], j] if nearest[0] >= 0 else mean[slot, j]
                 continue
+            young = young or not known[j]
             deviation = reading[j] - mean[slot, j]
             most = _CLIP * np.sqrt(variance[slot, j])
             if most > 0 and count[slot, j] >= _TRUSTED_AFTER:
@@ -302,5 +340,11 @@ def _score_learn(
             counter[slot, 0] = kept + 1
         elif sliding:
             examples[slot, seen % capacity] = reading
-        elif uniform(seed, seen, 0) * min(seen + 1, max(horizon, capacity)) < capacity:
+        elif young or uniform(seed, seen, 0) * min(seen + 1, max(horizon, capacity)) < capacity:
             examples[slot, int(uniform(seed, seen, 1) * capacity)] = reading
+        if not young:
+            continue
+        for j in range(n_sensors):  # from now on this sensor counts, and all examples have it
+            if not known[j] and count[slot, j] >= warmup:
+                _fill(examples[slot], counter[slot, 0], j, weights, mean[slot, j])
+                typical[slot] = 0.0

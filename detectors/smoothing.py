@@ -170,6 +170,14 @@ class ExponentialSmoothingModel(ResidualModel):
         )
         return scores
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: level and trend are those that the training ended with."""
+        table, arrays, columns = self._table, self._arrays, np.flatnonzero(sensors)
+        table.reserve(slots)
+        at = np.ix_(slots[table["count"][slots] > 0], columns)
+        table["level"][at], table["trend"][at] = arrays["level"][columns], arrays["trend"][columns]
+        table["run"][at] = 0
+
 
 def _season(values: Floats, length: int) -> Floats:
     """Mean by phase (length,) of what a centred moving average over a season leaves of values (n,); sums to 0."""

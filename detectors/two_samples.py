@@ -135,6 +135,13 @@ class KSWINModel:
         total = np.abs(signed).sum(axis=1, keepdims=True)
         return Contributions(signed / np.where(total > 0, total, 1.0), self._expected[rows])
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> None:
+        """See `ForgettingModel`: all it has are the latest readings, which are gathered anew."""
+        at = np.ix_(slots, np.flatnonzero(sensors))
+        self._table.reserve(slots)
+        self._table["count"][at] = self._table["joined"][at] = 0
+        self._table["learned"][at] = False
+
     def snapshot(self, slots: Slots) -> Rows:
         """`recent` and whether `learned` (k, n_sensors, recent), `older` (…, window - recent), both rings; what
         came and what `joined` the older part since a drift, (k, n_sensors).

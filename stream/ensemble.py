@@ -17,6 +17,7 @@ from detectors.base import (
     Contributions,
     ExampleModel,
     Floats,
+    ForgettingModel,
     Mask,
     Model,
     ModelUnavailable,
@@ -133,6 +134,17 @@ class Lane:
         seen[slice(None) if self.inputs is None else self.inputs] = True
         return seen
 
+    def forget_recent(self, slots: Slots, columns: Mask) -> None:
+        """Drop what these columns (n_columns,) of these keys (k,) left as evidence. Raises DetectorFailed."""
+        mine = slots if self.binding is None else slots[self.binding.of(slots)]
+        shown = columns if self.inputs is None else columns[self.inputs]
+        if not isinstance(self.model, ForgettingModel) or not len(mine) or not shown.any():
+            return
+        try:
+            self.model.forget_recent(mine, shown)
+        except Exception as error:  # see `_scored`
+            raise DetectorFailed(self.name, f"{type(error).__name__}: {error}") from error
+
     def reasons(self, rows: NDArray[np.int64], width: int) -> Contributions:
         """The model's, for rows (k,) of its latest call, with a place for each of so many columns."""
         why = self.model.contributions(rows)
@@ -158,6 +170,9 @@ class Part:
     rise: Floats
     numbers: NDArray[np.int64]
     quiet: Mask
+    forgotten: Sequence[tuple[int, Mask]] = ()
+    """Slots, and columns (n_columns,) whose sensor is sick from its first reading here on: before that, what they
+    left in the detectors is dropped."""
 
     def select(self, rows: NDArray[np.int64] | Mask) -> Part:
         """Some of the readings."""
@@ -282,6 +297,9 @@ class Ensemble:
 
         `careful`: the part is one reading, and where its score is not finite the state before is put back.
         Raises DetectorFailed."""
+        for slot, columns in part.forgotten:
+            for lane in self.lanes:
+                lane.forget_recent(np.array([slot]), columns)
         if all(lane.binding is None for lane in self.lanes):
             yield from self._judge(part, careful)
             return

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Floats, Rows, Slots
+from detectors.base import Floats, Mask, Rows, Slots
 from detectors.features import RecentWindow
 from detectors.health import Ailment, Finding, ailing
 from stream.alerts import Alert, ModelInfo, Position, SensorReason, Window, episode_id, rfc3339
@@ -45,9 +45,10 @@ class HealthCheck:
 
     def examine(
         self, batch: Batch, slots: Slots, offsets: NDArray[np.int64]
-    ) -> tuple[Batch, list[tuple[int, int, Alert]], Slots]:
+    ) -> tuple[Batch, list[tuple[int, int, Alert]], Slots, dict[int, Mask]]:
         """The batch with NaN for what sick sensors say; alerts that open or close, each by row and before (-1) those
-        of detectors; and the slots of machines found silent. `slots` and `offsets` (n,) by row."""
+        of detectors; the slots of machines found silent; and by row the sensors (n_sensors,) that are masked from
+        there on, but not because they are silent. `slots` and `offsets` (n,) by row."""
         found = self._table.examine(slots, batch.values, batch.times, offsets, batch.rows)
         batch = replace(batch, values=found.values)
         silent = [item.slot for item in found.findings if item.ailment == "machine_silent" and item.began]
@@ -56,7 +57,11 @@ class HealthCheck:
         alerts = [
             (item.index, -1, self._alert(item, machine, batch, slots, offsets)) for item, machine in named
         ]
-        return batch, alerts, np.array(silent, dtype=np.int64)
+        masked: dict[int, Mask] = {}
+        for item in found.findings:
+            if item.began and item.sensor >= 0 and item.ailment != "sensor_silent":
+                masked.setdefault(item.index, np.zeros(len(self._sensors), np.bool_))[item.sensor] = True
+        return batch, alerts, np.array(silent, dtype=np.int64), masked
 
     def accept(self, slots: Slots) -> Slots:
         """An operator takes what ails the sensors of these slots for normal; the slots where that could be."""

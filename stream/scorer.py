@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import ChoosingModel, Floats, Model, Rows, Slots
+from detectors.base import ChoosingModel, Floats, Mask, Model, Rows, Slots
 from detectors.features import FeatureTable, RecentWindow
 from detectors.health import Ailment
 from detectors.kernels import ready
@@ -138,22 +138,21 @@ class Scorer:
         touched = np.unique(slots)
         batch, slots, offsets, refused, dropped = self._reception.take(batch, slots, offsets, replayed)
         sick: list[tuple[int, int, Alert]] = []
+        masked: dict[int, Mask] = {}
         if self._health is not None:
-            batch, sick, silent = self._health.examine(batch, slots, offsets)
+            batch, sick, silent, masked = self._health.examine(batch, slots, offsets)
             touched = np.union1d(touched, silent)
-        columns = batch.values
-        if self._features is not None:
-            columns = self._features.compute(slots, batch.values, batch.times)
         whole = np.arange(len(batch))
         starts = self.kin.count(batch.machines, slots)
         single = careful and len(batch) > 1
-        parts = np.split(whole, whole[1:] if single else [row for row in sorted(starts) if row])
+        parts = np.split(whole, whole[1:] if single else sorted({*starts, *_cuts(slots, masked)} - {0}))
         found = _Found(len(batch), alerts=sick)
         for rows in parts:
             if len(rows) and (start := starts.get(int(rows[0]))):
                 self._start(*start)
             piece = batch if len(rows) == len(batch) else batch.select(rows)
-            self._score_part(piece, columns[rows], slots[rows], offsets[rows], rows, careful, found)
+            sick_now = [(int(slots[row]), mask) for row, mask in masked.items() if rows[0] <= row <= rows[-1]]
+            self._score_part(piece, slots[rows], offsets[rows], rows, sick_now, careful, found)
         for name in self._topology.scored_by:
             found.open(name)
         found.alerts.sort(key=lambda item: item[:2])
@@ -177,15 +176,21 @@ class Scorer:
     def _score_part(
         self,
         batch: Batch,
-        columns: Floats,
         slots: Slots,
         offsets: NDArray[np.int64],
         rows: NDArray[np.int64],
+        masked: Sequence[tuple[int, Mask]],
         careful: bool,
         found: _Found,
     ) -> None:
-        """Judge readings that are these rows of the batch."""
+        """Judge readings that are these rows of the batch. `masked`: slots, and their sensors (n_sensors,) that are
+        masked from their first reading here on."""
+        columns = batch.values
+        if self._features is not None:
+            masked = [(slot, self._features.forget_recent(np.array([slot]), mask)) for slot, mask in masked]
+            columns = self._features.compute(slots, batch.values, batch.times)
         part, seconds = self._limits.part(batch, columns, slots, offsets)
+        part = replace(part, forgotten=masked) if masked else part
         found.days += seconds / _DAY
         if self.beside.busy:
             found.parts.append((rows, part))
@@ -474,3 +479,12 @@ class Scorer:
         for ensemble in self._ensembles.values():
             yield from ensemble.tables()
         yield from self.beside.tables()
+
+
+def _cuts(slots: Slots, masked: Collection[int]) -> Iterator[int]:
+    """Where to cut a batch so that each of these rows is its machine's first in its part."""
+    start = 0
+    for row in sorted(masked):
+        if (slots[start:row] == slots[row]).any():
+            start = row
+            yield row

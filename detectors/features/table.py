@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Floats, Rows, Slots
+from detectors.base import Floats, Mask, Rows, Slots
 from detectors.features.declared import Feature
-from detectors.features.program import OPERATIONS, TIME, columns_of, program
+from detectors.features.program import OPERATIONS, TIME, Program, columns_of, program
 from detectors.features.spectrum import band_power, twiddles
 from detectors.features.windows import correlation, crossings, slope, statistic
 from detectors.features.zones import local_seconds
@@ -63,6 +63,7 @@ class FeatureTable:
         """The names of the columns that `compute` gives: the sensors, then the features."""
         self._program = program(sensors, features)
         self._width = len(sensors)
+        self._made_of = _made_of(self._program, len(sensors))
         self._twiddles = twiddles(self._program.transform)
         self._table = Table(
             {
@@ -101,6 +102,16 @@ class FeatureTable:
         )
         return wide
 
+    def forget_recent(self, slots: Slots, sensors: Mask) -> Mask:
+        """Of these keys (k,), drop the latest values of these sensors (n_sensors,) and of what is made of them:
+        features are missing until they have as many new ones as they need. Which columns (n_columns,) are such."""
+        self._table.reserve(slots)
+        gone = np.asarray(self._made_of[:, sensors].any(axis=1), dtype=np.bool_)
+        sources, partners = self._program.rings[:, 1], self._program.rings[:, 2]
+        rings = gone[partners] | (gone[sources] & (sources != TIME))
+        self._table["count"][np.ix_(slots, np.flatnonzero(rings))] = 0
+        return gone
+
     def snapshot(self, slots: Slots) -> Rows:
         """`recent` (k, n_values) and how many values of each ring there were, `count` (k, n_rings); see `Model`."""
         return self._table.snapshot(slots)
@@ -110,6 +121,14 @@ class FeatureTable:
         if "count" in rows and np.size(rows["count"]) and np.min(rows["count"]) < 0:
             raise ValueError("state 'count' is negative")
         self._table.restore(slots, rows)
+
+
+def _made_of(plan: Program, width: int) -> Mask:
+    """Which columns are made of which of so many sensors, (n_columns, n_sensors)."""
+    found = np.eye(width + len(plan.steps), width, dtype=np.bool_)
+    for place, step in enumerate(plan.steps.tolist(), width):
+        found[place] = found[plan.arguments[step[2] : step[2] + step[3]]].any(axis=0)
+    return found
 
 
 @compiled("void(float64[::1], int64[::1], int64[:,::1], int64, float64[::1], float64)")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors import AdaptiveZ
+from detectors import MEWMA, AdaptiveZ, LeftMatrixProfile
+from detectors.features import Rolling
 from detectors.health import AILMENTS, Health
 from stream.alerts import Alert
 from stream.brokers.base import Delivery
@@ -37,7 +38,12 @@ def topology(*, narrow: bool) -> Topology:
             out_of_range="alert",
             **layout,
         ),
-        detectors={"z": AdaptiveZ(warmup=5, half_life=20)},
+        features={"usual": Rolling(of="pressure", rolling="mean", window=4)},
+        detectors={
+            "z": AdaptiveZ(warmup=5, half_life=20),
+            "chart": MEWMA(warmup=30, rate=0.3),
+            "profile": LeftMatrixProfile(length=4, history=40, inputs=SENSORS),
+        },
         health=Health(stuck_after=12, silent_after=60.0, skew=30.0),
         alert=AlertRule(close_after=2),
     )
@@ -81,10 +87,11 @@ def stream(seed: int, *, narrow: bool) -> list[Delivery]:
 
 
 def fresh(wanted: Topology) -> Scorer:
-    return Scorer(
-        wanted,
-        {name: (spec.build(SENSORS), online_info(spec)) for name, spec in wanted.detectors.items()},  # type: ignore[union-attr, arg-type]
-    )
+    models = {
+        name: (spec.build(wanted.inputs(name)), online_info(spec))  # type: ignore[union-attr, arg-type]
+        for name, spec in wanted.detectors.items()
+    }
+    return Scorer(wanted, models)
 
 
 def process(deliveries: list[Delivery], cuts: list[int], *, narrow: bool, restart: bool) -> tuple[Any, ...]:

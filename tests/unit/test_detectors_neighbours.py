@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from detectors.base import Floats
+from detectors.automatic import Auto
+from detectors.base import Detector, Floats
 from detectors.datasets import DATASETS
 from detectors.draws import uniform
 from detectors.neighbours import KNN, KNNModel
@@ -36,7 +38,7 @@ def test_scores_are_brute_force_distances_to_the_kth_of_the_latest_readings() ->
         if i > 20:
             assert score == pytest.approx(np.sort(distances)[2] / state["typical"][0], rel=1e-9)
         _, expected = model.contributions(np.array([0]))
-        assert np.array_equal(expected[0], values[max(0, i - 40) : i][distances.argmin()])
+        assert np.array_equal(expected[0], values[max(0, i - 40) : i][distances.argsort()[2]])
         assert model.nearest_distances(np.array([0]))[0] == pytest.approx(distances.min(), rel=1e-9)
 
 
@@ -73,7 +75,7 @@ def test_a_new_regime_is_learned_when_it_stays_and_the_old_one_is_still_known() 
     assert _feed(model, rng.normal(size=(50, 2))).max() < 5
 
 
-def test_the_reason_is_the_sensor_that_differs_from_the_nearest_example() -> None:
+def test_the_reason_is_the_sensor_that_differs_from_the_kth_nearest_example() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=1000)
     model = KNN().build(("x", "double", "own"))
@@ -94,6 +96,104 @@ def test_a_missing_sensor_is_left_out_of_the_comparison_and_comes_back() -> None
     assert np.median(scores[200:400]) < 2
     assert (scores < 5).mean() > 0.97
     assert _feed(model, np.array([[np.nan, 30.0]]))[0] > 5
+
+
+def _with_gaps(gaps: str, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
+    """Readings of three sensors, the second off by 13 in the rows that are returned with them."""
+    values = rng.normal(size=(3400, 3))
+    for i in range(1, len(values)):
+        values[i] += 0.8 * values[i - 1]
+    values[3200:3300, 1] += 13.0
+    match gaps:
+        case "some lost":
+            values[rng.random(values.shape) < 0.03] = np.nan
+        case "one dead from the start":
+            values[:, 0] = np.nan
+            values[rng.random(values.shape) < 0.03] = np.nan
+        case "one dies":
+            values[3000:, 0] = np.nan
+            values[rng.random(values.shape) < 0.03] = np.nan
+        case "one in every second reading":
+            values[::2, 1] = np.nan
+        case "one heard late":
+            values[:2500, 1] = np.nan
+        case "one pauses for long":
+            values[1000:3000, 1] = np.nan
+    return values, np.flatnonzero(np.isfinite(values[:, 1]) & (np.arange(3400) // 100 == 32))
+
+
+@pytest.mark.parametrize("reservoir", ["sampled", "sliding"])
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        "none",
+        "some lost",
+        "one dead from the start",
+        "one dies",
+        "one in every second reading",
+        "one heard late",
+        "one pauses for long",
+    ],
+)
+@pytest.mark.parametrize("kind", [KNN, Auto])
+def test_examples_with_gaps_hide_no_fault_and_blame_no_other_sensor(
+    kind: type[Detector], gaps: str, reservoir: str
+) -> None:
+    recipe: Detector = KNN(reservoir=reservoir) if kind is KNN else Auto()  # type: ignore[arg-type]
+    values, fault = _with_gaps(gaps, np.random.default_rng(2))
+    model = recipe.build(("a", "b", "c"))
+    learn = np.arange(3400) < 3200
+    scores = model.score_learn(np.zeros(3400, np.int64), values, np.arange(3400.0), learn)
+    anomalous = fault[scores[fault] >= model.threshold]
+    assert len(anomalous) >= 0.9 * len(fault)
+    shares, expected = model.contributions(anomalous)
+    assert np.abs(shares).sum(axis=1) == pytest.approx(1.0)
+    assert (np.abs(shares).argmax(axis=1) == 1).all()
+    assert (shares[:, 1] > 0).all()
+    assert (values[anomalous, 1] - expected[:, 1] > 4.0).all()
+    assert (scores[1000:3200] >= model.threshold).mean() < 0.01
+
+
+def test_a_reading_that_becomes_an_example_takes_what_it_lacks_from_the_nearest() -> None:
+    rng = np.random.default_rng(0)
+    on = rng.integers(0, 2, 400)
+    values = rng.normal(size=(400, 2)) * 0.1 + np.stack([on * 50.0, 20.0 - on * 10.0], axis=1)
+    values[rng.random(400) < 0.3, 1] = np.nan
+    model = KNN(warmup=40).build(("load", "level"))
+    _feed(model, values)
+    examples = model.snapshot(np.array([0]))["examples"][0]
+    assert examples[:, 1] == pytest.approx(np.where(examples[:, 0] > 25, 10.0, 20.0), abs=1.0)
+
+
+def test_gaps_in_the_examples_of_an_older_state_are_filled() -> None:
+    rng = np.random.default_rng(0)
+    model = KNN().build(("x", "y", "never"))
+    _feed(model, np.stack([*rng.normal(size=(2, 500)), np.full(500, np.nan)], axis=1))
+    state = {name: rows.copy() for name, rows in model.snapshot(np.array([0])).items()}
+    whole = state["examples"].copy()
+    gaps = rng.random(128) < 0.3
+    state["examples"][0, gaps, 1] = 1e300
+    older = KNN().build(("x", "y", "never"))
+    older.restore(np.array([0]), state)
+    filled = older.snapshot(np.array([0]))["examples"]
+    assert np.array_equal(filled[0, ~gaps], whole[0, ~gaps])
+    assert np.isin(filled[0, gaps, 1], whole[0, ~gaps, 1]).all()
+    assert (filled[0, :, 2] == 1e300).all()
+    assert _feed(older, np.array([[0.0, 30.0, np.nan]]))[0] > 5
+
+
+def test_the_reason_is_no_copy_of_the_reading_among_the_examples() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 2))
+    values[[10, 20]] = 40.0
+    model = KNN().build(("x", "y"))
+    _feed(model, values)
+    score = _feed(model, np.array([[40.0, 40.0]]))[0]
+    shares, expected = model.contributions(np.array([0]))
+    assert score > model.threshold
+    assert shares.sum() == pytest.approx(1.0)
+    assert (expected < 5).all()
+    assert model.nearest_distances(np.array([0]))[0] == 0.0
 
 
 def test_a_flat_sensor_does_not_drown_the_others_and_its_move_is_seen() -> None:
