@@ -46,6 +46,7 @@ _LENIENT: dict[str, Any] = {
 SOURCES: dict[str, Source] = {
     "strict": Source(
         sensors=(Sensor("a", minimum=-50.0, maximum=50.0), *_COLUMNS[1:]),
+        out_of_range="deadletter",
         duplicate="deadletter",
         late="deadletter",
         machines=("m*", "x"),
