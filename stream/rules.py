@@ -101,7 +101,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `calibration`, and takes the place of the detectors' thresholds; one in 10,000 where neither is stated."""
     budget: PerDay | None = None
     """False alarms a day that may be raised (`2/day`): thresholds follow from it and from how often a machine is
-    read. Needs `calibration`."""
+    read. Detectors that alert each by itself share it in equal parts. Needs `calibration`."""
     budget_per: Literal["machine", "topology"] = "machine"
     """Whose budget it is: each machine's own, or one that all machines share, whoever is known by then."""
     alpha_spending: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0

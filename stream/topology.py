@@ -157,6 +157,16 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (*self.detectors, *((COMBINED,) if self.combine is not None else ()))
 
     @property
+    def alert_summary(self) -> str:
+        """When alerts open and end, and how many may be false, in a line."""
+        rule, deciding = self.alert, 1 if self.combine is not None else len(self.detectors)
+        if rule.budget is None:
+            return rule.summary
+        whose = f"budget {rule.budget:.3g} a day and {rule.budget_per}"
+        each = f", {rule.budget / deciding:.3g} of each of {deciding} detectors" if deciding > 1 else ""
+        return f"{rule.summary}; {whose}{each}"
+
+    @property
     def gives_probabilities(self) -> bool:
         """Whether the scores that decide are calibrated: -log10 of a probability."""
         return self.calibration is not None and (self.combine is None or self.combine.calibrate)
