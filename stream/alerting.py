@@ -251,14 +251,17 @@ class AlertTable:
         times: Floats,
         scores: Floats,
         place: Place,
+        lasting: Floats | None = None,
     ) -> list[Event]:
-        """The events of a batch of scored readings (all arrays (n,)), in arrival order.
+        """The events of a batch of scored readings (all arrays (n,)), in arrival order. `lasting` are the scores that
+        count while an alert is open, None: the same.
 
         A score that is NaN decides nothing."""
         if not len(slots):
             return []
         self._columns.reserve(slots)
         columns = self._columns
+        lasting = scores if lasting is None else lasting
         busy = (columns["severity"][slots] >= 0) | (columns["recent"][slots] != 0)
         busy |= (columns["accepted"][slots] != 0) | np.isin(slots, slots[scores >= thresholds])
         events: list[Event] = []
@@ -269,7 +272,7 @@ class AlertTable:
                 touched[slot] = self._load(slot)
             reading = Judged(
                 time,
-                float(scores[index]),
+                float((scores if touched[slot].severity < 0 else lasting)[index]),
                 raised(self._rule, touched[slot], float(thresholds[index]), time),
                 int(place.offsets[index]),
                 int(place.rows[index]),

@@ -120,8 +120,9 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Where its last readings as a whole were compared, the one that differs most decides."""
     min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """That sensor is off by at least this fraction of what was expected (0.05: 5 %); see also the sensors' own
-    `min_deviation`. Where the detector expects no value, this does not count; where it compared the last readings as
-    a whole, that of them counts which differs most."""
+    `min_deviation`, for a line at 0 the only one that helps. An open alert goes on down to half of it. Where the
+    detector expects no value, this does not count; where it compared the last readings as a whole, that of them
+    counts which differs most."""
     maintenance: tuple[Maintenance, ...] = ()
 
     def __post_init__(self) -> None:

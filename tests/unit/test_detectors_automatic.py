@@ -144,6 +144,16 @@ def test_reason_of_one_sensor_is_its_course_where_that_is_off_and_else_its_value
     assert "level is at 90, where it never was: the nearest value before was 5" in told[2500].reason
 
 
+def test_one_sensor_is_not_called_undecided_once_it_is_scored() -> None:
+    model = Auto().build(("a",))
+    values = np.random.default_rng(6).normal(size=(300, 1))
+    values[290] += 40.0
+    scores = model.score_learn(np.zeros(300, np.int64), values, np.arange(300.0))
+    assert scores[290] > 1.0
+    told = "one sensor, compared with its past from reading 251 on: 300 of 400 readings seen"
+    assert model.explain(0) == told
+
+
 def test_escalation_needs_a_calibration_or_auto() -> None:
     source = Source(sensors=(Sensor("a"),))
     rule = AlertRule(escalation=1.0)

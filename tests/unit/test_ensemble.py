@@ -152,6 +152,22 @@ def test_small_deviation_opens_no_alert() -> None:
         assert bool(events(judge(found, flat[:5] + step, 100))) == opens, settings
 
 
+@pytest.mark.parametrize("sensors", [(Sensor("a", min_deviation=0.9), Sensor("b")), ()])
+def test_an_open_alert_goes_on_down_to_half_of_the_least_deviation(sensors: tuple[Sensor, ...]) -> None:
+    """The usual is 10; the fault is worth 1.0 at first, then 0.6, then 0.3, all of which score as anomalous."""
+    rows = quiet(160)
+    for start, fault in ((100, 1.0), (105, 0.6), (125, 0.3)):
+        rows[start:, 0] = 10.0 + fault
+    stated: dict[str, Any] = {"sensors": sensors} if sensors else {"alert": AlertRule(min_deviation=0.09)}
+    assert events(judge(scorer(**stated), rows)) == [(100, "opened"), (127, "closed")]
+    rows[100:105, 0] = 10.6
+    assert events(judge(scorer(**stated), rows)) == [], "it opens none"
+    whole = scorer(**stated, learning=Learning(while_open=True))
+    parted = scorer(**stated, learning=Learning(while_open=True))
+    again = [event for i in range(len(rows)) for event in events(judge(parted, rows[i : i + 1], i))]
+    assert events(judge(whole, rows)) == again
+
+
 def test_detectors_decide_together_and_say_why() -> None:
     recipes = {"z": AdaptiveZ(warmup=20, half_life=50), "trees": HalfSpaceTrees(n_trees=10, window_size=50)}
     found = scorer(
