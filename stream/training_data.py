@@ -18,6 +18,7 @@ from stream.brokers.base import Broker
 from stream.errors import ConfigError, Problem, ReadingRejected
 from stream.histories import History, pasts_below, read_past
 from stream.instants import parsed, seconds
+from stream.readings import LARGEST
 from stream.spans import Span, parse_span
 from stream.stream_history import read_stream
 from stream.tables import Table, read_csv
@@ -185,8 +186,8 @@ def _possible(source: Source, names: Sequence[str], values: Floats) -> Floats:
     """Values (n, n_names), NaN where a sensor says what cannot be: no model learns from a broken one."""
     limits = {sensor.name: (sensor.minimum, sensor.maximum) for sensor in source.sensors}
     bounds = [limits.get(name, (None, None)) for name in names]
-    low = np.array([-np.inf if least is None else least for least, _ in bounds])
-    high = np.array([np.inf if most is None else most for _, most in bounds])
+    low = np.array([-LARGEST if least is None else least for least, _ in bounds])
+    high = np.array([LARGEST if most is None else most for _, most in bounds])
     return np.where((values < low) | (values > high), np.nan, values)
 
 
