@@ -14,9 +14,12 @@ __all__ = ["DRAWS", "HALVES", "in_halves", "table"]
 
 DRAWS = 200
 """Bootstrap draws over files."""
+_SHIPPED = "as shipped"
+"""Our alerts by the thresholds of the topology; published scores choose theirs afterwards, on these files
+("optimised") or on others ("held")."""
 HALVES = 100
 """Random splits of the files in two, for `auto` against the tuned topology."""
-_MAIN = {"nab": "optimised", "skab": "F1"}
+_MAIN = {"nab": _SHIPPED, "skab": "F1"}
 _WIDTH = 18
 
 Files = Sequence[Mapping[str, Any]]
@@ -102,7 +105,8 @@ def _figures(judge: ModuleType, corpus: str, files: Files) -> dict[str, float]:
     if corpus == "nab":
         scores = result["nab"]
         figures = {
-            "optimised": scores["standard"],
+            _SHIPPED: scores["standard"],
+            "optimised": np.nan,
             "held": np.nan,
             "low FP": scores["low_fp"],
             "low FN": scores["low_fn"],

@@ -151,6 +151,9 @@ class AutoModel:
     def explain(self, slot: int) -> str:
         """What scores a key, and why."""
         seen = self._seen.portrait(slot)
+        if seen.readings < self._look and len(self.sensors) == 1:
+            known = f"{seen.readings} of {self._look} readings seen"
+            return f"one sensor, compared with its past from reading {self.warmup_readings + 1} on: {known}"
         if seen.readings < self._look:
             return f"undecided: {seen.readings} of {self._look} readings seen"
         return self._panel.explain(self._seen, slot)

@@ -53,7 +53,8 @@ class Episode:
     """Alerts that were closed, those of long ago counted less."""
     accepted: int = 0
     """1: an operator says that this is normal now; it is learned. While closed it opens no alert until it has calmed
-    down, or is worse than before; 2: and until then it is not learned."""
+    down, or is worse than before; 2: and until then it is not learned. 3: closed after it was accepted, by a word
+    or by time, and settling: what is normal now is still being learned, see `_settles`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,12 @@ class Place:
     quiet: Mask
 
 
+_SETTLING = 3
+_SETTLED = 50
+"""Normal readings in a row after which an accepted regime is known: half-learned, it scores around the threshold."""
+_FAR = 2.0
+"""Times the threshold at which an alert opens also while a regime is being learned: its own readings stay below."""
+
 _DTYPES = {
     "recent": np.int64,
     "calm": np.int32,
@@ -121,7 +128,9 @@ def step(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None
         episode.calm += 1
         if episode.calm < rule.close_after:
             return None
+        accepted = episode.accepted
         close(rule, episode, reading)
+        episode.accepted = _SETTLING if accepted else 0
         return EventKind.CLOSED
     episode.calm = 0
     if reading.score < reading.threshold:
@@ -152,14 +161,27 @@ def close(rule: AlertRule, episode: Episode, reading: Judged) -> None:
 def _opens(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
     if not episode.accepted:
         return _may_open(rule, episode, reading)
+    if episode.accepted == _SETTLING:
+        return _settles(rule, episode, reading)
     if reading.score >= reading.threshold and _is_worse(rule, episode, reading):
         episode.accepted = episode.calm = 0
         return _may_open(rule, episode, reading) or EventKind.RELEASED
     episode.calm = episode.calm + 1 if reading.score < reading.threshold * (1 - rule.hysteresis) else 0
     if episode.calm < rule.close_after:
         return None
-    episode.accepted = episode.calm = 0
+    episode.accepted, episode.calm = _SETTLING if episode.accepted == 1 else 0, 0
     return EventKind.RELEASED
+
+
+def _settles(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | None:
+    """An accepted regime is learned until it has been normal for long: only what is far off opens an alert before."""
+    if reading.score >= reading.threshold * _FAR:
+        episode.accepted = episode.calm = 0
+        return _may_open(rule, episode, reading)
+    episode.calm = episode.calm + 1 if reading.score < reading.threshold * (1 - rule.hysteresis) else 0
+    if episode.calm >= max(_SETTLED, rule.close_after):
+        episode.accepted = episode.calm = 0
+    return None
 
 
 def _is_worse(rule: AlertRule, episode: Episode, reading: Judged) -> bool:
@@ -211,7 +233,8 @@ def _level(rule: AlertRule, threshold: float, peak: float) -> int:
 class AlertTable:
     """The episodes of all keys for one decision: a table by slot, part of the checkpoint.
 
-    What an operator closes opens nothing for `silence` seconds at the most."""
+    An alert open for `silence` seconds is accepted by time; what an operator closes, or what was accepted, is silent
+    for so long at the most."""
 
     def __init__(self, rule: AlertRule, silence: float = math.inf) -> None:
         self._rule = rule
@@ -228,14 +251,17 @@ class AlertTable:
         times: Floats,
         scores: Floats,
         place: Place,
+        lasting: Floats | None = None,
     ) -> list[Event]:
-        """The events of a batch of scored readings (all arrays (n,)), in arrival order.
+        """The events of a batch of scored readings (all arrays (n,)), in arrival order. `lasting` are the scores that
+        count while an alert is open, None: the same.
 
         A score that is NaN decides nothing."""
         if not len(slots):
             return []
         self._columns.reserve(slots)
         columns = self._columns
+        lasting = scores if lasting is None else lasting
         busy = (columns["severity"][slots] >= 0) | (columns["recent"][slots] != 0)
         busy |= (columns["accepted"][slots] != 0) | np.isin(slots, slots[scores >= thresholds])
         events: list[Event] = []
@@ -246,7 +272,7 @@ class AlertTable:
                 touched[slot] = self._load(slot)
             reading = Judged(
                 time,
-                float(scores[index]),
+                float((scores if touched[slot].severity < 0 else lasting)[index]),
                 raised(self._rule, touched[slot], float(thresholds[index]), time),
                 int(place.offsets[index]),
                 int(place.rows[index]),
@@ -262,8 +288,10 @@ class AlertTable:
     def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
         before, over = episode.severity, False
         if before < 0 and episode.accepted and reading.time - episode.closed_at >= self._silence:
-            episode.accepted, over = 0, True
+            episode.accepted, over = 0, episode.accepted != _SETTLING
         kind = step(self._rule, episode, reading) or (EventKind.RELEASED if over else None)
+        if kind is EventKind.CLOSED and reading.time - episode.first_seen >= self._silence:
+            episode.accepted = _SETTLING  # by time
         if kind is None:
             return
         names = list(self._rule.severities)

@@ -63,6 +63,10 @@ def backtest(
     standing = Standing(scorer.open_alerts())
     scorer.admit(list(dict.fromkeys(names)), {})
     for rows in _slices(order.messages):
+        if history.refused is not None:
+            rows = rows[~history.refused[rows]]
+        if not len(rows):
+            continue
         batch = _batch(history, order, names, rows)
         replayed = set(batch.messages[order.replayed[rows]].tolist())
         scored = scorer.process(batch, order.offsets[rows], replayed=replayed)
@@ -140,10 +144,9 @@ def _slices(messages: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _batch(history: History, order: Order, names: Sequence[str], rows: NDArray[np.int64]) -> Batch:
-    first, stop = int(rows[0]), int(rows[-1]) + 1
     messages = np.unique(order.messages[rows], return_inverse=True)[1].astype(np.int64)
     return Batch(
-        list(names[first:stop]),
+        [names[row] for row in rows.tolist()],
         history.times[rows],
         history.values[rows],
         messages,

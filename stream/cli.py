@@ -159,6 +159,7 @@ def check(files: tuple[Path, ...]) -> None:
                 if topology.features:
                     parts.insert(1, f"{len(topology.features)} features")
                 click.echo(f"{file}: {topology.name}: sound ({', '.join(parts)})")
+                click.echo(f"  alert: {topology.alert_summary}")
         except ConfigError as error:
             problems += error.problems
     if problems:

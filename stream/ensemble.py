@@ -40,6 +40,8 @@ __all__ = ["Decision", "DetectorFailed", "Ensemble", "Lane", "Part", "Stateful",
 
 _LARGEST = 30.0
 """As improbable as a calibrated score says."""
+_STAYS = 0.5
+"""Of the least deviation that opens an alert, what keeps one open: else noise closes it though the fault is there."""
 _SHORTEST = 8
 """Readings tried at once, at least, where alerts open and close all the time."""
 _TURNS, _COPIED = 4, 2**20
@@ -420,9 +422,9 @@ class Ensemble:
         limits[~np.logical_or.reduce(list(seen.values()))] = np.inf
         if not self._warned:
             self._warn(limits[np.isfinite(limits) & ~unknown])
-        counted = self._qualified(decided, limits, scores, part)
+        counted, lasting = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
-        changes = self.alerts.decide(limits, slots, batch.times, counted, place)
+        changes = self.alerts.decide(limits, slots, batch.times, counted, place, lasting)
         events = [event for event in changes if event.kind is not EventKind.RELEASED]
         released = [event.index for event in changes if event.kind is EventKind.RELEASED]
         reasons: list[Why] = []
@@ -487,14 +489,17 @@ class Ensemble:
         stated = {} if self._combination is None else self._combination.weights
         return np.array([stated.get(lane.name, 1.0) for lane in self.lanes])
 
-    def _qualified(self, scores: Floats, limits: Floats, by_lane: Mapping[str, Floats], part: Part) -> Floats:
-        """The scores as the rule counts them: 0 where the deviation is too small, or in the other direction."""
+    def _qualified(
+        self, scores: Floats, limits: Floats, by_lane: Mapping[str, Floats], part: Part
+    ) -> tuple[Floats, Floats]:
+        """The scores as the rule counts them, and as it does while an alert is open: 0 where the deviation is too
+        small, or in the other direction."""
         rule = self._rule
         if rule.direction == "both" and not rule.min_deviation and not self._floors.any():
-            return scores
+            return scores, scores
         rows = np.flatnonzero(scores >= limits)
         if not len(rows):
-            return scores
+            return scores, scores
         shares, expected = self._why(rows, by_lane)
         top = np.argmax(np.abs(shares), axis=1)
         each = np.arange(len(rows))
@@ -503,13 +508,14 @@ class Ensemble:
         most, usual = self._within_stretches(rows, top, by_lane)
         compared = np.isfinite(most)
         off, normal = np.where(compared, np.abs(most), off), np.where(compared, usual, normal)
-        small = off < np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
+        least = np.maximum(self._floors[top], rule.min_deviation * np.abs(normal))  # NaN is never small
         wrong = np.zeros(len(rows), np.bool_)
         if rule.direction != "both":
             wrong = share < 0 if rule.direction == "up" else share > 0
-        counted = scores.copy()
-        counted[rows[small | wrong]] = 0.0
-        return counted
+        counted, lasting = scores.copy(), scores.copy()
+        counted[rows[(off < least) | wrong]] = 0.0
+        lasting[rows[(off < _STAYS * least) | wrong]] = 0.0
+        return counted, lasting
 
     def _within_stretches(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], scores: Mapping[str, Floats]

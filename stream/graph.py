@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stream.topology import RegistryModel, Topology
 
 __all__ = ["mermaid"]
@@ -30,7 +32,8 @@ def mermaid(topology: Topology) -> str:
             lines.append(f"  mlflow[(MLflow)] -. weights .-> d{number}")
         else:
             lines.append(f'  {seen} --> d{number}["{name}<br/>{_text(spec.kind)}, learns"] --> rule')
-    at_once = "" if rule.at_once is None else f" (1 at {rule.at_once:g} times the threshold)"
+    early = rule.at_once is not None and rule.at_once < math.inf
+    at_once = f" (1 at {rule.at_once:g} times the threshold)" if early else ""
     after = f"open after {rule.hold}{at_once}, close after {rule.close_after}"
     lines += [
         f'  rule{{"{after}"}} --> alerts(["{_text(sink.exchange)}"])',

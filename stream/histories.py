@@ -18,8 +18,9 @@ from stream.cells import check_widths, parse_numbers, unreadable
 from stream.dates import join_date_and_time, parse_dates
 from stream.errors import ConfigError, Problem
 from stream.instants import seconds
+from stream.readings import Decoder
 from stream.tables import MACHINE_NAMES, TIME_NAMES, widen
-from stream.topology import Topology
+from stream.topology import Source, Topology
 
 __all__ = ["History", "Order", "Past", "files_below", "pasts_below", "read_history", "read_past"]
 
@@ -61,6 +62,9 @@ class History:
     """None: one after the other, each a message of its own, numbered from 0."""
     notes: tuple[str, ...] = ()
     """How the file was understood, where that was in doubt."""
+    refused: Mask | None = None
+    """Which the topology's source does not take for their values (n,), where there are any: live they are dead
+    letters, and here they are passed over."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -133,6 +137,7 @@ def read_past(past: Past, topology: Topology, label_column: str | None = None) -
             np.concatenate([order.replayed for order in orders]),
         )
     labels = [part.labels for part in parts if part.labels is not None]
+    none = [np.zeros(len(part), np.bool_) if part.refused is None else part.refused for part in parts]
     return History(
         past.machine,
         pd.concat([part.timestamps for part in parts], ignore_index=True),
@@ -142,6 +147,7 @@ def read_past(past: Past, topology: Topology, label_column: str | None = None) -
         np.concatenate(labels) if labels else None,
         order,
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        np.concatenate(none) if any(mask.any() for mask in none) else None,
     )
 
 
@@ -158,7 +164,8 @@ def read_history(
     so, else the first); a column named machine, device or asset tells machines apart. A capture's rows keep their
     offsets; a long table (time, sensor, value) is widened.
 
-    What is no finite number is missing. Raises ConfigError on other columns and on times that cannot be read.
+    What is no finite number is missing; what else is wrong with values is treated as live, by the source's settings.
+    Raises ConfigError on other columns and on times that cannot be read.
     """
     notes: list[str] = []
     names = topology.source.names
@@ -190,16 +197,35 @@ def read_history(
     captured = all(name in rest.columns for name in PLACE_COLUMNS) and path.suffix == ".parquet"
     if captured and topology.health is not None:
         notes.append(_MASKED)
+    refused = None
+    if not captured:  # what is captured was taken
+        values, refused = _checked(topology.source, values, notes)
+    times = _times(path, stamps, notes)
     return History(
         machine or path.stem,
         stamps.astype(str),
-        _times(path, stamps, notes),
+        times,
         values,
         () if machines is None else machines.astype(str).tolist(),
         None if label_column is None else _flags(frame[label_column]),
-        _order(frame) if captured else None,
+        _order(frame) if captured else _by_time(topology.source, times),
         tuple(notes),
+        refused,
     )
+
+
+def _checked(source: Source, values: Floats, notes: list[str]) -> tuple[Floats, Mask | None]:
+    """The values as the source takes them, and the rows that it refuses; what it refuses is told."""
+    values, refused = Decoder(source, lambda: 0.0).check_rows(values)
+    if not refused:
+        return values, None
+    for reason in dict.fromkeys(error.reason for error in refused.values()):
+        rows = [row for row, error in refused.items() if error.reason == reason]
+        first = f"the first: row {rows[0] + 1}, {refused[rows[0]].detail.partition(' in row ')[0]}"
+        notes.append(f"{len(rows):,} rows are passed over, as live they are dead letters {reason} ({first})")
+    mask = np.zeros(len(values), np.bool_)
+    mask[list(refused)] = True
+    return values, mask
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -265,6 +291,15 @@ def _flags(column: pd.Series) -> Mask:
     words = column.astype(str).str.strip().str.lower().isin(("true", "yes")).to_numpy(np.bool_)
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     return np.asarray(words | (np.nan_to_num(numbers) > 0), dtype=np.bool_)
+
+
+def _by_time(source: Source, times: Floats) -> Order | None:
+    """A file's readings one after the other, where the machines' clocks tell them apart."""
+    if source.order_by != "time":
+        return None
+    n = len(times)
+    zeros, each = np.zeros(n, np.int64), np.arange(n)
+    return Order(each, zeros, (times * 1e6).astype(np.int64), each, np.zeros(n, np.bool_))
 
 
 def _order(frame: pd.DataFrame) -> Order:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.base import Floats, Mask, Slots
 from detectors.census import Census
 from detectors.rates import Rates
+from stream.binding import Binding
 from stream.ensemble import Part, Stateful
 from stream.readings import Batch
 from stream.settings import epoch
@@ -27,10 +28,16 @@ _YOUNG = 200
 
 
 class Limits:
-    """How often each machine is read, how many share a budget, and when somebody works on one."""
+    """How often each machine is read, how many share a budget, and when somebody works on one.
+
+    A budget is a machine's, or the topology's: where several detectors alert each by itself, each has an equal part
+    of it."""
 
     def __init__(self, topology: Topology) -> None:
         self._rule = topology.alert
+        alone = topology.detectors.values() if topology.combine is None else ()
+        self._alone = [Binding(spec.machines) if spec.machines else None for spec in alone]
+        """Which machines each detector scores that alerts by itself, None: all."""
         self._rates = Rates()
         self._census = Census() if self._rule.shares_budget else None
 
@@ -44,13 +51,25 @@ class Limits:
         limits = None
         if rule.budget is not None:
             share = rule.budget if self._census is None else rule.budget / self._census.update(slots)
-            probability = share * intervals / _DAY
+            probability = share / self._deciding(batch.machines) * intervals / _DAY
             limits = -np.log10(np.clip(probability, _LEAST_PROBABILITY, _LARGEST_PROBABILITY))
         rise = np.zeros(len(slots))
         if rule.alpha_spending:
             rise = rule.alpha_spending * np.log10(np.maximum(numbers, _YOUNG) / _KNOWN)
         part = Part(batch, columns, slots, offsets, limits, rise, numbers, self._quiet(batch))
         return part, float(intervals.sum())
+
+    def _deciding(self, machines: Sequence[str]) -> Floats:
+        """How many detectors alert of each machine (n,), each by itself: they share its budget."""
+        if all(binding is None for binding in self._alone):
+            return np.full(len(machines), float(max(len(self._alone), 1)))
+        names, rows = np.unique(np.array(machines, np.str_), return_inverse=True)
+        counts = [
+            sum(binding is None or binding.matches(name) for binding in self._alone)
+            for name in names.tolist()
+        ]
+        shared: Floats = np.maximum(np.array(counts, np.float64), 1.0)[rows]
+        return shared
 
     def _quiet(self, batch: Batch) -> Mask:
         """The readings (n,) taken while somebody worked on the machine."""

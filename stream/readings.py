@@ -249,6 +249,26 @@ class Decoder:
             form = "neither JSON in UTF-8 nor MessagePack" if packed else "not JSON"
             raise ReadingRejected("not_decodable", f"{form}: {short(str(error))}") from None
 
+    def check_rows(self, values: Floats) -> tuple[Floats, dict[int, ReadingRejected]]:
+        """Rows (n, n_sensors) of a table, NaN where a value is missing, as if each had come in a message of its own:
+        what is left of them, and which are refused for their values, and why."""
+        refused: dict[int, ReadingRejected] = {}
+        absent = np.isnan(values)
+        demanding = self._source.missing_sensor == "deadletter"
+        for row in np.flatnonzero(absent.any(axis=1) if demanding else absent.all(axis=1)).tolist():
+            if absent[row].all():
+                refused[row] = ReadingRejected("no_values", "no declared sensor has a value")
+            else:
+                name = self._names[int(absent[row].argmax())]
+                refused[row] = ReadingRejected("missing_sensor", f'"{name}" has no value')
+        each = np.arange(len(values))
+        nobody = [""] * len(values)
+        rows = Batch(nobody, np.zeros(len(values)), values.copy(), each, np.zeros_like(each), each)
+        checked = rows.values
+        for row, error in self._check_values(rows, [])[1]:
+            refused.setdefault(row, error)
+        return checked, dict(sorted(refused.items()))
+
     def _check_values(self, batch: Batch, rejected: list[Rejection]) -> tuple[Batch, list[Rejection]]:
         """Infinite, NaN and out-of-range values: a dead letter or a missing sensor, as the source says."""
         source, values = self._source, batch.values

@@ -62,22 +62,37 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             yield "every: must not be shorter than the time from start to end"
 
 
-class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When scores become an alert, and when it ends. A score is anomalous from its detector's threshold."""
+class _Unstated:
+    """Marks the value of a setting that nobody stated: the word `auto` may choose another, what is stated stays."""
 
-    hold: Count = 1
+
+class _Whole(_Unstated, int):
+    """A whole number that nobody stated."""
+
+
+class _Real(_Unstated, float):
+    """A number that nobody stated."""
+
+
+class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When scores become an alert, and when it ends. A score is anomalous from its detector's threshold.
+
+    With the word `auto` for detectors, `hold`, `at_once`, `close_after`, `hysteresis`, `cooldown_readings` and
+    `escalation` are as that chooses (see `automatic_rule`), each of them that is not stated."""
+
+    hold: Count = _Whole(1)
     """An alert opens with this many anomalous readings."""
     within: Annotated[int, msgspec.Meta(ge=1, le=60)] | None = None
     """They lie among this many readings in a row; None: all of them are anomalous."""
-    at_once: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    at_once: Annotated[float, msgspec.Meta(ge=1)] | None = _Real(math.inf)
     """One reading that scores so many times the threshold opens an alert, whatever `hold` says; None: none does."""
-    close_after: Annotated[int, msgspec.Meta(ge=0)] = 3
+    close_after: Annotated[int, msgspec.Meta(ge=0)] = _Whole(3)
     """It closes after this many normal readings in a row; 0: an alert is a moment, over with its reading."""
-    hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    hysteresis: Annotated[float, msgspec.Meta(ge=0, lt=1)] = _Real(0.1)
     """While it is open, a reading is normal only below threshold x (1 - hysteresis)."""
     cooldown: Seconds = 0.0
     """After it closed, none opens for this long (by the readings' time)."""
-    cooldown_readings: Annotated[int, msgspec.Meta(ge=0)] = 0
+    cooldown_readings: Annotated[int, msgspec.Meta(ge=0)] = _Whole(0)
     """And none for so many of the machine's readings."""
     severities: dict[str, float] = msgspec.field(default_factory=lambda: {"warning": 1.0, "critical": 2.0})
     """Severity from score / threshold, lowest first; the highest reached is the alert's."""
@@ -86,7 +101,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `calibration`, and takes the place of the detectors' thresholds; one in 10,000 where neither is stated."""
     budget: PerDay | None = None
     """False alarms a day that may be raised (`2/day`): thresholds follow from it and from how often a machine is
-    read. Needs `calibration`."""
+    read. Detectors that alert each by itself share it in equal parts. Needs `calibration`."""
     budget_per: Literal["machine", "topology"] = "machine"
     """Whose budget it is: each machine's own, or one that all machines share, whoever is known by then."""
     alpha_spending: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
@@ -94,7 +109,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     the first thousand: the longer a machine is known, the more unusual is what still counts. With 1 alarms come
     ever more seldom (as many from the 1,000th to the 10,000th reading as from there to the 100,000th). Needs
     `calibration`."""
-    escalation: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
+    escalation: Annotated[float, msgspec.Meta(ge=0, le=5)] = _Real(0.0)
     """Decades of probability by which an alert must be rarer for each decade of alerts that the machine had: who
     cries wolf is heard less (the threshold rises by escalation x log10(1 + alerts)). Needs
     `calibration`, or `detectors: auto`."""
@@ -105,8 +120,9 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Where its last readings as a whole were compared, the one that differs most decides."""
     min_deviation: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """That sensor is off by at least this fraction of what was expected (0.05: 5 %); see also the sensors' own
-    `min_deviation`. Where the detector expects no value, this does not count; where it compared the last readings as
-    a whole, that of them counts which differs most."""
+    `min_deviation`, for a line at 0 the only one that helps. An open alert goes on down to half of it. Where the
+    detector expects no value, this does not count; where it compared the last readings as a whole, that of them
+    counts which differs most."""
     maintenance: tuple[Maintenance, ...] = ()
 
     def __post_init__(self) -> None:
@@ -130,10 +146,45 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             yield "budget: the threshold follows from it; remove either budget or probability"
         if within is None and hold is not None and hold > 60:
             yield "hold: at most 60"
-        if hold == 1 and settings.get("at_once") is not None:
+        if hold == 1 and settings.get("at_once") not in (None, math.inf):
             yield "at_once: one reading opens an alert already; remove it, or let hold be 2 or more"
         if settings.get("budget_per", "machine") != "machine" and settings.get("budget", 1.0) is None:
             yield "budget_per: there is no budget to share; state one, such as budget: 2/day"
+
+    def settled(self, chosen: AlertRule | None = None) -> AlertRule:
+        """The rule that holds: what nobody stated is as the `chosen` rule has it, or as it is by itself."""
+        found: dict[str, object] = {}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, _Unstated):
+                value = getattr(chosen or self, name)
+            found[name] = float(value) if isinstance(value, _Real) else value
+            found[name] = int(value) if isinstance(value, _Whole) else found[name]
+        if found["at_once"] is None or (found["hold"] == 1 and isinstance(self.at_once, _Unstated)):
+            found["at_once"] = math.inf
+        return AlertRule(**found)  # type: ignore[arg-type]
+
+    @property
+    def summary(self) -> str:
+        """When an alert opens and ends, in a line for whoever reads what is at work."""
+        opens = "at the first anomalous reading"
+        if self.hold > 1:
+            among = f"of {self.within}" if self.within not in (None, self.hold) else "in a row"
+            opens = f"after {self.hold} anomalous readings {among}"
+        if self.at_once is not None and self.at_once < math.inf:
+            opens += f", or one at {self.at_once:g} times the threshold"
+        ends = f"closes after {self.close_after} normal"
+        rests = [
+            f"{self.cooldown:g} s" if self.cooldown else "",
+            f"{self.cooldown_readings:,} readings" if self.cooldown_readings else "",
+        ]
+        parts = [
+            f"opens {opens}",
+            ends if self.close_after else "is over with its reading",
+            f"rests for {' and '.join(filter(None, rests))}" if any(rests) else "",
+            f"escalation {self.escalation:g}" if self.escalation else "",
+        ]
+        return "; ".join(filter(None, parts))
 
     @property
     def openings(self) -> OpeningRule:

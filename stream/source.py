@@ -78,9 +78,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     missing_sensor: Literal["accept", "deadletter"] = "accept"
     not_finite: Literal["deadletter", "missing"] = "deadletter"
     """What a NaN, an infinity or a null is: a reason to refuse the message, or a missing sensor."""
-    out_of_range: Literal["deadletter", "missing", "alert"] = "deadletter"
-    """What a value below `minimum` or above `maximum` is: a reason to refuse the message, a missing sensor, or a
-    missing sensor and an alert (`health` must not be null)."""
+    out_of_range: Literal["alert", "missing", "deadletter"] = "alert"
+    """What a value below `minimum` or above `maximum` is: a missing sensor and an alert that it is sick (needs
+    `health`), a missing sensor, or a reason to refuse the message with all its sensors."""
     order_by: Literal["seq", "time"] = "seq"
     """What tells a machine's readings apart: a sequence number, or its clock where that never goes back."""
     duplicate: Literal["drop", "deadletter", "accept"] = "drop"
@@ -146,3 +146,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def names(self) -> tuple[str, ...]:
         """The sensors' names, in the order of the columns."""
         return tuple(sensor.name for sensor in self.sensors)
+
+    @property
+    def limited(self) -> bool:
+        """Whether a sensor has a physical limit."""
+        return any(s.minimum is not None or s.maximum is not None for s in self.sensors)

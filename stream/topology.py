@@ -73,7 +73,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What detectors are shown besides the sensors, by name; one may be made of those above it."""
     detectors: dict[str, Detector | RegistryModel]
     """Detectors by name; the word `auto` stands for one that chooses by each machine's first readings, and for the
-    alert rule that suits it, where none is stated."""
+    alert rule that suits it: what `alert` states stays, the rest is as `auto` has it."""
     calibration: Calibration | None = None
     """Makes a probability of every score, machine by machine: what `alert.budget` and `combine` stand on."""
     combine: Combination | None = None
@@ -95,16 +95,23 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         force_setattr(self, "operators", tuple(self.operators))
+        refuse(self.check(structs.asdict(self)))
+        if (
+            self.health is None and self.source.out_of_range == "alert"
+        ):  # no limits are stated, but there are values
+            source = structs.replace(self.source, out_of_range="deadletter")  # that no sensor measures
+            force_setattr(self, "source", source)
+        chosen = None
         if cast("dict[str, Detector] | str", self.detectors) == AUTO:
             force_setattr(self, "detectors", {AUTO: ONLINE[AUTO]()})
-            if self.alert == AlertRule():
-                force_setattr(self, "alert", automatic_rule(len(self.columns)))
-        refuse(self.check(structs.asdict(self)))
+            chosen = automatic_rule(len(self.columns))
+        force_setattr(self, "alert", self.alert.settled(chosen))
 
     @staticmethod
     def check(settings: Settings) -> Iterator[str]:
         """See `Settings`."""
         if settings.get("detectors") == AUTO:
+            yield from _beside_auto(settings)
             settings = {**settings, "detectors": {AUTO: ONLINE[AUTO]()}}
         rule = "must be lower-case letters, digits, - or _, at most 64"
         if "name" in settings and not is_name(settings["name"]):
@@ -128,9 +135,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 yield f'capture: a sensor is named "{name}", as a column of its own; rename the sensor'
         if source is not None and sink is not None and source.exchange == sink.exchange:
             yield f'sink: its exchange "{sink.exchange}" is the source\'s; alerts would be read as readings'
-        told = source is not None and source.out_of_range == "alert"
+        told = source is not None and source.out_of_range == "alert" and source.limited
         if told and "health" in settings and settings["health"] is None:
-            yield "source: out_of_range: alert needs health; leave health out to have its defaults"
+            yield (
+                "source: out_of_range: alert, the default, needs health; leave health out to have its defaults, or "
+                "say out_of_range: missing or deadletter"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -145,6 +155,16 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def scored_by(self) -> tuple[str, ...]:
         """What gives scores: the detectors, and all of them together where they decide so."""
         return (*self.detectors, *((COMBINED,) if self.combine is not None else ()))
+
+    @property
+    def alert_summary(self) -> str:
+        """When alerts open and end, and how many may be false, in a line."""
+        rule, deciding = self.alert, 1 if self.combine is not None else len(self.detectors)
+        if rule.budget is None:
+            return rule.summary
+        whose = f"budget {rule.budget:.3g} a day and {rule.budget_per}"
+        each = f", {rule.budget / deciding:.3g} of each of {deciding} detectors" if deciding > 1 else ""
+        return f"{rule.summary}; {whose}{each}"
 
     @property
     def gives_probabilities(self) -> bool:
@@ -172,6 +192,19 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Whether a batch detector follows this alias."""
         specs = self.registry_models.values()
         return any(spec.follow and (spec.name, spec.alias) == (model, alias) for spec in specs)
+
+
+def _beside_auto(settings: Settings) -> Iterator[str]:
+    """What the rule that goes with `detectors: auto` does not admit."""
+    alert, source = settings.get("alert"), settings.get("source")
+    if alert is None or source is None or "features" not in settings:
+        return
+    chosen = automatic_rule(len(source.names) + len(columns_of(settings["features"])))
+    try:
+        alert.settled(chosen)
+    except ValueError as error:
+        for line in str(error).splitlines():
+            yield f"alert: with what detectors: auto chooses ({chosen.summary}): {line}; state both"
 
 
 def _out_of_reach(calibration: Calibration | None, alert: AlertRule | None) -> Iterator[str]:

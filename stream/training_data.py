@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from stream.brokers.base import Broker
 from stream.errors import ConfigError, Problem, ReadingRejected
 from stream.histories import History, pasts_below, read_past
 from stream.instants import parsed, seconds
+from stream.readings import LARGEST
 from stream.spans import Span, parse_span
 from stream.stream_history import read_stream
 from stream.tables import Table, read_csv
-from stream.topology import Topology
+from stream.topology import Source, Topology
 
 __all__ = [
     "Frame",
@@ -124,7 +126,8 @@ def within(path: str, folders: Sequence[Path]) -> Path:
 def read_file(path: Path, topology: Topology) -> Table:
     """The readings of a CSV or Parquet file, or of all that are in a folder (a capture). Raises ConfigError."""
     if path.is_file() and path.suffix != ".parquet":
-        return read_csv(path)
+        table = read_csv(path)
+        return replace(table, values=_possible(topology.source, table.sensors, table.values))
     return _table(path.name, topology, [read_past(past, topology) for past in pasts_below(path)])
 
 
@@ -140,6 +143,7 @@ def frame_table(name: str, frame: pd.DataFrame, topology: Topology) -> Table:
     numbers = [pd.to_numeric(frame[sensor], errors="coerce").to_numpy(np.float64) for sensor in sensors]
     values = np.column_stack(numbers)
     values[~np.isfinite(values)] = np.nan
+    values = _possible(topology.source, sensors, values)
     times = _START + _STEP * np.arange(len(frame), dtype=np.float64)
     if "time" in frame:
         times = _times(name, frame["time"])
@@ -174,7 +178,17 @@ def _table(name: str, topology: Topology, histories: Sequence[History]) -> Table
     if not len(times):
         raise ConfigError([Problem(name, "holds no readings, or none of that range")])
     machines = [machine for history in whole for machine in history.names]
-    return Table(name, sensors, machines, times, np.concatenate([it.values for it in whole]), None)
+    values = _possible(topology.source, sensors, np.concatenate([it.values for it in whole]))
+    return Table(name, sensors, machines, times, values, None)
+
+
+def _possible(source: Source, names: Sequence[str], values: Floats) -> Floats:
+    """Values (n, n_names), NaN where a sensor says what cannot be: no model learns from a broken one."""
+    limits = {sensor.name: (sensor.minimum, sensor.maximum) for sensor in source.sensors}
+    bounds = [limits.get(name, (None, None)) for name in names]
+    low = np.array([-LARGEST if least is None else least for least, _ in bounds])
+    high = np.array([LARGEST if most is None else most for _, most in bounds])
+    return np.where((values < low) | (values > high), np.nan, values)
 
 
 def _aligned(history: History, topology: Topology) -> History:

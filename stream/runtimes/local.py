@@ -369,6 +369,7 @@ class Worker:
                 "topology_started",
                 topology=topology.name,
                 detectors=list(topology.detectors),
+                alert=topology.alert_summary,
                 next_offset=saved.position.next_offset,
                 machines=saved.stored,
                 after_a_failure=saved.died,

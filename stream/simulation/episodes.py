@@ -14,6 +14,9 @@ _SEVERITIES = ("warning", "critical")
 """From the threshold on, and from twice the threshold."""
 _CALM = 0.9
 _CLOSE_AFTER = 2
+_SETTLING = 3
+"""Of what was accepted: until so many normal readings in a row, only twice the threshold opens an alert."""
+_SETTLED = 50
 _MEMORY = 90 * 86400.0
 """Seconds after which an alert that was closed counts half."""
 _TYPES = {
@@ -91,11 +94,18 @@ def step(life: Episode, reading: Scored) -> str | None:
     A reading from before the last alert closed opens none."""
     score, threshold = reading.score, reading.threshold
     if not life.open:
+        if life.accepted == _SETTLING and score < 2.0 * threshold:
+            life.calm = life.calm + 1 if score < threshold * _CALM else 0
+            if life.calm >= _SETTLED:
+                life.accepted = life.calm = 0
+            return None
+        if life.accepted == _SETTLING:
+            life.accepted = life.calm = 0
         if life.accepted:  # an operator closed it: until it has calmed down, or is worse, it opens no more
             if score < threshold or _level(threshold, score) <= _level(threshold, life.peak):
                 life.calm = life.calm + 1 if score < threshold * _CALM else 0
                 if life.calm >= _CLOSE_AFTER:
-                    life.accepted = life.calm = 0
+                    life.accepted, life.calm = _SETTLING if life.accepted == 1 else 0, 0
                 return None
             life.accepted = life.calm = 0
         if score < threshold or reading.time < life.closed_at:
@@ -109,7 +119,9 @@ def step(life: Episode, reading: Scored) -> str | None:
         life.calm += 1
         if life.calm < _CLOSE_AFTER:
             return None
+        settling = life.accepted != 0
         close(life, reading.time, reading.number)
+        life.accepted = _SETTLING if settling else 0
         return "closed"
     life.calm = 0
     if score < threshold:

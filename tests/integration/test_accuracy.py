@@ -21,7 +21,7 @@ from stream.config import load
 from stream.histories import History
 
 FLOORS = {
-    "nab": {"optimised": 40.0, "event recall": 0.5, "VUS-PR": 0.25},
+    "nab": {"as shipped": 40.0, "event recall": 0.5, "VUS-PR": 0.25},
     "skab": {"F1": 0.4, "event recall": 0.5, "VUS-PR": 0.45},
 }
 """Of the five and four files that `--files 4` takes: 68.5, 0.8, 0.46; 0.65, 0.75, 0.74."""

@@ -307,7 +307,9 @@ BAD: dict[str, bytes] = {
 def test_bad_input_is_dead_lettered_counted_and_the_stream_goes_on(
     rabbitmq: RabbitNode, tmp_path: Path, registry: str
 ) -> None:
-    water = ROOT / "topologies" / "water_flow.yaml"
+    water = tmp_path / "water_flow.yaml"
+    shipped = (ROOT / "topologies" / "water_flow.yaml").read_text()
+    water.write_text(shipped.replace("source:\n", "source:\n  out_of_range: deadletter\n"))
     worker = Service(rabbitmq.url(vhost=rabbitmq.vhost()), tmp_path, water, registry)
     worker.start()
     try:

@@ -51,7 +51,7 @@ RULES: dict[str, dict[str, Any]] = {
     "calibrated": {"calibration": CALIBRATION, "alert": AlertRule(probability=0.05)},
     "budget": {
         "calibration": CALIBRATION,
-        "alert": AlertRule(budget=2000.0, direction="up", min_deviation=0.1),
+        "alert": AlertRule(budget=6000.0, direction="up", min_deviation=0.1),
     },
     "mean": {
         "calibration": CALIBRATION,

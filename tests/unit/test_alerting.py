@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from stream.alerting import AlertTable, Event, Place
 from stream.rules import AlertRule
@@ -137,3 +138,56 @@ def test_what_an_operator_closed_is_silent_and_not_learned_for_as_long_and_its_e
     assert not held(29.0)
     assert read(29.0, 1.0) == ["released"]
     assert read(30.0, 11.0) == ["opened"]
+
+
+class Follower:
+    """One machine with an alert rule that closes after two normal readings, read by read; threshold 10."""
+
+    def __init__(self, silence: float) -> None:
+        self.table = AlertTable(AlertRule(close_after=2), silence)
+        self.slot = np.zeros(1, np.int64)
+
+    def read(self, time: float, score: float) -> str:
+        limit, at, found = np.full(1, 10.0), np.array([time]), np.array([score])
+        return " ".join(
+            event.kind.value for event in self.table.decide(limit, self.slot, at, found, place(1))
+        )
+
+
+@pytest.mark.parametrize("by", ["time", "word", "label"])
+def test_what_was_accepted_is_known_before_an_alert_opens_of_it_again(by: str) -> None:
+    machine = Follower(silence=200.0)
+    assert machine.read(0.0, 11.0) == "opened"
+    if by == "word":
+        assert machine.table.accept(machine.slot).tolist() == [0]
+    if by == "label":
+        assert machine.table.close(0, 200.0, 1, learned=True) is not None
+    assert machine.read(200.0, 1.0) == ""
+    assert machine.read(201.0, 1.0) == ("released" if by == "label" else "closed")
+    assert [machine.read(202.0 + i, score) for i, score in enumerate((11.0, 1.0, 19.0, 1.0))] == [""] * 4
+    assert not machine.table.is_open(machine.slot, np.array([206.0]), 200.0)[0], "it is learned"
+    assert machine.read(206.0, 20.0) == "opened", "twice the threshold is something else"
+    assert machine.table.is_open(machine.slot, np.array([207.0]), 200.0)[0]
+
+
+@pytest.mark.parametrize(("calm", "told"), [(49, ""), (50, "opened")])
+def test_a_regime_is_known_after_fifty_normal_readings_in_a_row(calm: int, told: str) -> None:
+    machine = Follower(silence=1000.0)
+    assert machine.read(0.0, 11.0) == "opened"
+    machine.table.accept(machine.slot)
+    assert [machine.read(1.0 + i, 1.0) for i in range(2 + calm)] == ["", "closed", *[""] * calm]
+    assert machine.read(100.0, 11.0) == told
+
+
+def test_a_regime_that_never_calms_down_is_known_after_as_long_as_acceptance_takes() -> None:
+    machine = Follower(silence=1000.0)
+    assert machine.read(0.0, 11.0) == "opened"
+    machine.table.accept(machine.slot)
+    assert [machine.read(2.0, 1.0), machine.read(3.0, 1.0)] == ["", "closed"]
+    assert [machine.read(time, 11.0) for time in (4.0, 1002.0, 1003.0)] == ["", "", "opened"]
+
+
+def test_an_alert_that_nobody_accepted_opens_again_at_once() -> None:
+    machine = Follower(silence=1000.0)
+    told = [machine.read(float(i), score) for i, score in enumerate((11.0, 1.0, 1.0, 11.0))]
+    assert told == ["opened", "", "closed", "opened"]

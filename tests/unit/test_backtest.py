@@ -147,6 +147,8 @@ def test_cells_that_are_no_numbers_are_counted(folder: Path) -> None:
     history = read_history(path, load(folder / "topology.yaml"))
     assert history.notes == (
         'sensor "pressure": cells that are no numbers, taken as missing: 1 (the first: "ERR")',
+        "1 rows are passed over, as live they are dead letters no_values (the first: row 2, no declared sensor has a "
+        "value)",
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.several import KINDS, plant, told
 from detectors import KNN, AdaptiveZ, Auto, LeftMatrixProfile
@@ -13,7 +18,8 @@ from detectors.calibration import Calibration
 from detectors.datasets import DATASETS
 from detectors.quality import roc_auc
 from stream.backtest import fresh_scorer
-from stream.config import dump_yaml
+from stream.config import dump_yaml, load
+from stream.errors import ConfigError
 from stream.readings import Batch
 from stream.rules import AlertRule
 from stream.topology import Sensor, Source, Topology
@@ -138,6 +144,16 @@ def test_reason_of_one_sensor_is_its_course_where_that_is_off_and_else_its_value
     assert "level is at 90, where it never was: the nearest value before was 5" in told[2500].reason
 
 
+def test_one_sensor_is_not_called_undecided_once_it_is_scored() -> None:
+    model = Auto().build(("a",))
+    values = np.random.default_rng(6).normal(size=(300, 1))
+    values[290] += 40.0
+    scores = model.score_learn(np.zeros(300, np.int64), values, np.arange(300.0))
+    assert scores[290] > 1.0
+    told = "one sensor, compared with its past from reading 251 on: 300 of 400 readings seen"
+    assert model.explain(0) == told
+
+
 def test_escalation_needs_a_calibration_or_auto() -> None:
     source = Source(sensors=(Sensor("a"),))
     rule = AlertRule(escalation=1.0)
@@ -161,9 +177,41 @@ def test_the_word_stands_for_a_detector_and_the_rule_that_suits_it() -> None:
     assert (one.alert.close_after, one.alert.cooldown_readings, one.alert.escalation) == (0, 120, 1.5)
     assert (two.alert.hold, two.alert.at_once, two.alert.close_after) == (3, 3.0, 10)
     assert "kind: auto" in dump_yaml(two)
-    rule = AlertRule(hold=7)
-    stated = Topology(name="t", source=one.source, detectors="auto", alert=rule)  # type: ignore[arg-type]
-    assert stated.alert == AlertRule(hold=7), "what is stated stays"
+
+
+@pytest.mark.parametrize(
+    ("stated", "sensors", "holds"),
+    [
+        ({"severities": {"info": 1.0, "bad": 3.0}}, 1, (1, math.inf, 0, 0.1, 120, 1.5)),
+        ({"min_deviation": 0.1}, 3, (3, 3.0, 10, 0.2, 0, 0.0)),
+        ({"hold": 7}, 3, (7, 3.0, 10, 0.2, 0, 0.0)),
+        ({"hold": 1}, 3, (1, math.inf, 10, 0.2, 0, 0.0)),
+        ({"at_once": None}, 3, (3, math.inf, 10, 0.2, 0, 0.0)),
+        ({"close_after": 3, "cooldown_readings": 0}, 1, (1, math.inf, 3, 0.1, 0, 1.5)),
+        ({"escalation": 0.0, "hysteresis": 0.1}, 3, (3, 3.0, 10, 0.1, 0, 0.0)),
+    ],
+)
+def test_what_an_alert_states_beside_the_word_stays_and_the_rest_is_automatic(
+    tmp_path: Path, stated: dict[str, Any], sensors: int, holds: tuple[Any, ...]
+) -> None:
+    plain = {"name": "t", "source": {"sensors": list("abc"[:sensors])}, "detectors": "auto", "alert": stated}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    found = load(tmp_path / "t.yaml")
+    rule = found.alert
+    each = rule.hold, rule.at_once, rule.close_after, rule.hysteresis, rule.cooldown_readings, rule.escalation
+    assert each == holds
+    assert all(getattr(rule, name) == value for name, value in stated.items() if value is not None)
+    (tmp_path / "again.yaml").write_text(dump_yaml(found))
+    assert load(tmp_path / "again.yaml") == found
+    given = AlertRule(**stated)
+    assert Topology(name="t", source=found.source, detectors="auto", alert=given) == found  # type: ignore[arg-type]
+
+
+def test_what_the_automatic_rule_does_not_admit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("name: t\nsource: {sensors: [a, b]}\ndetectors: auto\nalert: {within: 2}\n")
+    with pytest.raises(ConfigError, match=r"t.yaml:4: alert: with what detectors: auto chooses .*state both"):
+        load(path)
 
 
 @pytest.mark.parametrize(

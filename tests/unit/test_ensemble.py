@@ -11,7 +11,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks.acceptance import lasted
-from detectors import KNN, LODA, MEWMA, AdaptiveZ, HalfSpaceTrees, LeftMatrixProfile, RandomCutForest
+from detectors import (
+    KNN,
+    LODA,
+    MEWMA,
+    AdaptiveZ,
+    HalfSpaceTrees,
+    LeftMatrixProfile,
+    Mahalanobis,
+    RandomCutForest,
+)
 from detectors.base import Detector, Floats
 from detectors.calibration import Calibration
 from detectors.registry import ONLINE
@@ -144,6 +153,22 @@ def test_small_deviation_opens_no_alert() -> None:
         assert bool(events(judge(found, flat[:5] + step, 100))) == opens, settings
 
 
+@pytest.mark.parametrize("sensors", [(Sensor("a", min_deviation=0.9), Sensor("b")), ()])
+def test_an_open_alert_goes_on_down_to_half_of_the_least_deviation(sensors: tuple[Sensor, ...]) -> None:
+    """The usual is 10; the fault is worth 1.0 at first, then 0.6, then 0.3, all of which score as anomalous."""
+    rows = quiet(160)
+    for start, fault in ((100, 1.0), (105, 0.6), (125, 0.3)):
+        rows[start:, 0] = 10.0 + fault
+    stated: dict[str, Any] = {"sensors": sensors} if sensors else {"alert": AlertRule(min_deviation=0.09)}
+    assert events(judge(scorer(**stated), rows)) == [(100, "opened"), (127, "closed")]
+    rows[100:105, 0] = 10.6
+    assert events(judge(scorer(**stated), rows)) == [], "it opens none"
+    whole = scorer(**stated, learning=Learning(while_open=True))
+    parted = scorer(**stated, learning=Learning(while_open=True))
+    again = [event for i in range(len(rows)) for event in events(judge(parted, rows[i : i + 1], i))]
+    assert events(judge(whole, rows)) == again
+
+
 def test_detectors_decide_together_and_say_why() -> None:
     recipes = {"z": AdaptiveZ(warmup=20, half_life=50), "trees": HalfSpaceTrees(n_trees=10, window_size=50)}
     found = scorer(
@@ -206,6 +231,43 @@ def test_budget_of_a_topology_is_shared_by_the_machines_known_so_far() -> None:
     restored = scorer(calibration=Calibration(warmup=100), alert=rule)
     restored.admit(["n"], found.components(found.residents.slots(["n"])))  # the others wait on disk
     assert judge(restored, quiet(1), 300, "n").thresholds["z"][-1] == pytest.approx(alone + np.log10(3))
+
+
+def test_budget_is_shared_by_the_detectors_that_alert_of_a_machine() -> None:
+    rule, limits = AlertRule(budget=10.0), {}
+    detectors: dict[str, Any] = {
+        "z": AdaptiveZ(warmup=20),
+        "y": AdaptiveZ(warmup=20),
+        "pumps": AdaptiveZ(warmup=20, machines=("pump-*",)),
+    }
+    for combine in (None, Combination()):
+        found = scorer(detectors=detectors, calibration=Calibration(warmup=100), combine=combine, alert=rule)
+        for machine in ("fan-1", "pump-1"):
+            told = judge(found, quiet(150), 0, machine).thresholds
+            limits[machine, combine is None] = float(told["z" if combine is None else "combined"][-1])
+    whole = -np.log10(10 / 1440)
+    assert limits["fan-1", False] == limits["pump-1", False] == pytest.approx(whole), "they decide together"
+    assert limits["fan-1", True] == pytest.approx(whole + np.log10(2))
+    assert limits["pump-1", True] == pytest.approx(whole + np.log10(3))
+
+
+@pytest.mark.parametrize("several", [1, 3])
+def test_budget_of_a_machine_holds_over_all_its_detectors(several: int) -> None:
+    rule = AlertRule(budget=28.8)  # one in fifty readings
+    detectors: dict[str, Any] = {
+        "z": AdaptiveZ(warmup=20),
+        "m": Mahalanobis(warmup=50),
+        "r": LODA(),
+    }
+    found = scorer(
+        detectors=dict(list(detectors.items())[:several]),
+        calibration=Calibration(),
+        alert=rule,
+        learning=Learning(while_open=True),
+    )
+    judge(found, quiet(4000))
+    opened = [event for event in events(judge(found, quiet(20_000, 1), 4000)) if event[1] == "opened"]
+    assert 0.6 < len(opened) / 400 < 1.5
 
 
 @pytest.mark.parametrize("rule", [AlertRule(), AlertRule(hold=3, within=5, close_after=10)])

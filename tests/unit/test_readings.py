@@ -264,7 +264,8 @@ def test_policies_decide_on_unknown_missing_infinite_and_impossible_values() -> 
     np.testing.assert_array_equal(decode(nan, src=source(not_finite="missing")).values, [[np.nan, 1]])
     limits = (Sensor("a", minimum=0, maximum=10), Sensor("b"))
     cold = {**GOOD, "values": {"a": -300, "b": 1}}
-    assert reason(cold, src=source(sensors=limits)).reason == "out_of_range"
+    assert reason(cold, src=source(sensors=limits, out_of_range="deadletter")).reason == "out_of_range"
+    np.testing.assert_array_equal(decode(cold, src=source(sensors=limits)).values, [[-300, 1]])
     missing = decode(cold, src=source(sensors=limits, out_of_range="missing"))
     np.testing.assert_array_equal(missing.values, [[np.nan, 1]])
 
