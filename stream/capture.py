@@ -10,11 +10,12 @@ What cannot be written (a full disk) is counted, and never stops the stream.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,14 +226,22 @@ class CapturingStore:
                     self._journal = None
                 open_ = None if self._journal is None else self._journal.path
                 waiting = [] if self._left else [j for j in journals(self._folder) if j[1] != open_]
-            try:
-                for number, path in waiting:
+            for number, path in waiting:
+                with self._failing():
                     self._make_file(number, path)
+            with self._failing():
                 for part in prune(self._folder, self._rule.keep, self._now()):
                     log.get().info("capture_removed", topology=self._name, part=part.path.name)
-            except (OSError, ValueError) as error:  # the journals are still there: the next look tries again
-                self._tell("capture_file_failed", error)
             self._held = sum(path.stat().st_size for _, path in waiting if path.exists())
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What fails is told and counted, and holds up nothing else: the next look tries again."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._metrics.capture_failures.inc()
+            self._tell("capture_file_failed", error)
 
     def _make_file(self, number: int, path: Path) -> None:
         if any(part.number == number for part in parts(self._folder)):  # made, when a crash came

@@ -133,8 +133,8 @@ def seal(folder: Path, number: int, journal: Path) -> Part | None:
     if not kept:
         journal.unlink()
         return None
-    batches = [batch for record in kept for batch in pa.ipc.open_stream(record.payload)]
-    table = pa.Table.from_batches(batches)
+    written = [pa.ipc.open_stream(record.payload).read_all() for record in kept]
+    table = pa.concat_tables(written, promote_options="default")  # by name, in whatever order columns came
     first, last = kept[0].before.next_offset, kept[-1].after.last_offset
     path = folder / f"part-{number:08}-{first}-{last}.parquet"
     _write(path, table)

@@ -270,6 +270,11 @@ class Metrics:
         self.capture_bytes = counter(
             "mmlw_capture_bytes_total", "Bytes of Parquet files written by capture.", "topology"
         )
+        self.capture_failures = counter(
+            "mmlw_capture_file_failures_total",
+            "Attempts to make or remove a file of a capture that failed; tried again every few seconds.",
+            "topology",
+        )
         self.capture_dropped = counter(
             "mmlw_capture_dropped_total", "Readings processed that could not be captured.", "topology"
         )
@@ -419,6 +424,7 @@ class TopologyMetrics:
         self.checkpoint_bytes = metrics.checkpoint_bytes.labels(topology)
         self.captured = metrics.captured.labels(topology)
         self.capture_bytes = metrics.capture_bytes.labels(topology)
+        self.capture_failures = metrics.capture_failures.labels(topology)
         self.capture_dropped = metrics.capture_dropped.labels(topology)
         self.consuming = metrics.consuming.labels(topology)
         self.paused = metrics.paused.labels(topology)

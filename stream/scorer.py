@@ -147,14 +147,14 @@ class Scorer:
         single = careful and len(batch) > 1
         parts = np.split(whole, whole[1:] if single else sorted({*starts, *_cuts(slots, masked)} - {0}))
         found = _Found(len(batch), alerts=sick)
+        for name in self._topology.scored_by:  # in one order, whoever is bound to the machines of this batch
+            found.open(name)
         for rows in parts:
             if len(rows) and (start := starts.get(int(rows[0]))):
                 self._start(*start)
             piece = batch if len(rows) == len(batch) else batch.select(rows)
             sick_now = [(int(slots[row]), mask) for row, mask in masked.items() if rows[0] <= row <= rows[-1]]
             self._score_part(piece, slots[rows], offsets[rows], rows, sick_now, careful, found)
-        for name in self._topology.scored_by:
-            found.open(name)
         found.alerts.sort(key=lambda item: item[:2])
         return Scored(
             batch,

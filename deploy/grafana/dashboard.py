@@ -298,6 +298,7 @@ def panels() -> Iterator[Any]:
         "Written to Parquet with their scores, where the topology says `capture`; those that could not be written.",
         rate("mmlw_capture_rows_total", name="written"),
         rate("mmlw_capture_dropped_total", name="dropped"),
+        rate("mmlw_capture_file_failures_total", name="failures to make a file"),
         unit="reqps",
         width=12,
     )

@@ -404,6 +404,52 @@ def test_version_is_empty_where_the_model_does_not_score_the_machine(tmp_path: P
     run(story())
 
 
+def test_machines_of_different_detectors_that_come_by_turns_share_a_file(tmp_path: Path) -> None:
+    """Batches without any machine of a bound detector had its columns in another place, and no file came of them."""
+
+    async def story() -> None:
+        spike = topology().detectors["spike"]
+        bound = msgspec.structs.replace(spike, machines=("pump-*",))
+        wanted = msgspec.structs.replace(capturing(), detectors={"pumps": bound, "all": spike})
+        plant = Plant(tmp_path, wanted)
+        await plant.declare()
+        async with plant.running() as worker:
+            for turn, machine in enumerate(("fan-1", "pump-1", "fan-1")):
+                await plant.publish(
+                    [
+                        msgspec.structs.replace(
+                            message,
+                            routing_key=f"sensor.{machine}.readings",
+                            body=message.body.replace(b"m0", machine.encode()),
+                        )
+                        for message in readings(50, machines=1, seed=turn)
+                    ]
+                )
+                await plant.reached(worker, 50 * (turn + 1))
+        assert [(part.first, part.last) for part in parts(tmp_path / "capture" / "plant")] == [(0, 149)]
+        found = captured(plant)
+        assert found["score.pumps"].notna().equals(found["machine"] == "pump-1")
+        assert found["score.all"].notna().all()
+
+    run(story())
+
+
+def test_a_journal_of_which_no_file_comes_holds_up_no_other(tmp_path: Path) -> None:
+    async def story() -> None:
+        plant = await lived(Plant(tmp_path, capturing()), 50)
+        folder = tmp_path / "capture" / "plant"
+        broken = Journal(folder / ".journal-00000002")
+        broken.append(b"no columns", 1, StreamPosition(50), StreamPosition(51))
+        broken.close()
+        async with plant.running() as worker:
+            await plant.publish(readings(50, seed=3))
+            await plant.reached(worker, 100)
+        assert [(part.first, part.last) for part in parts(folder)] == [(0, 49), (50, 99)]
+        assert plant.value("mmlw_capture_file_failures_total") > 0
+
+    run(story())
+
+
 def test_reading_begun_anew_goes_to_a_file_of_its_own(tmp_path: Path) -> None:
     async def story() -> None:
         plant = await lived(Plant(tmp_path, capturing()), 100)
