@@ -59,12 +59,27 @@ class _Span:
     heard: dict[str, list[float]] = field(default_factory=dict)
     """Each machine's first time, its newest one, and the count of readings at its last."""
     count: int = 0
+    before: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+    """The machines of the span before, and of the one before that, which are waited for."""
 
     @property
     def lasted(self) -> float:
-        """Seconds that half of those who are still heard lived through."""
-        lived = sorted(newest - first for first, newest, at in self.heard.values() if at > self.count / 2)
-        return lived[len(lived) // 2] if lived else 0.0
+        """Seconds that half lived through of those who are still heard, or still to come."""
+        to_come = frozenset.union(*self.before) - self.heard.keys()
+        return _half([*self._lived(), *(0.0 for _ in to_come)])
+
+    def is_over(self, within: float) -> bool:
+        """Whether it lasts so long; after three times that, whoever is still to come has stopped."""
+        if _half(self._lived()) >= 3 * within:
+            self.before = (frozenset(), frozenset())
+        return self.lasted >= within
+
+    def following(self) -> _Span:
+        """The span that begins where this one ends."""
+        return _Span(before=(frozenset(self.heard), self.before[0]))
+
+    def _lived(self) -> list[float]:
+        return [newest - first for first, newest, at in self.heard.values() if at > self.count / 2]
 
 
 @dataclass
@@ -86,7 +101,7 @@ class Watch:
         alerts = float(last.alerts + current.alerts)
         alerts *= self.within / max(last.lasted + current.lasted, self.within)
         self._swap, self._before = None if receipt["verb"] == "rollback" else receipt["command"], alerts
-        self._last, self._current = _Span(), _Span()
+        self._last, self._current = _Span(), current.following()
 
     @property
     def spans(self) -> dict[str, tuple[int, float | None, float | None]]:
@@ -105,15 +120,20 @@ class Watch:
         now.count += 1
         first, newest, _ = now.heard.get(machine, (time, time, 0))
         now.heard[machine] = [first, max(newest, time), now.count]
-        if time - first >= self.within <= now.lasted:
+        if time - first >= self.within and now.is_over(self.within):
             if self._swap not in self.condemned:
                 self._swap = None
-            self._last, self._current = now, _Span()
+            self._last, self._current = now, now.following()
 
     def _too_many(self, alerts: int) -> bool:
         operator, number, *of = self.rule.split()
         limit = float(number) * (max(self._before, 1.0) if of else 1.0)
         return alerts > limit or (operator == ">=" and alerts == limit)
+
+
+def _half(lived: list[float]) -> float:
+    """What half of them lived through; 0 of nobody."""
+    return sorted(lived)[len(lived) // 2] if lived else 0.0
 
 
 def check_models(outcome: Outcome, condemned: Mapping[str, int]) -> list[str]:
