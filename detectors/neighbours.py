@@ -40,7 +40,8 @@ class KNN(Detector, frozen=True, kw_only=True):
     over a bounded sample as in Aggarwal, "On biased reservoir sampling in the presence of stream evolution",
     VLDB 2006. Sensors are standardised by their running mean and variance (deviations beyond 3 sigmas count as
     3). The score is the distance divided by its running median, so it is about 1 on normal readings and means
-    the same on every machine.
+    the same on every machine. The median is that of readings with all their sensors: neighbours are the nearer
+    the fewer sensors tell them apart, so a reading that lacks some must be the farther off to be told.
 
     A reading that scores above `held` is not learned: anomalies neither become examples nor widen the scales,
     also where they cluster and where they are some percent of all readings. After `patience` such readings in
@@ -315,14 +316,15 @@ def _score_learn(
                 continue
         else:
             counter[slot, 2] = 0
-        if scores[i] > 0:
+        if scores[i] > 0 and (~known | (reading != _MISSING)).all():
             typical[slot] *= 1.0 + _STEP if scores[i] > 1 else 1.0 / (1.0 + _STEP)
             typical[slot] = max(typical[slot], least)
-        young = False
+        young, renewed = False, -1
         for j in range(n_sensors):
             if reading[j] == _MISSING:
                 if known[j]:
                     reading[j] = examples[slot, nearest[0], j] if nearest[0] >= 0 else mean[slot, j]
+                    renewed = nearest[0]
                 continue
             young = young or not known[j]
             deviation = reading[j] - mean[slot, j]
@@ -341,7 +343,9 @@ def _score_learn(
         elif sliding:
             examples[slot, seen % capacity] = reading
         elif young or uniform(seed, seen, 0) * min(seen + 1, max(horizon, capacity)) < capacity:
-            examples[slot, int(uniform(seed, seen, 1) * capacity)] = reading
+            # In place of the example it was completed from: copies of that would crowd out all others.
+            place = renewed if renewed >= 0 else int(uniform(seed, seen, 1) * capacity)
+            examples[slot, place] = reading
         if not young:
             continue
         for j in range(n_sensors):  # from now on this sensor counts, and all examples have it

@@ -239,3 +239,19 @@ def test_healthy_readings_are_learned_whatever_they_score() -> None:
     known = KNN(healthy=200).build(("a",)).score_learn(slots, values, times)
     assert (unknown[on == 1][-60:] >= 5.0).all()
     assert (known[200:] < 5.0).mean() > 0.95
+
+
+@pytest.mark.parametrize("present", [2, 5])
+def test_sensors_that_come_back_are_no_anomaly(present: int) -> None:
+    """Neighbours are the nearer the fewer sensors there are, which must not narrow what is typical of whole readings;
+    nor do examples made of half a reading crowd out whole ones."""
+    values = np.random.default_rng(3).normal(size=(6000, 6))
+    rows = np.arange(6000)
+    values[2000:2500, 1:] = np.nan
+    values[(rows >= 3000) & (rows % present != 0), 1:] = np.nan
+    scores = _feed(KNN().build(tuple("abcdef")), values)
+    whole = np.isfinite(values).all(axis=1)
+    assert (scores[whole][300:] > 5.0).sum() == 0
+    assert (scores[~whole] > 5.0).mean() < 0.005
+    fault = np.append(np.zeros(3), [12.0, 0.0, 0.0])
+    assert _feed(KNN().build(tuple("abcdef")), np.vstack([values, fault]))[-1] > 5.0
