@@ -31,8 +31,9 @@ def dead_letter(
     """The dead letter of a delivery: its body unchanged; why, and where it came from, in the headers.
 
     Its id tells where it stood in the source, and what it is: a stream made anew gives its offsets again. A queue
-    has no places that last: there `identity` is the publisher's own message id, where it gave one. What is
-    refused again after a replay keeps the id it had.
+    has no places that last: there `identity` is the publisher's own message id or, where it gave none, a digest of
+    the message, so that two of the same routing key and body are one letter. What is refused again after a replay
+    keeps the id it had.
     """
     fields = {"topology": topology, "reason": error.reason, "detail": error.detail, "offset": delivery.offset}
     log.limited("message_deadlettered", f"{topology}/{error.reason}", **fields)

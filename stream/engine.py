@@ -373,7 +373,8 @@ class Engine:
             )
 
     def _dead_letter(self, delivery: Delivery, error: ReadingRejected) -> Message:
-        identity = None if self._stream else delivery.message_id
+        """A queue may bring the message again, under another number: its letter is known by what it is."""
+        identity = None if self._stream else delivery.message_id or fingerprint(delivery)
         return dead_letter(self.topology.name, delivery, error, identity=identity)
 
     async def _settle(self, intake: Intake, changes: Changes | None = None) -> None:

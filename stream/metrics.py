@@ -242,6 +242,11 @@ class Metrics:
             "1 while the disk has no room for the checkpoint: nothing is read.",
             "topology",
         )
+        self.blocked = gauge(
+            "mmlw_broker_blocked",
+            "1 while the broker takes no messages (a memory or disk alarm): nothing is read.",
+            "topology",
+        )
         self.model = gauge(
             "mmlw_model_info",
             "1 for the model that scores now.",
@@ -414,6 +419,7 @@ class TopologyMetrics:
         self.resident = metrics.resident.labels(topology)
         self.replaced = metrics.replaced.labels(topology)
         self.checkpoint_full = metrics.checkpoint_full.labels(topology)
+        self.blocked = metrics.blocked.labels(topology)
         self.lag = metrics.lag.labels(topology)
         self.last_reading = metrics.last_reading.labels(topology)
         self.batch = metrics.batch.labels(topology)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it: --h
 
 __all__ = ["add_to"]
 
+_BEGINNING = "a stream is read from its oldest message, a queue from what it still holds"
+
 
 def add_to(group: click.Group) -> None:
     """Add these commands to the command line."""
@@ -145,8 +147,9 @@ def import_(topology: str, file: Path, data: Path) -> None:
 def reset(topology: str, keep_state: bool, yes: bool, data: Path) -> None:
     """Start over. The worker must be stopped.
 
-    The checkpoint is kept under another name. A stream is then read from its oldest message, with detectors that
-    have learned nothing; with --keep-state they know what they know, and only the place in the stream is forgotten.
+    The checkpoint is kept under another name. A stream is then read from its oldest message, a queue from what it
+    still holds, with detectors that have learned nothing; with --keep-state they know what they know, and only the
+    place in the stream is forgotten.
     """
     from stream.checkpoint import Checkpoint
     from stream.checkpoint_files import aside_of, checkpoint_of, copy, put_aside
@@ -165,7 +168,7 @@ def reset(topology: str, keep_state: bool, yes: bool, data: Path) -> None:
     if not keep_state:
         aside = put_aside(path)
         kept = f"; the old one is kept as {aside}" if aside else ""
-        click.echo(f"{name} starts over: a stream is read from its oldest message{kept}")
+        click.echo(f"{name} starts over: {_BEGINNING}{kept}")
         return
     aside = aside_of(path)
     copy(path, aside)
@@ -175,9 +178,7 @@ def reset(topology: str, keep_state: bool, yes: bool, data: Path) -> None:
         opened.commit(Changes(StreamPosition()))
     finally:
         opened.close()
-    click.echo(
-        f"{name} keeps its state and reads its stream from the oldest message; the old one is kept as {aside}"
-    )
+    click.echo(f"{name} keeps its state: {_BEGINNING}; the old one is kept as {aside}")
 
 
 def _name(topology: str) -> str:

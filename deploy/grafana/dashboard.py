@@ -252,11 +252,12 @@ def panels() -> Iterator[Any]:
     yield graph("Checkpoint size", "The file below --data.", total("mmlw_checkpoint_bytes"), unit="bytes")
     yield graph("Restarts from the checkpoint", "In five minutes.", grown("mmlw_restarts_total", "cause"))
     yield graph(
-        "Reading, paused, disk full",
-        "1 is yes. While the disk has no room for the checkpoint, nothing is read.",
+        "Reading, paused, disk full, blocked",
+        "1 is yes. Nothing is read while the disk has no room for the checkpoint, or RabbitMQ takes no messages.",
         total("mmlw_consuming", name="reading"),
         total("mmlw_paused", name="paused"),
         total("mmlw_checkpoint_full", name="disk full"),
+        total("mmlw_broker_blocked", name="blocked"),
     )
     yield graph(
         "Offsets lost, streams made anew",

@@ -81,6 +81,11 @@ class _Lane:
     blocked: bool = False
     """The broker took no messages, and none since."""
 
+    @property
+    def blocked_now(self) -> bool:
+        """Whether the broker takes no messages: from before a failure on, or from the engine that runs."""
+        return self.blocked or (self.engine is not None and self.engine.blocked)
+
 
 class Worker:
     """Runs topologies until told to stop. `connect` makes a fresh broker connection each time it is called.
@@ -138,7 +143,7 @@ class Worker:
         found = {}
         for name in (topology.name for topology in self._topologies):
             lane = lanes.get(name)
-            if lane is not None and (lane.blocked or (lane.engine is not None and lane.engine.blocked)):
+            if lane is not None and lane.blocked_now:
                 found[name] = "blocked: the broker takes no messages, see `rabbitmq-diagnostics alarms`"
             elif lane is None or lane.engine is None or not lane.engine.consuming:
                 full = name in self._full
@@ -177,7 +182,9 @@ class Worker:
                 store = await self._opened(topology, metrics, stop)
                 if store is None:
                     return
-                self._lanes.append(_Lane(topology, store, metrics))
+                lane = _Lane(topology, store, metrics)
+                metrics.blocked.set_function(partial(getattr, lane, "blocked_now"))
+                self._lanes.append(lane)
             async with asyncio.TaskGroup() as tasks:
                 for lane in self._lanes:
                     tasks.create_task(self._supervise(lane, stop))
@@ -468,10 +475,14 @@ def guarantee(topology: Topology) -> str:
     source = topology.source
     if source.queue is None:
         return "exactly once: a stream of our own, its position and the state in one checkpoint"
+    if source.duplicate == "accept":
+        return "at least once: what the queue brings again is processed again (duplicate: accept)"
     told = "rising times" if source.order_by == "time" else "a sequence number"
     once = (
         f"exactly once for machines that send {told}, at least once for others: acknowledged after the commit"
     )
+    if source.duplicate == "deadletter":
+        once += ", and what comes again is a dead letter though it was processed (duplicate: deadletter)"
     if source.exclusive:
         return f"{once}, one reader (a quorum queue keeps others out only by x-single-active-consumer)"
     return f"at least once: others may read the queue too; {once} if it has x-single-active-consumer"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import aio_pika
 import msgspec
 import pytest
 from aio_pika.exceptions import ChannelClosed
+from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from stream.brokers.rabbitmq import RabbitBroker
 from stream.control import request
 from stream.errors import BrokerMissing, BrokerRefused, BrokerUnreachable
+from stream.letterbox import Wanted, send_back, survey
 from stream.plan import readings_queue
 from stream.topology import Source, Topology
 from tests.aio import run
@@ -25,7 +28,7 @@ from tests.queueing import Queueing, some_readings
 from tests.rabbitmq_node import RabbitNode
 from tests.torture.audit import audit, reference
 from tests.torture.hall import QUEUE, Mode, Sent, topology
-from tests.torture.sitting import await_true
+from tests.torture.sitting import await_true, stream_content
 
 QUEUES: tuple[Mode, ...] = ("classic", "quorum")
 
@@ -108,6 +111,54 @@ def test_what_was_processed_and_not_committed_comes_again(queueing: Queueing, mo
         await queueing.left(len(sent) - committed)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("mode", QUEUES)
+def test_what_comes_again_is_one_dead_letter_where_its_publisher_gives_no_ids(
+    queueing: Queueing, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    """And it is sent back once."""
+    body = {"machine": "m00", "time": 1_722_988_800.0, "seq": 0, "values": {"a": 0.0, "nobody_knows": 1.0}}
+    sent = [Sent("broken", 0, "m00", json.dumps(body).encode(), ""), *some_readings(400)]
+    broken = [item for item in sent if item.kind == "broken"]
+    unknown = [item for item in broken if item.seq >= 0]
+
+    async def scenario() -> None:
+        await queueing.prepare(mode)
+        with monkeypatch.context() as patch:
+            patch.setattr(ContentHeader, "marshal", nameless)
+            await queueing.send(sent)
+        committed = await queueing.killed("before_ack", 1)
+        twice = sum(item.kind == "broken" for item in sent[:committed])
+        assert twice > 0
+        await queueing.left(len(sent))
+        usable = sum(item.kind == "fresh" for item in sent)
+        fresh = sum(item.kind == "fresh" for item in sent[:committed])
+        async with queueing.running():
+            await queueing.counted("mmlw_messages_processed_total", usable - fresh)
+        letters = await stream_content(queueing.url, "mmlw.deadletters")
+        assert len(letters) >= len(broken) + twice
+        assert len({identity for identity, _ in letters}) == len(broken)
+        assert {body for _, body in letters} == {item.body for item in broken}
+        queueing.topology = changed(queueing.topology, unknown_sensor="ignore")
+        async with queueing.running(), RabbitBroker(queueing.url) as broker:
+            found = await survey(broker, Wanted(reasons=["unknown_sensor"]))
+            queues = {queueing.topology.name: readings_queue(queueing.topology)}
+            for _ in range(2):
+                assert await send_back(broker, found.numbers, queues) == len(unknown)
+            await queueing.counted("mmlw_messages_processed_total", usable - fresh + len(unknown))
+        await queueing.left(0)
+        learned = Counter(item.machine for item in sent if item.kind == "fresh" or item in unknown)
+        assert (await queueing.evidence()).learned == learned
+
+    run(scenario())
+
+
+def nameless(self: ContentHeader, marshal: Any = ContentHeader.marshal) -> bytes:
+    """A message's properties without the id that this driver makes up, as most others send them."""
+    self.properties.message_id = None
+    written: bytes = marshal(self)
+    return written
 
 
 @pytest.mark.parametrize("mode", QUEUES)

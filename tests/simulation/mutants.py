@@ -658,6 +658,12 @@ MUTANTS = (
         return msgspec.structs.replace(letter, **again)""",
     ),
     Mutant(
+        "what a queue brings again is another letter",
+        "stream.engine:Engine._dead_letter",
+        "delivery.message_id or fingerprint(delivery)",
+        "delivery.message_id",
+    ),
+    Mutant(
         "two copies of a letter in one batch are both processed",
         "stream.engine:Engine._origins",
         " or origin.letter in seen",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from stream.brokers.base import Delivery, Message, Plan, Queue
 from stream.brokers.memory import MemoryBroker
 from stream.checkpoint import Checkpoint
 from stream.deadletters import dead_letter, replay
-from stream.errors import BrokerMissing, ReadingRejected
+from stream.errors import BrokerMissing, BrokerUnreachable, ReadingRejected
 from stream.letter_text import MEANINGS, body_text, legible
 from stream.letterbox import (
     Letter,
@@ -30,8 +31,10 @@ from stream.letterbox import (
 )
 from stream.metrics import Policy, Reason
 from stream.plan import deadletter_queue, readings_queue
+from stream.proof import fingerprint
 from stream.scorer import Scorer
-from stream.state import Changes
+from stream.state import Changes, StreamPosition
+from stream.suspects import DEATHS, Work
 from tests.aio import run
 from tests.plant import START, Plant, readings, topology
 
@@ -367,6 +370,99 @@ def test_replay_into_an_existing_queue(tmp_path: Path) -> None:
         assert counts(plant) == {"processed": 60, "dead unknown_sensor": 2, "duplicate": 4}
 
     run(story())
+
+
+class Deaf(MemoryBroker):
+    """Twice the connection is lost as the sixth message, or one after it, is acknowledged."""
+
+    acknowledged = losses = 0
+
+    async def consume(self, queue: Queue, **named: Any) -> Any:
+        intake: Any = await super().consume(queue, **named)
+        if queue.kind != "existing":
+            return intake
+        acknowledge, before = intake.ack, Deaf.acknowledged
+
+        async def lose(tag: int) -> None:
+            if before + tag > 5 and Deaf.losses < 2:
+                Deaf.losses += 1
+                self.server.drop_connections()
+                raise BrokerUnreachable("sabotage")
+            await acknowledge(tag)
+            Deaf.acknowledged = before + tag
+
+        intake.ack = lose
+        return intake
+
+
+@pytest.mark.parametrize("reason", ["unknown_sensor", "detector_failed", "killed_worker"])
+def test_what_a_queue_brings_again_is_one_letter_where_its_publisher_gives_no_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Twice it is not acknowledged, though its letter is committed."""
+
+    async def story() -> None:
+        plant = Plant(tmp_path, topology(queue="gateway.out", every=0.0, max_batch=8))
+        async with MemoryBroker(plant.server) as broker:
+            await broker.declare(Plan(queues=(Queue(name="gateway.out", kind="classic"),)), mode="declare")
+        await plant.declare()
+        values = {"a": 666.0, "b": 0.0, **({"c": 1.0} if reason == "unknown_sensor" else {})}
+        messages = story_of_one_machine(20, numbered=True)
+        messages[5:5] = [reading(4, values)]
+        to_queue = [msgspec.structs.replace(m, exchange="", routing_key="gateway.out") for m in messages]
+        await plant.publish(to_queue)
+        with monkeypatch.context() as broken:
+            if reason == "detector_failed":
+                fail_over(666.0, broken)
+            if reason == "killed_worker":
+                note_deaths(plant, to_queue[5])
+            Deaf.acknowledged = Deaf.losses = 0
+            plant.connect = lambda: Deaf(plant.server, user="worker")
+            async with plant.running() as worker:
+                while plant.value("mmlw_messages_processed_total") < 20:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        done = worker.next_offset("plant")
+        again = plant.value("mmlw_messages_deadlettered_total", reason=reason)
+        kept = [letter_of(delivery) for delivery in await plant.kept("mmlw.deadletters")]
+        assert len(kept) == again == 3
+        assert {letter.reason for letter in kept} == {reason}
+        assert len({letter.offset for letter in kept}) == 3
+        assert len({letter.id for letter in kept}) == 1
+        tolerant(plant)
+        for _ in range(2):
+            assert await send(plant) == 1
+        await plant.process(done + 2)
+        assert plant.value("mmlw_messages_processed_total") == 21
+
+    run(story())
+
+
+def fail_over(value: float, patch: pytest.MonkeyPatch) -> None:
+    """The detector raises over a reading of this value."""
+    model = type(topology().detectors["spike"].build(("a", "b")))  # type: ignore[union-attr]
+    healthy = model.score_learn
+
+    def failing(self: Any, slots: Any, values: Any, times: Any, learn: Any) -> Any:
+        if (values == value).any():
+            raise ZeroDivisionError("sabotage")
+        return healthy(self, slots, values, times, learn)
+
+    patch.setattr(model, "score_learn", failing)
+
+
+def note_deaths(plant: Plant, message: Message) -> None:
+    """As many processes died over this message as may."""
+    name = fingerprint(
+        Delivery(
+            body=message.body, exchange="", routing_key=message.routing_key, offset=0, tag=1, received=0.0
+        )
+    )
+    checkpoint = Checkpoint(plant.data / "plant.checkpoint", "plant", Scorer.recipes(plant.topology))
+    try:
+        checkpoint.commit(Changes(StreamPosition()))
+        checkpoint.note(msgspec.json.encode(Work(deaths=((name[:16], DEATHS),))))
+    finally:
+        checkpoint.close()
 
 
 def test_a_letter_of_a_stream_made_anew_is_not_taken_for_one_of_the_stream_before(tmp_path: Path) -> None:

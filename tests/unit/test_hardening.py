@@ -365,6 +365,20 @@ def test_guarantee_is_told_for_every_kind_of_source() -> None:
     assert "rising times" in told(queue="old", order_by="time")
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_guarantee_of_a_queue_goes_by_what_becomes_of_duplicates(*, exclusive: bool) -> None:
+    def told(**source: Any) -> str:
+        return guarantee(topology(exclusive=exclusive, **source))
+
+    accepted = told(queue="old", duplicate="accept")
+    assert accepted == "at least once: what the queue brings again is processed again (duplicate: accept)"
+    again = "what comes again is a dead letter though it was processed (duplicate: deadletter)"
+    kept = told(queue="old", duplicate="deadletter")
+    assert again in kept
+    assert kept.replace(f", and {again}", "") == told(queue="old")
+    assert told(duplicate="accept") == told(duplicate="deadletter") == told()
+
+
 def _sent(*bodies: str, start: int = 0) -> list[Delivery]:
     return [
         Delivery(body=b.encode(), exchange="", routing_key="k", offset=start + i, tag=i, received=0.0)

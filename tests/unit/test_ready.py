@@ -54,9 +54,11 @@ def test_a_worker_whose_broker_takes_no_messages_says_so_and_reads_nothing_until
             assert not worker.ready
             assert worker.problems()["plant"].startswith("blocked: the broker takes no messages")
             assert plant.value("mmlw_restarts_total", cause="broker") == 1
+            assert plant.value("mmlw_broker_blocked") == 1
             _Blocked.refuses = False
             await plant.reached(worker, 10)
             assert worker.problems() == {}
+            assert plant.value("mmlw_broker_blocked") == 0
         assert len(await plant.kept("mmlw.deadletters")) == 2
 
     run(story())

@@ -126,7 +126,9 @@ def test_damaged_or_foreign_copy_is_not_put_in_place(plant: Plant, tmp_path: Pat
 
 def test_reset_starts_over_and_keeps_the_old_one(plant: Plant) -> None:
     alerts = run(plant.alerts())
-    assert "is kept as" in mmlw(plant, "reset", "plant", "--yes").stdout
+    told = mmlw(plant, "reset", "plant", "--yes").stdout
+    assert "is kept as" in told
+    assert "a stream is read from its oldest message, a queue from what it still holds" in told
     assert not (plant.data / "plant.checkpoint").exists()
     assert len(list(plant.data.glob("plant.checkpoint.*"))) == 1
     run(plant.process(300))
