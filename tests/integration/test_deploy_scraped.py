@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         worker = subprocess.Popen(
             [*mmlw, "run", topology, broker, *options], cwd=ROOT, stdout=log, stderr=log
         )
+        until_ready(f"http://127.0.0.1:{port}/readyz")  # the worker declares what the machine publishes to
         machine = subprocess.Popen(
             [*mmlw, "publish", "--dataset=water_flow", "--rate=200", "--loop", broker],
             cwd=ROOT,
@@ -79,6 +81,19 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
             for process in (machine, worker):
                 process.kill()
                 process.wait(timeout=120)
+
+
+def until_ready(url: str, seconds: float = 240.0) -> None:
+    """Poll until the worker reads."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def firing(url: str) -> set[str]:
