@@ -25,6 +25,8 @@ class EventKind(StrEnum):
     CLOSED = "closed"
     RELEASED = "released"
     """Told nobody: what an operator closed as normal may be learned, or alert, again."""
+    SETTLED = "settled"
+    """Told nobody: a regime that was accepted is known."""
 
 
 @dataclass(slots=True)
@@ -177,11 +179,12 @@ def _settles(rule: AlertRule, episode: Episode, reading: Judged) -> EventKind | 
     """An accepted regime is learned until it has been normal for long: only what is far off opens an alert before."""
     if reading.score >= reading.threshold * _FAR:
         episode.accepted = episode.calm = 0
-        return _may_open(rule, episode, reading)
+        return _may_open(rule, episode, reading) or EventKind.SETTLED
     episode.calm = episode.calm + 1 if reading.score < reading.threshold * (1 - rule.hysteresis) else 0
-    if episode.calm >= max(_SETTLED, rule.close_after):
-        episode.accepted = episode.calm = 0
-    return None
+    if episode.calm < max(_SETTLED, rule.close_after):
+        return None
+    episode.accepted = episode.calm = 0
+    return EventKind.SETTLED
 
 
 def _is_worse(rule: AlertRule, episode: Episode, reading: Judged) -> bool:
@@ -286,10 +289,11 @@ class AlertTable:
         return events
 
     def _advance(self, index: int, episode: Episode, reading: Judged) -> Iterator[Event]:
-        before, over = episode.severity, False
+        before, over = episode.severity, None
         if before < 0 and episode.accepted and reading.time - episode.closed_at >= self._silence:
-            episode.accepted, over = 0, episode.accepted != _SETTLING
-        kind = step(self._rule, episode, reading) or (EventKind.RELEASED if over else None)
+            over = EventKind.SETTLED if episode.accepted == _SETTLING else EventKind.RELEASED
+            episode.accepted = 0
+        kind = step(self._rule, episode, reading) or over
         if kind is EventKind.CLOSED and reading.time - episode.first_seen >= self._silence:
             episode.accepted = _SETTLING  # by time
         if kind is None:
@@ -314,6 +318,20 @@ class AlertTable:
         began = np.where(is_open, columns["first_seen"][slots], columns["closed_at"][slots])
         recent: Mask = times - began < accept_after
         return open_ & recent
+
+    def is_changing(self, slots: Slots, times: Floats, accept_after: float) -> Mask:
+        """Which readings (n,) are of a regime that is taken for normal, or soon will be, and that detectors do not
+        know yet: while their alert is open, and until it has settled. Their scores are those of no regime, and say
+        nothing of what is rare. Bounded, for a regime may stay as unusual as it began."""
+        if not len(slots):
+            return np.zeros(0, np.bool_)
+        self._columns.reserve(slots)
+        columns = self._columns
+        is_open = columns["severity"][slots] >= 0
+        lasts = is_open & (times - columns["first_seen"][slots] < 2 * accept_after)
+        settles = ~is_open & np.isin(columns["accepted"][slots], (1, _SETTLING))
+        settles &= times - columns["closed_at"][slots] < accept_after
+        return np.asarray(lasts | settles, dtype=np.bool_)
 
     def accept(self, slots: Slots) -> Slots:
         """An operator takes the open alerts of these slots for normal; the slots that have one."""

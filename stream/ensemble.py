@@ -42,6 +42,8 @@ _LARGEST = 30.0
 """As improbable as a calibrated score says."""
 _STAYS = 0.5
 """Of the least deviation that opens an alert, what keeps one open: else noise closes it though the fault is there."""
+_SILENT = (EventKind.RELEASED, EventKind.SETTLED)
+"""Told nobody."""
 _SHORTEST = 8
 """Readings tried at once, at least, where alerts open and close all the time."""
 _TURNS, _COPIED = 4, 2**20
@@ -217,6 +219,8 @@ class Decision:
     unhealthy: Sequence[str] = ()
     released: Sequence[int] = ()
     """Rows after which other readings of the key are learned than before, without an event."""
+    settled: Sequence[int] = ()
+    """Rows with which a regime of the key that was accepted is known: calibrations learn from then on."""
     raw: Mapping[str, Floats] = field(default_factory=dict)
     """Scores (n,) of the trained detectors before calibration; NaN where they abstain."""
     learned: Mask | None = None
@@ -356,7 +360,7 @@ class Ensemble:
             piece = part.select(head)
             before = self._snapshot(piece.slots)
             decision = self._attempt(piece, careful)
-            beyond = _after_a_change(piece.slots, decision.events, decision.released)
+            beyond = _after_a_change(piece.slots, decision)
             if beyond.any():
                 self._restore(piece.slots, before)
                 decision = self._attempt(piece.select(~beyond), careful)
@@ -386,8 +390,11 @@ class Ensemble:
     def _attempt(self, part: Part, careful: bool) -> Decision:
         batch, slots = part.batch, part.slots
         learn = ~part.quiet
+        ripe = learn  # of these, what calibrations learn
         if not self._learning.while_open:
-            learn &= ~self.alerts.is_open(slots, batch.times, self._learning.accept_after)
+            held = self._learning.accept_after
+            learn &= ~self.alerts.is_open(slots, batch.times, held)
+            ripe = learn & ~self.alerts.is_changing(slots, batch.times, held) if self._protects() else learn
         limits = part.rise + (self.threshold if part.thresholds is None else part.thresholds)
         scores, raw, unhealthy, unknown = {}, {}, [], np.zeros(len(slots), np.bool_)
         seen = {lane.name: lane.sees(part.columns) for lane in self.lanes}
@@ -409,14 +416,14 @@ class Ensemble:
             if lane.trained:
                 raw[lane.name] = np.where(seen[lane.name], found, np.nan)
             limits[at] = np.maximum(limits[at], lane.limits(slots[at], found[at], learn[at]))
-            scores[lane.name][at], early = lane.calibrated(slots[at], found[at], learn[at], limits[at])
+            scores[lane.name][at], early = lane.calibrated(slots[at], found[at], ripe[at], limits[at])
             unknown[at] |= early
-        decided, unknown = self._together(scores, slots, learn, unknown)
+        decided, unknown = self._together(scores, slots, ripe, unknown)
         told = np.flatnonzero(np.isfinite(decided))
         if self._openings is not None and len(told):
             known = ~unknown[told]
             kept = self._openings.thresholds(
-                slots[told], decided[told], batch.times[told], limits[told], learn[told] & known
+                slots[told], decided[told], batch.times[told], limits[told], ripe[told] & known
             )
             limits[told] = np.where(known, kept, limits[told])
         limits[~np.logical_or.reduce(list(seen.values()))] = np.inf
@@ -425,8 +432,9 @@ class Ensemble:
         counted, lasting = self._qualified(decided, limits, scores, part)
         place = Place(part.offsets, batch.rows, part.numbers, part.quiet)
         changes = self.alerts.decide(limits, slots, batch.times, counted, place, lasting)
-        events = [event for event in changes if event.kind is not EventKind.RELEASED]
+        events = [event for event in changes if event.kind not in _SILENT]
         released = [event.index for event in changes if event.kind is EventKind.RELEASED]
+        settled = [event.index for event in changes if event.kind is EventKind.SETTLED]
         reasons: list[Why] = []
         if events:  # most batches have none, and detectors are asked for rows with an event only
             rows = np.array([event.index for event in events], dtype=np.int64)
@@ -440,6 +448,7 @@ class Ensemble:
             self.info,
             unhealthy,
             released,
+            settled,
             raw,
             learn,
         )
@@ -600,11 +609,11 @@ def _turns(slots: Slots) -> Iterator[NDArray[np.int64]]:
     return (np.flatnonzero(rank == turn) for turn in range(int(sizes.max())))
 
 
-def _after_a_change(slots: Slots, events: Sequence[tuple[Event, Why]], released: Sequence[int]) -> Mask:
+def _after_a_change(slots: Slots, decision: Decision) -> Mask:
     """Which readings come after one that opened or closed an alert of their key, or ended what it was closed with."""
     first: dict[int, int] = {}
-    changes = [event.index for event, _ in events if event.kind is not EventKind.UPDATED]
-    for index in sorted([*changes, *released]):
+    changes = [event.index for event, _ in decision.events if event.kind is not EventKind.UPDATED]
+    for index in sorted([*changes, *decision.released, *decision.settled]):
         first.setdefault(int(slots[index]), index)
     beyond = np.zeros(len(slots), np.bool_)
     for slot, index in first.items():

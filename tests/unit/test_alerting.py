@@ -175,8 +175,27 @@ def test_a_regime_is_known_after_fifty_normal_readings_in_a_row(calm: int, told:
     machine = Follower(silence=1000.0)
     assert machine.read(0.0, 11.0) == "opened"
     machine.table.accept(machine.slot)
-    assert [machine.read(1.0 + i, 1.0) for i in range(2 + calm)] == ["", "closed", *[""] * calm]
+    after = [""] * calm if calm < 50 else [*[""] * 49, "settled"]
+    assert [machine.read(1.0 + i, 1.0) for i in range(2 + calm)] == ["", "closed", *after]
     assert machine.read(100.0, 11.0) == told
+
+
+def test_a_regime_is_changing_from_its_alert_until_it_has_settled() -> None:
+    machine = Follower(silence=100.0)
+
+    def changing(time: float) -> bool:
+        return bool(machine.table.is_changing(machine.slot, np.array([time]), 100.0)[0])
+
+    assert not changing(0.0)
+    machine.read(0.0, 11.0)
+    assert changing(1.0)
+    assert changing(199.0), "also after it was accepted by time"
+    assert not changing(200.0), "a regime may stay as unusual as it began"
+    assert [machine.read(150.0, 1.0), machine.read(151.0, 1.0)] == ["", "closed"]
+    assert changing(152.0)
+    assert not changing(251.0)
+    assert [machine.read(152.0 + i, 1.0) for i in range(50)][-1] == "settled"
+    assert not changing(202.0)
 
 
 def test_a_regime_that_never_calms_down_is_known_after_as_long_as_acceptance_takes() -> None:

@@ -98,6 +98,20 @@ def test_alert_open_for_long_enough_is_taken_for_a_new_regime() -> None:
     assert 100 + 120 < closed < 600
 
 
+@pytest.mark.parametrize("recipe", [Mahalanobis(), MEWMA()])
+def test_a_second_fault_is_told_soon_after_the_first_was_accepted(recipe: Detector) -> None:
+    """Calibration does not take the scores of what was accepted for scores of normal readings."""
+    settings = {"calibration": Calibration(), "learning": Learning(accept_after=4 * 3600.0)}
+    found = scorer(detectors={"own": recipe}, **settings)
+    judge(found, quiet(3000))
+    regime = quiet(2000, 1) + np.array([1.2, 0.0])
+    told = [(3000 + i, judge(found, regime[i : i + 1], 3000 + i)) for i in range(600)]
+    [closed] = [row for row, scored in told if "closed" in {event for _, event in events(scored)}]
+    judge(found, regime[600 : closed - 2900], 3600)
+    fault = regime[closed - 2900 : closed - 2840] + np.array([0.0, 1.5])
+    assert "opened" in {event for _, event in events(judge(found, fault, max(closed + 100, 3600)))}
+
+
 def test_operator_s_word_makes_it_normal() -> None:
     found = scorer()
     judge(found, quiet(100))
